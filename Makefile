@@ -1,0 +1,79 @@
+# cryonb: every target sets up what it needs in $(VENV). `make help` lists them.
+PROFILE ?= quick
+PYTHON ?=
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.cryonb-installed
+PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
+OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup tutorial test lab lint format notebooks clean
+
+help: ## show this list
+	@echo "make tutorial [PROFILE=quick|workshop|paper|smoke]   (also: PYTHON=..., ARGS='-p name value')"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## create $(VENV) and install cryonb with the versions of constraints.txt
+
+tutorial: $(STAMP) ## run all notebooks in order, then show the results
+	@$(BIN)/cryonb run --profile $(PROFILE) $(ARGS)
+
+test: $(STAMP) ## run the tests, the notebooks at the smoke profile among them
+	@$(BIN)/python -m pytest $(ARGS)
+
+lab: $(STAMP) ## open JupyterLab on the notebooks (.py files open as notebooks)
+	@mkdir -p $(VENV)/share/jupyter/lab/settings
+	@printf '%s\n' '{"@jupyterlab/docmanager-extension:plugin":' \
+	  '  {"defaultViewers": {"python": "Jupytext Notebook"}},' \
+	  ' "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
+	  > $(VENV)/share/jupyter/lab/settings/overrides.json
+	@env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.root_dir=. \
+	  --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+lint: $(STAMP) ## check style and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP) ## put the code into the project's format
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+notebooks: $(STAMP) ## write each notebooks/*.ipynb anew from its edited .py, without outputs
+	@for py in notebooks/*.py; do nb=$${py%.py}.ipynb; \
+	  if [ -e $$nb ] && $(BIN)/jupytext --quiet --to py:percent -o - $$nb | cmp -s - $$py; then continue; fi; \
+	  if [ $$nb -nt $$py ]; then \
+	    echo "$$nb was edited after $$py: keep it with  $(BIN)/jupytext --to py:percent $$nb" >&2; exit 1; \
+	  fi; \
+	  if [ -e $$nb ]; then update=--update; else update=--set-kernel\ python3; fi; \
+	  $(BIN)/jupytext --quiet --to ipynb $$update $$py && \
+	  $(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace $$nb && echo "wrote $$nb" || exit 1; \
+	done
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first Python on the path that is new enough, then the two parts that Debian packages apart.
+$(STAMP): pyproject.toml constraints.txt
+	@python=; seen=; for p in $(PYTHONS); do \
+	  command -v "$$p" >/dev/null 2>&1 || continue; \
+	  v=$$("$$p" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	  seen="$$seen $$p is $$v,"; \
+	  if "$$p" -c '$(OLD_ENOUGH)' >/dev/null 2>&1; then python=$$p; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "cryonb needs Python 3.11 or newer ($${seen:- none of $(PYTHONS) was found,} so nothing was" \
+	    "installed): sudo apt install python3 python3-venv, or name another one with PYTHON=..." >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
+	  v=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  echo "$$python (Python $$v) lacks the venv module: sudo apt install python3-venv" \
+	    "(or python$$v-venv), then run make again" >&2; exit 1; \
+	fi; \
+	if ! $(BIN)/python -c 'import sys, pip; $(OLD_ENOUGH)' >/dev/null 2>&1; then \
+	  echo "creating $(VENV) with $$python"; "$$python" -m venv --clear $(VENV) || exit 1; \
+	fi
+	@echo "installing cryonb and what it needs into $(VENV) (about 2 GB, some minutes the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
