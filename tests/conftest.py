@@ -1,0 +1,47 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    """Two threads for torch: what continuous integration has, so that timings compare."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def relion():
+    """A function that runs a RELION program: ``relion("relion_project", "--i", path, cwd=folder)``.
+
+    It returns the program's standard output and raises AssertionError with its words on failure.
+    Without RELION the test is skipped, or fails when CRYONB_REQUIRE_RELION=1.
+    """
+    if not shutil.which("relion_reconstruct"):
+        if os.environ.get("CRYONB_REQUIRE_RELION") == "1":
+            pytest.fail("RELION is required here but not installed: apt-get install relion")
+        pytest.skip("RELION is not installed: sudo apt install relion")
+
+    def call(program: str, *arguments, cwd: Path | None = None, timeout: float = 300) -> str:
+        command = [program, *map(str, arguments)]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real structures and maps beside the checkout; skips where there is none."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return folder
