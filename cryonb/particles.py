@@ -1,0 +1,370 @@
+"""Particle stacks with their optics and poses, as RELION 3.1 files: `.mrcs` and `.star`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pandas as pd
+import starfile
+import torch
+
+from cryonb.ctf import ctf
+from cryonb.geometry import euler_to_matrix, matrix_to_euler
+
+ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
+ORIGINS = ["rlnOriginYAngst", "rlnOriginXAngst"]  # (y, x), as in shifts_px
+DEFOCUS = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"]
+# Our own column of the optics block: 1 if the images carry the CTF (reconstruct with it), 0 if
+# they do not (without). RELION keeps columns that it does not know.
+CTF_APPLIED = "cryonbCtfApplied"
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Images with their optics and poses, in the words of RELION's two tables.
+
+    Attributes
+    ----------
+    images : torch.Tensor of float32, shape (n, y, x)
+        Square particle images, bright on a background of zero.
+    optics : pandas.DataFrame
+        One row per optics group, RELION column names without the leading underscore.
+    table : pandas.DataFrame
+        One row per image, in the order of `images`.
+    """
+
+    images: torch.Tensor
+    optics: pd.DataFrame
+    table: pd.DataFrame
+
+    def __post_init__(self):
+        if self.images.ndim != 3 or self.images.shape[1] != self.images.shape[2]:
+            raise ValueError(f"images have shape {tuple(self.images.shape)}: pass (n, y, x), y = x")
+        if len(self.images) != len(self.table):
+            raise ValueError(
+                f"{len(self.images)} images, {len(self.table)} table rows: pass one row per image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _column(self, *names: str) -> torch.Tensor:
+        missing = [name for name in names if name not in self.table]
+        if missing:
+            raise ValueError(f"the particle table lacks {', '.join(missing)}: add these columns")
+        return torch.as_tensor(self.table[list(names)].to_numpy(dtype=np.float64)).float()
+
+    def _optics(self, name: str) -> torch.Tensor:
+        """One optics value per particle, shape (n,)."""
+        values = self.optics.set_index("rlnOpticsGroup")[name]
+        return torch.as_tensor(values.loc[self.table["rlnOpticsGroup"]].to_numpy(float)).float()
+
+    @property
+    def box_size(self) -> int:
+        """Pixels a side."""
+        return self.images.shape[-1]
+
+    @property
+    def pixel_size_A(self) -> float:
+        """Å per pixel; ValueError if the optics groups differ."""
+        sizes = sorted(set(self.optics["rlnImagePixelSize"].astype(float)))
+        if len(sizes) != 1:
+            raise ValueError(f"optics groups have pixel sizes {sizes} Å: select one of the groups")
+        return sizes[0]
+
+    @property
+    def rotations(self) -> torch.Tensor:
+        """Poses, shape (n, 3, 3)."""
+        return euler_to_matrix(self._column(*ANGLES))
+
+    @property
+    def shifts_px(self) -> torch.Tensor:
+        """Positions relative to the box centre in pixels, (y, x), shape (n, 2)."""
+        return -self._column(*ORIGINS) / self.pixel_size_A
+
+    @property
+    def half(self) -> torch.Tensor | None:
+        """Half set 1 or 2 of each particle, shape (n,) int64, or None."""
+        if "rlnRandomSubset" not in self.table:
+            return None
+        return torch.tensor(self.table["rlnRandomSubset"].to_numpy(dtype=np.int64))
+
+    @property
+    def defocus_um(self) -> torch.Tensor | None:
+        """Mean defocus in µm, positive for underfocus, shape (n,), or None."""
+        if not set(DEFOCUS[:2]) <= set(self.table.columns):
+            return None
+        return self._column(*DEFOCUS[:2]).mean(1) * 1e-4
+
+    @property
+    def ctf_applied(self) -> bool:
+        """Whether the images carry the CTF; if the file does not say, whether defocus is known."""
+        if CTF_APPLIED in self.optics:
+            return bool(self.optics[CTF_APPLIED].astype(int).all())
+        return self.defocus_um is not None
+
+    @property
+    def ctf(self) -> torch.Tensor | None:
+        """CTF of each image in rfft layout, (n, y, x // 2 + 1), or None if they carry none."""
+        if not self.ctf_applied:
+            return None
+        u, v, angle = self._column(*DEFOCUS).unbind(1)
+        return ctf(
+            self.box_size,
+            self.pixel_size_A,
+            (u + v) / 2 * 1e-4,
+            astigmatism_um=(u - v) / 2 * 1e-4,
+            astigmatism_angle_deg=angle,
+            voltage_kv=self._optics("rlnVoltage"),
+            spherical_aberration_mm=self._optics("rlnSphericalAberration"),
+            amplitude_contrast=self._optics("rlnAmplitudeContrast"),
+        )
+
+    def select(self, index) -> Particles:
+        """Return the particles of `index`: a slice, a list or tensor of numbers, or a bool mask."""
+        rows = torch.arange(len(self))[index].reshape(-1)
+        table = self.table.iloc[rows.numpy()].reset_index(drop=True)
+        return Particles(self.images[rows.to(self.images.device)], self.optics, table)
+
+    def with_images(self, images: torch.Tensor, *, ctf_applied: bool) -> Particles:
+        """Return the same particles with other pixels, for instance denoised ones.
+
+        Parameters
+        ----------
+        images : torch.Tensor, shape (n, y, x)
+            Same box size and pixel size.
+        ctf_applied : bool
+            Whether the new images carry the CTF. A corrected image must not be corrected again.
+        """
+        if images.shape != self.images.shape:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, not {tuple(self.images.shape)}: "
+                "pass one image of the same box per particle"
+            )
+        optics = self.optics.assign(**{CTF_APPLIED: int(ctf_applied)})
+        return dataclasses.replace(self, images=images, optics=optics)
+
+
+def particles_from_arrays(
+    images: torch.Tensor,
+    rotations: torch.Tensor,
+    pixel_size_A: float,
+    *,
+    shifts_px: torch.Tensor | None = None,
+    half: torch.Tensor | None = None,
+    defocus_um: torch.Tensor | None = None,
+    voltage_kv: float = 300.0,
+    spherical_aberration_mm: float = 2.7,
+    amplitude_contrast: float = 0.1,
+    ctf_applied: bool | None = None,
+) -> Particles:
+    """Build the two RELION tables around images and poses.
+
+    Parameters
+    ----------
+    images : torch.Tensor, shape (n, y, x)
+    rotations : torch.Tensor, shape (n, 3, 3)
+    pixel_size_A : float
+        Å per pixel.
+    shifts_px : torch.Tensor, optional, shape (n, 2)
+        (y, x) in pixels; zero by default.
+    half : torch.Tensor, optional, shape (n,)
+        Half set, 1 or 2.
+    defocus_um : torch.Tensor, optional, shape (n,)
+        µm, positive for underfocus.
+    voltage_kv, spherical_aberration_mm, amplitude_contrast : float
+        Microscope: kV, mm, fraction.
+    ctf_applied : bool, optional
+        Whether the images carry the CTF. By default: if `defocus_um` is given.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, or the CTF is said to be applied but no defocus is given.
+    """
+    n = len(images)
+    if ctf_applied and defocus_um is None:
+        raise ValueError("ctf_applied=True needs the defocus: pass defocus_um")
+    columns = {
+        "rotations": rotations,
+        "shifts_px": shifts_px,
+        "half": half,
+        "defocus_um": defocus_um,
+    }
+    for name, values in columns.items():
+        if values is not None and len(values) != n:
+            raise ValueError(f"{len(values)} {name} but {n} images: pass one per image")
+    table = pd.DataFrame({"rlnImageName": [f"{i + 1:06d}@particles.mrcs" for i in range(n)]})
+    table["rlnMicrographName"] = "simulated.mrc"
+    table["rlnOpticsGroup"] = 1
+    angles = matrix_to_euler(torch.as_tensor(rotations).double().cpu().reshape(n, 3, 3))
+    table[ANGLES] = angles.numpy()
+    origins = torch.zeros(n, 2) if shifts_px is None else -torch.as_tensor(shifts_px) * pixel_size_A
+    table[ORIGINS] = origins.double().cpu().numpy()
+    if defocus_um is not None:
+        defocus_A = torch.as_tensor(defocus_um).double().cpu().numpy() * 1e4
+        table[DEFOCUS] = np.stack([defocus_A, defocus_A, np.zeros(n)], axis=1)
+    if half is not None:
+        table["rlnRandomSubset"] = torch.as_tensor(half).cpu().numpy().astype(int)
+    optics = {
+        "rlnOpticsGroupName": "opticsGroup1",
+        "rlnOpticsGroup": 1,
+        "rlnVoltage": float(voltage_kv),
+        "rlnSphericalAberration": float(spherical_aberration_mm),
+        "rlnAmplitudeContrast": float(amplitude_contrast),
+        "rlnImagePixelSize": float(pixel_size_A),
+        "rlnImageSize": images.shape[-1],
+        "rlnImageDimensionality": 2,
+        CTF_APPLIED: int(defocus_um is not None if ctf_applied is None else ctf_applied),
+    }
+    return Particles(images.float(), pd.DataFrame([optics]), table)
+
+
+def write_particles(particles: Particles, star_path: str | os.PathLike) -> Path:
+    """Write `name.star` and the stack `name.mrcs` beside it.
+
+    Both are written under other names and renamed when complete. Image names are relative to the
+    STAR file, so run RELION in its folder.
+
+    Parameters
+    ----------
+    particles : Particles
+    star_path : path
+        Ends in `.star`; the folder is made if needed.
+
+    Returns
+    -------
+    Path
+        Of the STAR file.
+
+    Raises
+    ------
+    ValueError
+        If the name does not end in `.star` or contains a blank, at which RELION would cut it.
+    OSError
+        If the disk is full or not writable; no half-written file is left.
+    """
+    star_path = Path(star_path)
+    if star_path.suffix != ".star" or len(star_path.name.split()) != 1:
+        raise ValueError(f"{star_path.name!r} is no STAR file name: end in .star, without blanks")
+    stack_path = star_path.with_suffix(".mrcs")
+    names = [f"{i + 1:06d}@{stack_path.name}" for i in range(len(particles))]
+    blocks = {
+        "optics": particles.optics.assign(rlnImageSize=particles.box_size),
+        "particles": particles.table.assign(rlnImageName=names),
+    }
+    beside = {p: p.with_name(f".{p.name}.{os.getpid()}.part") for p in (stack_path, star_path)}
+    try:
+        star_path.parent.mkdir(parents=True, exist_ok=True)
+        _write_stack(particles, beside[stack_path])
+        starfile.write(blocks, beside[star_path])
+        for path, part in beside.items():
+            os.replace(part, path)
+    except OSError as error:
+        raise OSError(
+            f"could not write {star_path} and its stack ({error.strerror or error}): "
+            "free some space or choose another folder"
+        ) from error
+    finally:
+        for part in beside.values():
+            part.unlink(missing_ok=True)
+    return star_path
+
+
+def _write_stack(particles: Particles, path: Path) -> None:
+    with mrcfile.new(path, overwrite=True) as mrc:
+        mrc.set_data(particles.images.detach().cpu().numpy().astype(np.float32, copy=False))
+        mrc.set_image_stack()
+        mrc.voxel_size = particles.pixel_size_A
+
+
+def read_particles(star_path: str | os.PathLike) -> Particles:
+    """Read a RELION 3.1 particle STAR file and its stacks; rows and columns keep their order.
+
+    Parameters
+    ----------
+    star_path : path
+        Image names are looked up from its folder, then from the working directory.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the STAR file or a stack is missing.
+    ValueError
+        If a block or column is missing, a stack is damaged or too short, box sizes are mixed, or
+        pixels are not finite.
+    """
+    star_path = Path(star_path)
+    if not star_path.is_file():
+        raise FileNotFoundError(f"{star_path} does not exist: check the path of the STAR file")
+    blocks = starfile.read(star_path, always_dict=True)
+    if not {"optics", "particles"} <= set(blocks):
+        raise ValueError(
+            f"{star_path} lacks the optics or the particles block of RELION 3.1: "
+            "convert it with relion_convert_star"
+        )
+    optics, table = (
+        b if isinstance(b, pd.DataFrame) else pd.DataFrame([b])
+        for b in (blocks["optics"], blocks["particles"])
+    )
+    needed = {"rlnImageName", "rlnOpticsGroup", *ANGLES, *ORIGINS}
+    missing = needed - set(table) | {"rlnOpticsGroup", "rlnImagePixelSize"} - set(optics)
+    if missing:
+        raise ValueError(f"{star_path} lacks {', '.join(sorted(missing))}: add these columns")
+    images = _read_images(table["rlnImageName"], star_path)
+    if not torch.isfinite(images).all():
+        bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten()
+        raise ValueError(
+            f"{len(bad)} images of {star_path} hold NaN or infinite pixels, the first in row "
+            f"{bad[0] + 1}: remove these rows or make the images again"
+        )
+    return Particles(images, optics, table)
+
+
+def _read_images(names: pd.Series, star_path: Path) -> torch.Tensor:
+    """Images named `number@stack`, in the order of the names: (n, y, x)."""
+    parts = names.astype(str).str.extract(r"^(\d+)@(.+)$")
+    if parts.isna().any(axis=None):
+        bad = names[parts.isna().any(axis=1)].iloc[0]
+        raise ValueError(f"image name {bad!r} in {star_path}: write it as 000001@stack.mrcs")
+    images = None
+    for stack, rows in parts.groupby(1, sort=False).groups.items():
+        numbers = parts.loc[rows, 0].astype(int).to_numpy() - 1
+        with _open_stack(stack, star_path) as mrc:
+            data = mrc.data if mrc.data.ndim == 3 else mrc.data[None]
+            if numbers.max() >= len(data) or numbers.min() < 0:
+                raise ValueError(
+                    f"{star_path} asks for image {numbers.max() + 1} of {stack}, which holds "
+                    f"{len(data)}: use the stack that belongs to the STAR file"
+                )
+            if images is None:
+                images = np.empty((len(names), *data.shape[1:]), dtype=np.float32)
+            if data.shape[1:] != images.shape[1:]:
+                raise ValueError(
+                    f"{star_path} mixes box sizes {images.shape[1:]} and {data.shape[1:]} px: "
+                    "rescale to one with relion_image_handler, or read them apart"
+                )
+            images[names.index.get_indexer(rows)] = data[numbers]
+    if images is None:
+        raise ValueError(f"{star_path} lists no particles: choose another file")
+    return torch.from_numpy(images)
+
+
+def _open_stack(stack: str, star_path: Path):
+    path = next((p for p in (star_path.parent / stack, Path(stack)) if p.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{stack}, named in {star_path}, exists neither beside it nor here: "
+            "put the stack there or run in RELION's project folder"
+        )
+    try:
+        return mrcfile.mmap(path, mode="r")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged or cut short ({error}): copy or make it again"
+        ) from error

@@ -1,0 +1,213 @@
+"""Read, write, read; and one clear sentence for every damaged input."""
+
+from __future__ import annotations
+
+import resource
+
+import mrcfile
+import numpy as np
+import pandas as pd
+import pytest
+import starfile
+import torch
+
+from cryonb.geometry import angular_distance_deg, random_rotations
+from cryonb.particles import (
+    CTF_APPLIED,
+    Particles,
+    particles_from_arrays,
+    read_particles,
+    write_particles,
+)
+
+
+def make(n: int = 6, box: int = 9, **options) -> Particles:
+    g = torch.Generator().manual_seed(0)
+    options = {
+        "shifts_px": torch.randn(n, 2, generator=g),
+        "half": torch.arange(n) % 2 + 1,
+        "defocus_um": 1 + torch.rand(n, generator=g),
+    } | options
+    return particles_from_arrays(
+        torch.randn(n, box, box, generator=g), random_rotations(n, g), 1.7, **options
+    )
+
+
+def test_arrays_come_back_from_the_tables():
+    g = torch.Generator().manual_seed(1)
+    rotations, shifts = random_rotations(5, g), torch.randn(5, 2, generator=g)
+    p = particles_from_arrays(torch.zeros(5, 8, 8), rotations, 1.7, shifts_px=shifts)
+    assert angular_distance_deg(p.rotations, rotations).max() < 0.05  # float32 angles
+    torch.testing.assert_close(p.shifts_px, shifts)
+    assert (p.pixel_size_A, p.box_size, len(p)) == (1.7, 8, 5)
+    assert p.half is None and p.defocus_um is None and p.ctf is None and not p.ctf_applied
+    # RELION's origin is the move back: x first is the second component of (y, x).
+    np.testing.assert_allclose(p.table["rlnOriginXAngst"], -1.7 * shifts[:, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("box", [8, 9])
+def test_read_write_read(tmp_path, box):
+    first = make(box=box)
+    path = write_particles(first, tmp_path / "new" / "p.star")
+    second = read_particles(path)
+    assert torch.equal(second.images, first.images)
+    for name in ("shifts_px", "half", "defocus_um", "pixel_size_A", "ctf_applied", "ctf"):
+        torch.testing.assert_close(getattr(second, name), getattr(first, name), atol=1e-5, rtol=0)
+    # The STAR file keeps six decimals of a degree.
+    torch.testing.assert_close(second.rotations, first.rotations, atol=1e-6, rtol=0)
+    third = read_particles(write_particles(second, tmp_path / "again.star"))
+    names = ["rlnImageName"]  # the only column that changes: another stack
+    pd.testing.assert_frame_equal(third.table.drop(columns=names), second.table.drop(columns=names))
+    pd.testing.assert_frame_equal(third.optics, second.optics)
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == [
+        "again.mrcs",
+        "again.star",
+        "p.mrcs",
+        "p.star",
+    ]
+
+
+def test_the_stack_is_what_relion_expects(tmp_path):
+    write_particles(make(), tmp_path / "p.star")
+    with mrcfile.open(tmp_path / "p.mrcs") as mrc:
+        assert mrc.is_image_stack() and mrc.data.dtype == np.float32
+        assert mrc.data.shape == (6, 9, 9)
+        assert mrc.voxel_size.x == mrc.voxel_size.y == pytest.approx(1.7)
+    blocks = starfile.read(tmp_path / "p.star")
+    assert list(blocks["particles"]["rlnImageName"][:2]) == ["000001@p.mrcs", "000002@p.mrcs"]
+    assert blocks["optics"]["rlnImageSize"].item() == 9
+
+
+def test_foreign_columns_order_and_several_stacks_are_kept(tmp_path):
+    a, b = make(4), make(3)
+    write_particles(a, tmp_path / "a.star")
+    (tmp_path / "sub").mkdir()
+    write_particles(b, tmp_path / "sub" / "b.star")
+    ta = starfile.read(tmp_path / "a.star")
+    tb = starfile.read(tmp_path / "sub" / "b.star")["particles"]
+    tb["rlnImageName"] = tb["rlnImageName"].str.replace("@", "@sub/")
+    mixed = pd.concat([ta["particles"], tb]).sample(frac=1, random_state=0)
+    mixed["rlnUserNote"] = [f"note{i}" for i in range(7)]
+    starfile.write({"optics": ta["optics"], "particles": mixed}, tmp_path / "mixed.star")
+    p = read_particles(tmp_path / "mixed.star")
+    assert list(p.table["rlnUserNote"]) == list(mixed["rlnUserNote"])
+    for image, name in zip(p.images, p.table["rlnImageName"], strict=True):
+        number, stack = name.split("@")
+        source = b if stack.startswith("sub") else a
+        assert torch.equal(image, source.images[int(number) - 1])
+    again = read_particles(write_particles(p, tmp_path / "merged.star"))
+    assert torch.equal(again.images, p.images)
+    assert list(again.table["rlnUserNote"]) == list(mixed["rlnUserNote"])
+
+
+@pytest.mark.parametrize("index", [slice(1, 4), [3, 0], torch.tensor([3, 0]), "half"])
+def test_select(index):
+    p = make()
+    index = p.half == 2 if isinstance(index, str) else index
+    s = p.select(index)
+    assert torch.equal(s.images, p.images[index])
+    torch.testing.assert_close(s.rotations, p.rotations[index])
+    assert torch.equal(s.half, p.half[index])
+
+
+def test_whether_the_ctf_is_applied_is_recorded(tmp_path):
+    p = make()
+    assert p.ctf_applied and p.ctf.shape == (6, 9, 5)
+    corrected = p.with_images(torch.zeros_like(p.images), ctf_applied=False)
+    back = read_particles(write_particles(corrected, tmp_path / "p.star"))
+    assert not back.ctf_applied and back.ctf is None
+    torch.testing.assert_close(back.defocus_um, p.defocus_um)  # known all the same
+    foreign = Particles(p.images, p.optics.drop(columns=CTF_APPLIED), p.table)
+    assert foreign.ctf_applied  # a RELION file that knows the defocus
+
+
+def test_astigmatism_and_optics_groups_reach_the_ctf():
+    p = make(2)
+    table = p.table.assign(
+        rlnDefocusU=12000.0, rlnDefocusV=8000.0, rlnDefocusAngle=0.0, rlnOpticsGroup=[2, 1]
+    )
+    optics = pd.concat([p.optics, p.optics.assign(rlnOpticsGroup=2, rlnAmplitudeContrast=0.2)])
+    ctf = Particles(p.images, optics, table).ctf
+    torch.testing.assert_close(ctf[:, 0, 0], torch.tensor([0.2, 0.1]))
+    assert (ctf[1, 0, 1:] - ctf[1, 1:5, 0]).abs().max() > 0.1  # larger defocus along x
+
+
+def test_impossible_particles_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="one per image"):
+        make(half=torch.ones(5))
+    with pytest.raises(ValueError, match="pass defocus_um"):
+        make(defocus_um=None, ctf_applied=True)
+    p = make()
+    with pytest.raises(ValueError, match="one row per image"):
+        Particles(p.images[:3], p.optics, p.table)
+    with pytest.raises(ValueError, match="y = x"):
+        Particles(p.images[:, :5], p.optics, p.table)
+    with pytest.raises(ValueError, match="same box"):
+        p.with_images(p.images[:, :5, :5], ctf_applied=False)
+    with pytest.raises(ValueError, match=r"\.star"):
+        write_particles(p, tmp_path / "p.mrcs")
+    with pytest.raises(ValueError, match="blanks"):
+        write_particles(p, tmp_path / "my particles.star")
+    lacking = Particles(p.images, p.optics, p.table.drop(columns="rlnAnglePsi"))
+    with pytest.raises(ValueError, match="rlnAnglePsi"):
+        _ = lacking.rotations
+
+
+def test_damaged_files_are_refused(tmp_path):
+    p = make()
+    star, stack = tmp_path / "p.star", tmp_path / "p.mrcs"
+    with pytest.raises(FileNotFoundError, match="check the path"):
+        read_particles(star)
+    write_particles(p, star)
+    blocks = starfile.read(star)
+
+    starfile.write({"particles": blocks["particles"]}, tmp_path / "old.star")
+    with pytest.raises(ValueError, match="relion_convert_star"):
+        read_particles(tmp_path / "old.star")
+    table = blocks["particles"].drop(columns="rlnAngleTilt")
+    starfile.write(blocks | {"particles": table}, tmp_path / "lacking.star")
+    with pytest.raises(ValueError, match="rlnAngleTilt"):
+        read_particles(tmp_path / "lacking.star")
+    table = blocks["particles"].assign(rlnImageName="p.mrcs")
+    starfile.write(blocks | {"particles": table}, tmp_path / "unnumbered.star")
+    with pytest.raises(ValueError, match="000001@stack"):
+        read_particles(tmp_path / "unnumbered.star")
+    table = blocks["particles"].copy()
+    table.loc[2, "rlnImageName"] = "000007@p.mrcs"
+    starfile.write(blocks | {"particles": table}, tmp_path / "past.star")
+    with pytest.raises(ValueError, match="image 7 of p.mrcs, which holds 6"):
+        read_particles(tmp_path / "past.star")
+    write_particles(make(2, box=11), tmp_path / "other.star")
+    table.loc[2, "rlnImageName"] = "000001@other.mrcs"
+    starfile.write(blocks | {"particles": table}, tmp_path / "mixed.star")
+    with pytest.raises(ValueError, match="mixes box sizes"):
+        read_particles(tmp_path / "mixed.star")
+
+    whole = stack.read_bytes()
+    stack.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="cut short"):
+        read_particles(star)
+    stack.write_bytes(whole[:500])
+    with pytest.raises(ValueError, match="cut short"):
+        read_particles(star)
+    stack.unlink()
+    with pytest.raises(FileNotFoundError, match="p.mrcs, named in"):
+        read_particles(star)
+    bad = p.images.clone()
+    bad[4, 0, 0] = torch.nan
+    write_particles(p.with_images(bad, ctf_applied=True), star)
+    with pytest.raises(ValueError, match="first in row 5"):
+        read_particles(star)
+
+
+def test_a_full_disk_leaves_the_old_files_and_says_so(tmp_path):
+    star = write_particles(make(), tmp_path / "p.star")
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # a stack of 60 x 81 x 4 bytes: no
+    try:
+        with pytest.raises(OSError, match="free some space"):
+            write_particles(make(60), star)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
