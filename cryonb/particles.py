@@ -57,12 +57,12 @@ class Particles:
         missing = [name for name in names if name not in self.table]
         if missing:
             raise ValueError(f"the particle table lacks {', '.join(missing)}: add these columns")
-        return torch.as_tensor(self.table[list(names)].to_numpy(dtype=np.float64)).float()
+        return torch.tensor(self.table[list(names)].to_numpy(dtype=np.float32))
 
     def _optics(self, name: str) -> torch.Tensor:
         """One optics value per particle, shape (n,)."""
         values = self.optics.set_index("rlnOpticsGroup")[name]
-        return torch.as_tensor(values.loc[self.table["rlnOpticsGroup"]].to_numpy(float)).float()
+        return torch.tensor(values.loc[self.table["rlnOpticsGroup"]].to_numpy(np.float32))
 
     @property
     def box_size(self) -> int:
@@ -218,7 +218,7 @@ def particles_from_arrays(
         "rlnSphericalAberration": float(spherical_aberration_mm),
         "rlnAmplitudeContrast": float(amplitude_contrast),
         "rlnImagePixelSize": float(pixel_size_A),
-        "rlnImageSize": images.shape[-1],
+        "rlnImageSize": int(images.shape[-1]),
         "rlnImageDimensionality": 2,
         CTF_APPLIED: int(defocus_um is not None if ctf_applied is None else ctf_applied),
     }
