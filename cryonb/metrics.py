@@ -1,0 +1,277 @@
+"""Image quality, Fourier shell and ring correlation, and what is left of structural noise."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from cryonb.fourier import check_cubic, randomise_phases, shell_sum
+
+SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5  # radius = 3.5 sigma, rounded, as scikit-image truncates
+
+
+def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the last two axes, weighted by a mask that broadcasts: shape (...)."""
+    if mask is None:
+        return values.mean((-2, -1))
+    weights = mask.to(values).expand_as(values)
+    total = weights.sum((-2, -1))
+    if not (total > 0).all():
+        raise ValueError("the mask is empty for at least one image: pass a mask with pixels in it")
+    return (values * weights).sum((-2, -1)) / total
+
+
+def _check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(
+            f"shapes {tuple(a.shape)} and {tuple(b.shape)} differ: compare like with like"
+        )
+
+
+def data_range(clean: torch.Tensor) -> torch.Tensor:
+    """Maximum minus minimum of each clean image, over the whole box: (..., y, x) -> (...)."""
+    return clean.amax((-2, -1)) - clean.amin((-2, -1))
+
+
+def mse(image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error of each image: mean over pixels of (image - clean)^2.
+
+    Parameters
+    ----------
+    image, clean : torch.Tensor, shape (..., y, x)
+    mask : torch.Tensor, optional, shape (y, x) or (..., y, x)
+        Weights in [0, 1]; the mean is taken with them.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or the mask of an image is empty.
+    """
+    _check_pair(image, clean)
+    return _mean((image - clean).square(), mask)
+
+
+def psnr(
+    image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each image in dB: 10 log10(range^2 / MSE).
+
+    The range is the clean image's own, over the whole box, with or without a mask. The figure of
+    a data set is the mean of these values. Arguments as in `mse`.
+    """
+    return 10 * torch.log10(data_range(clean).square() / mse(image, clean, mask))
+
+
+def ssim(
+    image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Structural similarity of each image, Gaussian window of sigma 1.5 px, K = 0.01 and 0.03.
+
+    Equal to skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=range of the clean image): the mean of the SSIM map
+    over the pixels whose window lies inside the image, which leaves out five at each border.
+    Wang et al. 2004, IEEE Trans. Image Process. 13, 600-612, eq. 13.
+
+    Parameters
+    ----------
+    image, clean : torch.Tensor, shape (..., y, x)
+        At least 11 pixels a side.
+    mask : torch.Tensor, optional, shape (y, x) or (..., y, x)
+        Weights of the mean over the SSIM map.
+
+    Returns
+    -------
+    torch.Tensor of float64, shape (...)
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, the images are too small or the mask of an image is empty.
+    """
+    _check_pair(image, clean)
+    r = SSIM_RADIUS_PX
+    if min(image.shape[-2:]) < 2 * r + 1:
+        raise ValueError(f"images of {tuple(image.shape[-2:])} px are too small: SSIM needs 11 px")
+    x, y = image.double(), clean.double()
+    offsets = torch.arange(-r, r + 1, dtype=torch.float64, device=x.device)
+    window = torch.softmax(-offsets.square() / (2 * SSIM_SIGMA_PX**2), dim=0)
+
+    def blur(values: torch.Tensor) -> torch.Tensor:  # (..., y, x) -> (..., y - 10, x - 10)
+        flat = values.reshape(-1, 1, *values.shape[-2:])
+        flat = F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+        return flat.reshape(*values.shape[:-2], *flat.shape[-2:])
+
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    c1, c2 = ((k * data_range(y)[..., None, None]).square() for k in (0.01, 0.03))
+    similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return _mean(similarity, None if mask is None else mask[..., r:-r, r:-r])
+
+
+def structural_noise_residual(
+    output: torch.Tensor, clean: torch.Tensor, structure: torch.Tensor, region: torch.Tensor
+) -> torch.Tensor:
+    """Error energy left in a region, relative to the structural noise the input had there.
+
+    ``||(output - clean) m||^2 / ||structure m||^2`` for each image. 1 means that as much wrong
+    density is left as the micelle (or neighbour, or carbon) brought in, 0 that none is. Any other
+    error inside the region, such as white noise, counts as well, so a noisy input lies above 1.
+
+    Parameters
+    ----------
+    output, clean : torch.Tensor, shape (n, y, x)
+        Denoised image and its target.
+    structure : torch.Tensor, shape (n, y, x)
+        The structural noise alone, without white noise, as it stands in the input.
+    region : torch.Tensor, shape (y, x) or (n, y, x)
+        Weights m in [0, 1].
+
+    Returns
+    -------
+    torch.Tensor, shape (n,)
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or an image has no structural noise in its region.
+    """
+    _check_pair(output, clean)
+    _check_pair(output, structure)
+    before = (structure * region).square().sum((-2, -1))
+    if not (before > 0).all():
+        raise ValueError("an image has no structural noise in its region: leave such images out")
+    return ((output - clean) * region).square().sum((-2, -1)) / before
+
+
+def _correlation(
+    a: torch.Tensor, b: torch.Tensor, pixel_size_A: float, dims: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check_pair(a, b)
+    n = check_cubic(a, dims)
+    axes = tuple(range(-dims, 0))
+    a_ft, b_ft = torch.fft.rfftn(a.double(), dim=axes), torch.fft.rfftn(b.double(), dim=axes)
+    cross = shell_sum((a_ft * b_ft.conj()).real, dims, n)
+    power = [shell_sum(x.abs().square(), dims, n) for x in (a_ft, b_ft)]
+    product = (power[0] * power[1]).sqrt()
+    value = torch.where(product > 0, cross / product, 0.0)
+    return torch.arange(n // 2 + 1, device=a.device) / (n * pixel_size_A), value
+
+
+def fsc(
+    a: torch.Tensor, b: torch.Tensor, pixel_size_A: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fourier shell correlation of two volumes, from shell 0 to Nyquist.
+
+    ``FSC(s) = Re sum_s A B* / sqrt(sum_s |A|^2 sum_s |B|^2)``, sums over the whole shell; a shell
+    without power gives 0. Harauz and van Heel 1986, Optik 73, 146-156.
+
+    Parameters
+    ----------
+    a, b : torch.Tensor, shape (..., n, n, n)
+    pixel_size_A : float
+        Å per pixel.
+
+    Returns
+    -------
+    frequency_per_A : torch.Tensor, shape (n // 2 + 1,)
+        1/Å.
+    value : torch.Tensor of float64, shape (..., n // 2 + 1)
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or are not cubic.
+    """
+    return _correlation(a, b, pixel_size_A, 3)
+
+
+def frc(
+    a: torch.Tensor, b: torch.Tensor, pixel_size_A: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fourier ring correlation of images (..., n, n), see `fsc`."""
+    return _correlation(a, b, pixel_size_A, 2)
+
+
+def resolution_at(frequency_per_A: torch.Tensor, value: torch.Tensor, threshold: float) -> float:
+    """Resolution in Å at which a correlation first falls below `threshold`.
+
+    The frequency is interpolated linearly between the shell before and the shell of the first
+    fall. Shell 0, the mean density, is not looked at.
+
+    Parameters
+    ----------
+    frequency_per_A, value : torch.Tensor, shape (s,)
+        As returned by `fsc`.
+    threshold : float
+        0.5 against a known truth, 0.143 between half maps.
+
+    Returns
+    -------
+    float
+        Å. If the curve never falls below, the Nyquist resolution ``1 / frequency_per_A[-1]``, to
+        be read as "that or finer"; if it is below from the first shell on, infinity.
+    """
+    curve = value.tolist()
+    frequency = frequency_per_A.tolist()
+    fall = next((s for s in range(1, len(curve)) if not curve[s] >= threshold), None)
+    if fall is None:
+        return 1 / frequency[-1]
+    if fall == 1:
+        return math.inf
+    part = (curve[fall - 1] - threshold) / (curve[fall - 1] - curve[fall])
+    return 1 / (frequency[fall - 1] + part * (frequency[fall] - frequency[fall - 1]))
+
+
+class MaskedFSC(NamedTuple):
+    """Curves of `fsc_mask_corrected`, each of shape (n // 2 + 1,)."""
+
+    frequency_per_A: torch.Tensor
+    unmasked: torch.Tensor
+    masked: torch.Tensor
+    randomised: torch.Tensor
+    corrected: torch.Tensor
+
+
+def fsc_mask_corrected(
+    half1: torch.Tensor,
+    half2: torch.Tensor,
+    mask: torch.Tensor,
+    pixel_size_A: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> MaskedFSC:
+    """FSC of masked half maps, corrected for the correlation that the mask itself brings.
+
+    As relion_postprocess does: phases are randomised from the first shell whose unmasked FSC is
+    below 0.8, the masked FSC of those maps is what the mask alone gives, and
+    ``FSC_true = (FSC_mask - FSC_rand) / (1 - FSC_rand)`` from two shells further on, never below
+    0. Chen et al. 2013, Ultramicroscopy 135, 24-35, eq. 4.
+
+    Parameters
+    ----------
+    half1, half2 : torch.Tensor, shape (n, n, n)
+        Unmasked half maps.
+    mask : torch.Tensor, shape (n, n, n)
+        Values in [0, 1] with a soft edge.
+    pixel_size_A : float
+        Å per pixel.
+    generator : torch.Generator, optional
+        Source of the random phases.
+    """
+    frequency, unmasked = fsc(half1, half2, pixel_size_A)
+    masked = fsc(half1 * mask, half2 * mask)[1]
+    low = torch.nonzero(unmasked[1:] < 0.8).flatten()
+    if len(low) == 0:  # the unmasked maps agree to Nyquist: nothing to correct
+        return MaskedFSC(frequency, unmasked, masked, masked.clone(), masked.clone())
+    cutoff = int(low[0]) + 1
+    halves = (randomise_phases(half, cutoff, generator) * mask for half in (half1, half2))
+    randomised = fsc(*halves)[1]
+    corrected = ((masked - randomised) / (1 - randomised)).clamp(min=0)
+    corrected[: cutoff + 2] = masked[: cutoff + 2]
+    return MaskedFSC(frequency, unmasked, masked, randomised, corrected)
