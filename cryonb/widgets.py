@@ -1,0 +1,114 @@
+"""A viewer of precomputed frames with a slider, the same in a live kernel and in a saved page.
+
+Every frame is in the widget's state as a PNG, so nothing has to be computed when the slider moves:
+a notebook executed by papermill, and the page made from it, stay interactive without a kernel.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import anywidget
+import numpy as np
+import traitlets
+
+
+class FrameViewer(anywidget.AnyWidget):
+    """Pictures with a slider, a play button and arrow keys; make one with `frame_viewer`."""
+
+    _esm = Path(__file__).with_name("frame_viewer.js")
+    _css = Path(__file__).with_name("frame_viewer.css")
+    frames = traitlets.List(traitlets.Unicode()).tag(sync=True)  # PNG, base64
+    labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    alt = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    title = traitlets.Unicode().tag(sync=True)
+    index = traitlets.Int(0).tag(sync=True)
+    pixelated = traitlets.Bool(True).tag(sync=True)
+    width_px = traitlets.Int(320).tag(sync=True)
+    interval_ms = traitlets.Int(400).tag(sync=True)
+
+
+def frame_viewer(
+    frames,
+    labels: list[str],
+    alt: list[str] | None = None,
+    *,
+    title: str,
+    index: int = 0,
+    limits: tuple[float, float] | None = None,
+    pixelated: bool = True,
+    width_px: int = 320,
+) -> FrameViewer:
+    """Make a viewer from arrays, matplotlib figures or PNG data.
+
+    Parameters
+    ----------
+    frames : sequence
+        Each an array or tensor ``(y, x)`` (shown in grey), ``(y, x, 3)`` or ``(y, x, 4)`` uint8, a
+        matplotlib figure, or PNG bytes.
+    labels : list of str
+        What is shown beside the slider, one a frame.
+    alt : list of str, optional
+        Text for those who do not see the picture, one a frame; default title and label.
+    title : str
+        Heading, and the name that screen readers give the controls.
+    index : int
+        The frame shown first.
+    limits : (float, float), optional
+        Values shown black and white; default the 0.5 and 99.5 percentile of all grey frames
+        together, so that frames compare.
+    pixelated : bool
+        Whether pixels stay sharp squares when the picture is enlarged.
+    width_px : int
+        Width on the screen.
+
+    Returns
+    -------
+    FrameViewer
+
+    Raises
+    ------
+    ValueError
+        When there is no frame, or the numbers of frames, labels and texts differ.
+    """
+    frames, labels = list(frames), [str(label) for label in labels]
+    alt = [f"{title}, {label}" for label in labels] if alt is None else list(alt)
+    if not frames or not len(frames) == len(labels) == len(alt):
+        counts = f"{len(frames)} frames, {len(labels)} labels, {len(alt)} texts"
+        raise ValueError(f"a viewer needs one label and one text a frame, but there are {counts}")
+    if not 0 <= index < len(frames):
+        raise ValueError(f"index {index} is not one of the {len(frames)} frames, counted from 0")
+    frames = [f if isinstance(f, bytes) or hasattr(f, "savefig") else np.asarray(f) for f in frames]
+    grey = [f[np.isfinite(f)] for f in frames if isinstance(f, np.ndarray) and f.ndim == 2]
+    if limits is None and grey:
+        limits = tuple(np.percentile(np.concatenate(grey), (0.5, 99.5)))
+    pictures = [base64.b64encode(_png(f, limits)).decode() for f in frames]
+    return FrameViewer(
+        frames=pictures,
+        labels=labels,
+        alt=alt,
+        title=title,
+        index=index,
+        pixelated=pixelated,
+        width_px=width_px,
+    )
+
+
+def _png(frame, limits) -> bytes:
+    """PNG data of one frame; grey values go linearly from `limits` to 0 and 255."""
+    if isinstance(frame, bytes):
+        return frame
+    file = io.BytesIO()
+    if hasattr(frame, "savefig"):
+        frame.savefig(file, format="png", bbox_inches="tight")
+        return file.getvalue()
+    from PIL import Image
+
+    if frame.ndim == 2:
+        low, high = limits
+        scaled = (np.nan_to_num(frame.astype(float), nan=low) - low) / max(high - low, 1e-12)
+        frame = (255 * scaled.clip(0, 1)).round().astype(np.uint8)
+    Image.fromarray(frame).save(file, format="png")
+    return file.getvalue()

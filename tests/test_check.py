@@ -1,0 +1,55 @@
+"""The environment report: what it says where something is missing."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from cryonb import check
+from cryonb.cli import main
+
+
+def items(folder=".") -> dict[str, check.Item]:
+    return {item.name: item for item in check.environment_report(folder)}
+
+
+def test_this_machine_is_described(capsys):
+    report = items()
+    assert report["Python"].ok and report["packages"].ok, report["packages"].advice
+    assert report.keys() >= {"torch", "cores", "memory", "bf16", "GPU", "disk", "RELION", "writing"}
+    code = main(["check"])
+    shown = capsys.readouterr().out
+    assert code == (0 if all(item.ok for item in report.values()) else 1)
+    assert all(item.value in shown for name, item in report.items() if name in ("Python", "GPU"))
+
+
+def test_what_is_missing_comes_with_advice(tmp_path, monkeypatch):
+    # The super-user may write anywhere, so a file that stands where a folder should be.
+    (tmp_path / "file").write_text("")
+    assert not check._writable(tmp_path / "file").ok
+    assert not check._at_least("memory", 1.0, 3.0, "close").ok
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    gone = check.distribution
+
+    def distribution(name):
+        if name == "torch-ctf":
+            raise PackageNotFoundError(name)
+        return gone(name)
+
+    monkeypatch.setattr(check, "distribution", distribution)
+    report = items(tmp_path)
+    assert report["packages"].advice == "pip install torch-ctf" and not report["packages"].ok
+    assert report["GPU"].ok and report["RELION"].ok and "relion" in report["RELION"].advice
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [("fpu avx512_bf16 x", "avx512_bf16"), ("fpu avx2", "not in"), (None, "not known")],
+)
+def test_bf16_is_read_from_the_processor(tmp_path, monkeypatch, flags, words):
+    if flags:
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(check, "Path", lambda _: tmp_path / "cpuinfo")
+    assert words in check._bf16()[0]
