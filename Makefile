@@ -54,22 +54,19 @@ clean: ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The first Python on the path that is new enough, then the two parts that Debian packages apart.
+# The first Python that is new enough and has venv, which Debian packages apart.
 $(STAMP): pyproject.toml constraints.txt
-	@python=; seen=; for p in $(PYTHONS); do \
-	  command -v "$$p" >/dev/null 2>&1 || continue; \
+	@python=; bare=; seen=; for p in $(PYTHONS); do \
 	  v=$$("$$p" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
-	  seen="$$seen $$p is $$v,"; \
-	  if "$$p" -c '$(OLD_ENOUGH)' >/dev/null 2>&1; then python=$$p; break; fi; \
+	  seen="$${seen:+$$seen, }$$p is $$v"; \
+	  "$$p" -c '$(OLD_ENOUGH)' >/dev/null 2>&1 || continue; \
+	  if "$$p" -c 'import venv, ensurepip' >/dev/null 2>&1; then python=$$p; break; fi; \
+	  bare="$${bare:-$$p (Python $$v) lacks the venv module: sudo apt install python$$v-venv}"; \
 	done; \
 	if [ -z "$$python" ]; then \
-	  echo "cryonb needs Python 3.11 or newer ($${seen:- none of $(PYTHONS) was found,} so nothing was" \
-	    "installed): sudo apt install python3 python3-venv, or name another one with PYTHON=..." >&2; exit 1; \
-	fi; \
-	if ! "$$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
-	  v=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	  echo "$$python (Python $$v) lacks the venv module: sudo apt install python3-venv" \
-	    "(or python$$v-venv), then run make again" >&2; exit 1; \
+	  seen=$${seen:-no $(firstword $(PYTHONS)) found}; \
+	  old="cryonb needs Python 3.11 or newer ($$seen): sudo apt install python3 python3-venv"; \
+	  echo "$${bare:-$$old, or conda with environment.yml, or PYTHON=...}" >&2; exit 1; \
 	fi; \
 	if ! $(BIN)/python -c 'import sys, pip; $(OLD_ENOUGH)' >/dev/null 2>&1; then \
 	  echo "creating $(VENV) with $$python"; "$$python" -m venv --clear $(VENV) || exit 1; \

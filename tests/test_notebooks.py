@@ -1,0 +1,112 @@
+"""Rules that every notebook keeps, and one run of all of them at the smoke profile."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from IPython.core.inputtransformer2 import TransformerManager
+
+from cryonb.plan import find_notebooks, plan, read_parameters, read_profile
+from cryonb.runner import run
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str = "code") -> list:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
+@each
+def test_pair_is_in_step(path):
+    command = [sys.executable, "-m", "jupytext", "--quiet", "--to", "py:percent", "-o", "-", path]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert text == path.with_suffix(".py").read_text(), "make notebooks"
+
+
+@each
+def test_saved_without_outputs_for_python3(path):
+    for cell in cells(path):
+        assert not cell.outputs and cell.execution_count is None, cell.source[:80]
+    kernel = nbformat.read(path, as_version=4).metadata.kernelspec
+    assert (kernel.name, kernel.get("language")) == ("python3", "python")
+    assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)
+
+
+@each
+def test_parameters_are_explained_literals(path):
+    (cell,) = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
+    values = read_parameters(path)
+    assert values.keys() >= {"run_dir", "seed"} and isinstance(values["run_dir"], str)
+    tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
+    comments = {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
+    for statement in ast.parse(cell.source).body:
+        assert statement.end_lineno in comments, f"no comment: {ast.unparse(statement)}"
+
+
+@each
+def test_begins_with_the_only_title_and_ends_with_results(path):
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    prose = "\n".join(c.source for c in cells(path, "markdown"))
+    assert len(re.findall(r"^# ", re.sub(r"```.*?```", "", prose, flags=re.S), re.M)) == 1
+    last = cells(path)[-1].source
+    assert "results" in last and path.stem in last
+
+
+@each
+def test_code_is_short_and_plain(path):
+    total = 0
+    for cell in cells(path):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        total += len(lines)
+        if "long" not in cell.metadata.get("tags", []):  # a network in one piece may be longer
+            assert len(lines) < 25, f"{len(lines)} lines: {lines[0]}"
+        assert not re.search(r"^\s*[!%]\s*pip\b", cell.source, re.M)
+        # ipywidgets' Output can stall papermill for ever.
+        assert not re.search(r"\b(interact|interactive|interactive_output|Output)\(", cell.source)
+        for node in ast.walk(ast.parse(TransformerManager().transform_cell(cell.source))):
+            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), "bare except"
+    assert total < 260, f"{total} lines of code; what of it belongs in cryonb?"
+
+
+def test_all_profiles_name_real_parameters():
+    if not NOTEBOOKS:
+        pytest.skip("no notebooks yet")
+    profiles = yaml.safe_load((FOLDER / "profiles.yml").read_text())
+    assert set(profiles) == {"smoke", "quick", "workshop", "paper"}
+    for name in profiles:
+        plan(find_notebooks(FOLDER), read_profile(FOLDER, name), {}, "runs/x")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> dict[str, dict]:
+    """Results of all notebooks, executed by the runner at the smoke profile."""
+    if not NOTEBOOKS:
+        pytest.skip("no notebooks yet")
+    folder = tmp_path_factory.mktemp("smoke")
+    with contextlib.chdir(folder):
+        code = run(profile="smoke", notebooks=FOLDER, run_dir="run")
+    assert code == 0, "see the captured output for the failing cell"
+    assert [p.name for p in folder.iterdir()] == ["run"], "a notebook writes outside its run_dir"
+    files = {path.stem: folder / "run/results" / f"{path.stem}.json" for path in NOTEBOOKS}
+    return {name: json.loads(file.read_text()) for name, file in files.items()}
+
+
+def test_smoke_run_writes_flat_results(smoke):
+    for name, results in smoke.items():
+        assert results, name
+        for key, value in results.items():
+            assert isinstance(value, (str, int, float, bool)), f"{name}: {key} is {value!r}"

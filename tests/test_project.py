@@ -1,0 +1,163 @@
+"""The project's own files agree with each other, and the Makefile's way in is a safe one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import cryonb
+from cryonb.cli import _parser
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name: ours
+SKIPPED = {".git", ".venv", "runs", "build", "dist", ".ruff_cache", ".pytest_cache", "__pycache__"}
+
+
+def required() -> dict[str, SpecifierSet]:
+    lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    return {r.name: r.specifier for r in map(Requirement, lines)}
+
+
+def make(*words, cwd=ROOT, **env) -> subprocess.CompletedProcess:
+    command = [shutil.which("make"), *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env or None)
+
+
+def test_environment_yml_has_the_names_and_ranges_of_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge"]
+    *conda, last = environment["dependencies"]
+    pip = last["pip"]
+    assert "pip" in conda and pip[-1] == "--editable ."
+    found = {}
+    for line in [*conda, *pip[:-1]]:
+        requirement = Requirement(line)
+        found[CONDA_NAMES.get(requirement.name, requirement.name)] = requirement.specifier
+    assert found.pop("python") == SpecifierSet(PROJECT["requires-python"])
+    assert found.pop("pip") == SpecifierSet()
+    assert found == required()
+
+
+def test_constraints_are_exact_and_within_the_ranges():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    assert all(re.fullmatch(r"[0-9][0-9a-z.]*", v) for v in pins.values()), "public versions only"
+    for name, allowed in required().items():
+        assert pins[name] in allowed, f"{name} {pins[name]} is not in {allowed}"
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == cryonb.__version__ == str(citation["version"])
+    assert f"## {cryonb.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """A function that puts a stand-in for a Python on a path of its own, and that path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("sh", "echo", "env", "mkdir", "touch"):
+        (folder / tool).symlink_to(shutil.which(tool))
+
+    def write(name: str, version: str, has_venv: bool = True) -> Path:
+        new = tuple(map(int, version.split("."))) >= (3, 11)
+        script = f"""#!/bin/sh
+case "$*" in
+  *print*) echo {version} ;;
+  *sys.exit*) exit {0 if new else 1} ;;
+  *ensurepip*) exit {0 if has_venv else 1} ;;
+  *) echo "$0 $*"; exit 7 ;;
+esac
+"""
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+        return folder / name
+
+    def run(*words):
+        done = make("tutorial", f"VENV={tmp_path}/venv", *words, PATH=str(folder))
+        assert done.returncode != 0 and not (tmp_path / "venv").exists()
+        ours = [s for s in done.stderr.splitlines() if not s.startswith("make")]
+        return done.stdout, ours
+
+    return write, run
+
+
+def test_make_says_what_to_install(fake):
+    write, run = fake
+    _, (line,) = run()
+    assert "Python 3.11 or newer" in line and "sudo apt install python3 python3-venv" in line
+    write("python3", "3.9")
+    _, (line,) = run()
+    assert "python3 is 3.9" in line and "sudo apt install" in line
+    write("python3.12", "3.12", has_venv=False)
+    _, (line,) = run()
+    assert "python3.12 (Python 3.12)" in line and line.endswith("python3.12-venv")
+    _, (line,) = run("PYTHON=no-such-python")
+    assert "no no-such-python found" in line
+    _, (line,) = run("PYTHON=python3")
+    assert "python3 is 3.9" in line
+
+
+def test_make_takes_the_first_python_that_is_new_enough(fake):
+    write, run = fake
+    write("python3", "3.9")
+    write("python3.13", "3.13")
+    shown, _ = run()
+    assert "creating" in shown and "python3.13 -m venv" in shown
+    named = write("mine", "3.11")
+    shown, _ = run(f"PYTHON={named}")
+    assert f"{named} -m venv" in shown
+
+
+def test_make_targets():
+    shown = make("help").stdout
+    for target in ("tutorial", "test", "lab", "lint", "notebooks", "clean"):
+        assert re.search(rf"^  {target} ", shown, re.M)
+    dry = make("-n", "tutorial", "PROFILE=workshop", "ARGS=-p seed 1").stdout
+    assert "cryonb run --profile workshop -p seed 1" in dry
+
+
+def test_readme_commands_exist():
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("no README yet")
+    text = readme.read_text()
+    blocks = re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", text, re.S)
+    commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in commands]
+    assert ["make", "tutorial"] in commands and ["make", "test"] in commands
+    for words in commands:
+        if words[:1] == ["make"]:
+            assert make("-n", *words[1:]).returncode == 0, words
+        elif words[:1] == ["cryonb"]:
+            _parser().parse_known_args(words[1:])
+        for word in words:
+            if re.fullmatch(r"(?:\./)?(?:notebooks|benchmarks|tests|cryonb)/[\w./]+", word):
+                assert (ROOT / word).exists(), words
+
+
+def test_no_path_of_one_machine():
+    pattern = re.compile(r"/(work|farm|root|tmp|home)/[A-Za-z._-]")
+    for path in ROOT.rglob("*"):
+        if SKIPPED & set(path.relative_to(ROOT).parts) or not path.is_file():
+            continue
+        if path.suffix in {".py", ".md", ".toml", ".yml", ".ipynb", ".txt", ".json", ".cff", ""}:
+            found = pattern.search(path.read_text(errors="ignore"))
+            assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
+
+
+def test_ci_runs_what_the_makefile_has():
+    script = (ROOT / ".ci/run").read_text()
+    assert script.startswith("#!") and "make test" in script and "make lint" in script
+    assert subprocess.run(["bash", "-n", ROOT / ".ci/run"]).returncode == 0
