@@ -1,0 +1,135 @@
+"""MRC and CCP4 maps on disk, and resampling a map to another grid."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import torch
+
+
+def read_map(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
+    """Read an MRC or CCP4 map (gzipped or not), its axes in the order (z, y, x).
+
+    Returns
+    -------
+    map : Tensor (z, y, x), float32
+    pixel_size_A : float
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        Damaged, not a volume, voxels that are NaN, or that are not cubes.
+    """
+    return read_placed_map(path)[:2]
+
+
+def read_placed_map(
+    path: str | os.PathLike,
+) -> tuple[torch.Tensor, float, tuple[float, float, float]]:
+    """Read a map as `read_map` does, and where its first voxel lies: (z, y, x) in Å.
+
+    The place is the header's ORIGIN, or NSTART voxels where ORIGIN is zero; both count along x, y
+    and z, whatever order MAPC, MAPR and MAPS give to columns, rows and sections.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}: check the path.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # mrcfile warns of a wrong file size
+            with mrcfile.open(path, permissive=False) as mrc:
+                data, header, size = np.array(mrc.data), mrc.header.copy(), mrc.voxel_size.copy()
+    except (ValueError, OSError, EOFError, RuntimeWarning, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole MRC map ({error}): get the file again.") from error
+    order = [int(header[name]) for name in ("maps", "mapr", "mapc")]  # axis of each data dimension
+    if data.ndim != 3 or np.iscomplexobj(data) or sorted(order) != [1, 2, 3]:
+        raise ValueError(f"{path} holds {data.dtype} of shape {data.shape}: give a real 3D map.")
+    if not np.isfinite(data).all():
+        count = np.count_nonzero(~np.isfinite(data))
+        raise ValueError(f"{path} has {count} NaN or infinite voxels: repair the map first.")
+    voxel = [float(size[axis]) for axis in "zyx"]
+    if min(voxel) <= 0 or max(voxel) - min(voxel) > 1e-3 * max(voxel):
+        raise ValueError(
+            f"{path} has voxels of {voxel[2]:g} × {voxel[1]:g} × {voxel[0]:g} Å (x, y, z), which "
+            "are not cubes: correct the header, or resample the map to one pixel size."
+        )
+    to_zyx = [order.index(axis) for axis in (3, 2, 1)]
+    start = np.array([int(header[name]) for name in ("nzstart", "nystart", "nxstart")])[to_zyx]
+    origin = np.array([float(header["origin"][axis]) for axis in "zyx"])
+    first_A = origin if origin.any() else start * voxel[0]
+    grid = np.ascontiguousarray(data.transpose(to_zyx), dtype=np.float32)
+    return torch.from_numpy(grid), voxel[0], tuple(first_A.tolist())
+
+
+def write_map(path: str | os.PathLike, map: torch.Tensor, pixel_size_A: float) -> None:
+    """Write a volume (z, y, x) as a float32 MRC map, beside its place first, then renamed.
+
+    Raises
+    ------
+    OSError
+        The disk is full or not writable; nothing half-written stays behind.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with mrcfile.new(beside, overwrite=True) as mrc:
+            mrc.set_data(np.ascontiguousarray(map.detach().cpu().numpy(), dtype=np.float32))
+            mrc.set_volume()
+            mrc.voxel_size = pixel_size_A
+        os.replace(beside, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"Could not write {path} ({reason}): free space or change folder.") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def resample(
+    map: torch.Tensor, box_size: int, step: float, first: tuple[float, float, float]
+) -> torch.Tensor:
+    """Fourier-crop a map onto any other regular grid.
+
+    Voxel j of an axis is taken at input position first + j·step, by the trigonometric
+    interpolation of the input restricted to the frequencies that both grids hold. With
+    step = n / box_size this is the Fourier crop; other ratios and fractional shifts are as exact.
+    Positions outside the input give zero.
+
+    Parameters
+    ----------
+    map : Tensor (z, y, x)
+        Axes may differ in length.
+    box_size : int
+        Voxels along each edge of the result.
+    step : float
+        New pixel size ÷ old pixel size.
+    first : (float, float, float)
+        Position (z, y, x) of the result's first voxel, in input voxels.
+
+    Returns
+    -------
+    Tensor (z, y, x), float32
+    """
+    for axis in range(3):
+        matrix = _interpolation(map.shape[axis], box_size, step, first[axis]).to(map.dtype)
+        map = torch.tensordot(matrix, map, dims=([1], [axis])).movedim(0, axis)
+    return map.contiguous()
+
+
+def _interpolation(n_in: int, n_out: int, step: float, first: float) -> torch.Tensor:
+    """Matrix (n_out, n_in) of the periodic sinc Σ_k w_k cos(2πk(x_j − i) / n_in) / n_in."""
+    at = first + step * torch.arange(n_out, dtype=torch.float64)
+    limit = n_in / 2 / max(step, 1.0)  # the highest frequency both grids hold
+    turn = torch.arange(int(limit + 1e-6) + 1, dtype=torch.float64)
+    weight = torch.where((turn == 0) | (2 * turn == n_in), 1.0, 2.0).double() / n_in
+    turn = turn * 2 * torch.pi / n_in
+    there, here = at[:, None] * turn, torch.arange(n_in)[:, None] * turn
+    rows = (weight * there.cos()) @ here.cos().T + (weight * there.sin()) @ here.sin().T
+    inside = (at > -0.5 - 1e-9) & (at < n_in - 0.5 + 1e-9)
+    return rows * inside[:, None]
