@@ -69,8 +69,8 @@ def micelle(
 
     At lateral distance s from the outline of the transmembrane region and height z from the
     membrane's middle, the belt fills (s / width)² + (z / height)² < 1, with height = half the
-    hydrophobic core + shell. Its outer `shell_A` are head groups, the inside alkyl chains. Pore
-    and molecule stay free of detergent.
+    hydrophobic core + shell. Its outer `shell_A` are head groups, the inside alkyl chains. The
+    molecule, its pore and its faces outside the membrane stay free of detergent.
 
     Parameters
     ----------
@@ -103,13 +103,15 @@ def micelle(
             f"Nothing of the molecule lies between {low:.0f} and {high:.0f} Å along z: give "
             "membrane_z_A of its transmembrane region."
         )
-    s = ndimage.gaussian_filter(ndimage.distance_transform_edt(~outline) * pixel, 5.0 / pixel)
+    away_A = ndimage.distance_transform_edt(~ndimage.binary_fill_holes(outline)) * pixel  # (y, x)
+    s = ndimage.gaussian_filter(away_A, 5.0 / pixel)
     x, z = s / width_A, (z_A - (low + high) / 2)[:, None, None] / ((high - low) / 2 + shell_A)
     rho = np.hypot(x, z)
     slope = np.hypot(x / width_A, z / ((high - low) / 2 + shell_A)) / np.maximum(rho, 1e-6)
     depth_A = (1 - rho) / np.maximum(slope, 1e-6)  # distance under the belt's surface
     filled, inside = _step(depth_A), _step(depth_A - shell_A)
     belt = head_level * (filled - inside) + core_level * inside
+    belt = belt * _step(away_A - 2)  # none above and below the protein, none in the pore
     belt = belt * (1 - ndimage.gaussian_filter(solid.astype(np.float32), 3.0 / pixel))
     return torch.from_numpy((float(volume.map.numpy()[body].mean()) * belt).astype(np.float32))
 
