@@ -5,6 +5,7 @@ VENV ?= .venv
 ARGS ?=
 
 BIN := $(VENV)/bin
+JUPYTEXT := $(BIN)/jupytext --quiet
 STAMP := $(VENV)/.cryonb-installed
 PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -39,16 +40,18 @@ lint: $(STAMP) ## check style and format
 format: $(STAMP) ## put the code into the project's format
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-notebooks: $(STAMP) ## write each notebooks/*.ipynb anew from its edited .py, without outputs
+notebooks: $(STAMP) ## bring each notebooks/*.ipynb in step with its edited .py, without outputs
 	@for py in notebooks/*.py; do nb=$${py%.py}.ipynb; \
-	  if [ -e $$nb ] && $(BIN)/jupytext --quiet --to py:percent -o - $$nb | cmp -s - $$py; then continue; fi; \
+	  if [ -e $$nb ] && $(JUPYTEXT) --to py:percent -o - $$nb | cmp -s - $$py; then continue; fi; \
 	  if [ $$nb -nt $$py ]; then \
 	    echo "$$nb was edited after $$py: keep it with  $(BIN)/jupytext --to py:percent $$nb" >&2; exit 1; \
 	  fi; \
-	  if [ -e $$nb ]; then update=--update; else update=--set-kernel\ python3; fi; \
-	  $(BIN)/jupytext --quiet --to ipynb $$update $$py && \
-	  $(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace $$nb && echo "wrote $$nb" || exit 1; \
+	  if [ ! -e $$nb ]; then \
+	    $(JUPYTEXT) --to ipynb --set-kernel python3 $$py && $(JUPYTEXT) --to py:percent $$nb || exit 1; \
+	  fi; \
+	  $(JUPYTEXT) --to ipynb --update $$py && echo "wrote $$nb" || exit 1; \
 	done
+	@$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace notebooks/*.ipynb
 
 clean: ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
