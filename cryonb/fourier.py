@@ -172,20 +172,22 @@ def low_pass(
 def randomise_phases(
     volume: torch.Tensor, cutoff_shell: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Replace the phases from shell `cutoff_shell` outwards by those of white noise.
+    """Replace the phases at radius `cutoff_shell` and beyond by those of white noise.
 
-    Amplitudes stay. Chen et al. 2013, Ultramicroscopy 135, 24-35.
+    Amplitudes stay. The inner half of that shell, whose radius is rounded up, keeps its phases, as
+    in RELION. Chen et al. 2013, Ultramicroscopy 135, 24-35.
 
     Parameters
     ----------
     volume : torch.Tensor, shape (n, n) or (n, n, n)
     cutoff_shell : int
-        First shell that loses its phases.
+        Radius in units of 1 / box.
     generator : torch.Generator, optional
         Source of the random numbers.
     """
     noise = torch.randn(volume.shape, generator=generator, dtype=volume.dtype).to(volume.device)
     noise_ft, volume_ft = torch.fft.rfftn(noise), torch.fft.rfftn(volume)
     random_ft = volume_ft.abs() * torch.sgn(noise_ft)  # sgn of a complex number: its phase factor
-    far = shell_index(tuple(volume.shape), volume.device) >= cutoff_shell
+    k = (frequency_grid(volume.shape[-1], volume.ndim, volume.device) * volume.shape[-1]).round()
+    far = k.square().sum(-1) >= cutoff_shell**2
     return torch.fft.irfftn(torch.where(far, random_ft, volume_ft), s=volume.shape)

@@ -246,12 +246,12 @@ def fsc_mask_corrected(
     pixel_size_A: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> MaskedFSC:
-    """FSC of masked half maps, corrected for the correlation that the mask itself brings.
+    """Compute the FSC of masked half maps, corrected for what the mask itself brings.
 
     As relion_postprocess does: phases are randomised from the first shell whose unmasked FSC is
     below 0.8, the masked FSC of those maps is what the mask alone gives, and
-    ``FSC_true = (FSC_mask - FSC_rand) / (1 - FSC_rand)`` from two shells further on, never below
-    0. Chen et al. 2013, Ultramicroscopy 135, 24-35, eq. 4.
+    ``FSC_true = (FSC_mask - FSC_rand) / (1 - FSC_rand)`` from two shells further on. Chen et al.
+    2013, Ultramicroscopy 135, 24-35, eq. 4.
 
     Parameters
     ----------
@@ -272,6 +272,6 @@ def fsc_mask_corrected(
     cutoff = int(low[0]) + 1
     halves = (randomise_phases(half, cutoff, generator) * mask for half in (half1, half2))
     randomised = fsc(*halves)[1]
-    corrected = ((masked - randomised) / (1 - randomised)).clamp(min=0)
+    corrected = (masked - randomised) / (1 - randomised)
     corrected[: cutoff + 2] = masked[: cutoff + 2]
     return MaskedFSC(frequency, unmasked, masked, randomised, corrected)

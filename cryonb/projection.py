@@ -24,7 +24,7 @@ def pad_centred(x: torch.Tensor, size: int, *, dims: int) -> torch.Tensor:
     return F.pad(x, (low, size - n - low) * dims)
 
 
-def _sinc2(size: int, device: torch.device) -> torch.Tensor:
+def sinc2_envelope(size: int, device: torch.device) -> torch.Tensor:
     """Real-space envelope of trilinear interpolation in Fourier space, shape (size,) * 3."""
     s = torch.sinc((torch.arange(size, device=device) - size // 2) / size).square()
     return s[:, None, None] * s[:, None] * s
@@ -32,7 +32,7 @@ def _sinc2(size: int, device: torch.device) -> torch.Tensor:
 
 def _padded_ft(volumes: torch.Tensor, padded: int) -> torch.Tensor:
     """Transform of padded volumes `(c, n, n, n)`: (c, padded, padded, padded // 2 + 1), shifted."""
-    x = pad_centred(volumes, padded, dims=3) / _sinc2(padded, volumes.device)
+    x = pad_centred(volumes, padded, dims=3) / sinc2_envelope(padded, volumes.device)
     x_ft = torch.fft.rfftn(torch.fft.ifftshift(x, dim=AXES), dim=AXES)
     return torch.fft.fftshift(x_ft, dim=(-3, -2))
 
@@ -49,12 +49,12 @@ def _slices(
     )  # (b, c, padded, padded // 2 + 1), empty beyond the image's Nyquist frequency
     low = padded // 2 - size // 2
     slices = torch.fft.ifftshift(slices[..., low : low + size, : size // 2 + 1], dim=-2)
-    slices = slices * _shift_phases(shifts_px, size)[:, None]
+    slices = slices * shift_phases(shifts_px, size)[:, None]
     images = torch.fft.fftshift(torch.fft.irfft2(slices, s=(size, size)), dim=(-2, -1))
     return pad_centred(images, box, dims=2).transpose(0, 1)
 
 
-def _checked_poses(
+def check_poses(
     rotations: torch.Tensor, shifts_px: torch.Tensor | None, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotations (n, 3, 3) and shifts (n, 2) as float32 on `device`."""
@@ -113,7 +113,7 @@ def project(
         If the volume is not cubic or the shapes of the poses do not fit.
     """
     box = check_cubic(volume, 3)
-    rotations, shifts_px = _checked_poses(rotations, shifts_px, volume.device)
+    rotations, shifts_px = check_poses(rotations, shifts_px, volume.device)
     volumes_ft = _padded_ft(volume.reshape(-1, box, box, box).float(), _even(padding * box))
     images = volumes_ft.real.new_empty(len(volumes_ft), len(rotations), box, box)
     for i in range(0, len(rotations), batch_size):
@@ -153,7 +153,7 @@ def backproject(
         If the images are not square or their number differs from that of the poses.
     """
     box = check_cubic(images, 2)
-    rotations, shifts_px = _checked_poses(rotations, shifts_px, images.device)
+    rotations, shifts_px = check_poses(rotations, shifts_px, images.device)
     if len(images) != len(rotations):
         raise ValueError(f"{len(images)} images but {len(rotations)} rotations: pass one per image")
     with torch.enable_grad():
@@ -171,7 +171,7 @@ def _even(n: int) -> int:
     return n + n % 2
 
 
-def _shift_phases(shifts_px: torch.Tensor, size: int) -> torch.Tensor:
+def shift_phases(shifts_px: torch.Tensor, size: int) -> torch.Tensor:
     """Factors exp(-2 pi i k.s) that move images by s = (y, x) pixels: (n, size, size // 2 + 1)."""
     grid = frequency_grid(size, 2, shifts_px.device)
     return torch.exp(-2j * torch.pi * torch.einsum("yxd,nd->nyx", grid, shifts_px))
@@ -192,5 +192,5 @@ def shift_images(images: torch.Tensor, shifts_px: torch.Tensor) -> torch.Tensor:
     torch.Tensor, shape (n, y, x)
     """
     size = check_cubic(images, 2)
-    phases = _shift_phases(shifts_px.to(images), size)
+    phases = shift_phases(shifts_px.to(images), size)
     return torch.fft.irfft2(torch.fft.rfft2(images) * phases, s=(size, size))

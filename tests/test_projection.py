@@ -12,13 +12,13 @@ from cryonb.geometry import random_rotations
 from cryonb.projection import backproject, project, shift_images
 
 
-def phantom(n: int, seed: int = 0, blobs: int = 30) -> torch.Tensor:
+def phantom(n: int, seed: int = 0, blobs: int = 30, width: float = 1.5) -> torch.Tensor:
     """Gaussian blobs without any symmetry inside 0.7 of the inscribed sphere, float64."""
     g = np.random.default_rng(seed)
     centres = g.normal(size=(blobs, 3))
     centres *= (0.35 * n * g.random(blobs) ** (1 / 3) / np.linalg.norm(centres, axis=1))[:, None]
     c = np.arange(n) - n // 2
-    z, y, x = (np.exp(-((c - centres[:, i, None]) ** 2) / (2 * 1.5**2)) for i in range(3))
+    z, y, x = (np.exp(-((c - centres[:, i, None]) ** 2) / (2 * width**2)) for i in range(3))
     return torch.tensor(np.einsum("b,bz,by,bx->zyx", 0.5 + g.random(blobs), z, y, x))
 
 
