@@ -42,41 +42,35 @@ def environment_report(folder: str | Path = ".") -> list[Item]:
     """
     import torch
 
-    available = psutil.virtual_memory().available / 1e9
-    free = shutil.disk_usage(folder).free / 1e9
+    memory = psutil.virtual_memory().available / 1e9
+    disk = shutil.disk_usage(folder).free / 1e9
     cores, gpu = os.cpu_count() or 1, torch.cuda.is_available()
+    gpu_name = torch.cuda.get_device_name() if gpu else "none"
     relion = shutil.which("relion_reconstruct")
+    python, new = platform.python_version(), sys.version_info >= (3, 11)
+    threads = f"{torch.__version__}, {torch.get_num_threads()} threads"
+    free = "close other programs, or take PROFILE=smoke"
+    space = "free some space here, or work in another folder"
     return [
-        Item(
-            "Python",
-            platform.python_version(),
-            sys.version_info >= (3, 11),
-            "" if sys.version_info >= (3, 11) else "3.11 or newer is needed",
-        ),
+        _needed("Python", python, new, "3.11 or newer is needed"),
         _packages(),
-        Item("torch", f"{torch.__version__}, {torch.get_num_threads()} threads", True),
-        Item("cores", str(cores), True, "" if cores > 1 else "times are stated for two cores"),
-        _at_least("memory", available, MEMORY_GB, "close other programs, or take PROFILE=smoke"),
-        Item("bf16", *_bf16()),
-        Item(
-            "GPU",
-            torch.cuda.get_device_name() if gpu else "none",
-            True,
-            "" if gpu else "only PROFILE=paper needs one",
-        ),
-        _at_least("disk", free, DISK_GB, "free some space here, or work in another folder"),
+        Item("torch", threads, True),
+        _useful("cores", str(cores), cores > 1, "times are stated for two cores"),
+        _needed("memory", f"{memory:.1f} GB free", memory >= MEMORY_GB, free),
+        _bf16(),
+        _useful("GPU", gpu_name, gpu, "only PROFILE=paper needs one"),
+        _needed("disk", f"{disk:.1f} GB free", disk >= DISK_GB, space),
         _writable(Path(folder)),
-        Item(
-            "RELION",
-            relion or "not found",
-            True,
-            "" if relion else "only some tests compare with it: sudo apt install relion",
-        ),
+        _useful("RELION", relion or "not found", relion, "only tests use it: apt install relion"),
     ]
 
 
-def _at_least(name: str, have: float, need: float, advice: str) -> Item:
-    return Item(name, f"{have:.1f} GB free", have >= need, "" if have >= need else advice)
+def _needed(name: str, value: str, ok: bool, advice: str) -> Item:
+    return Item(name, value, ok, "" if ok else advice)
+
+
+def _useful(name: str, value: str, there, advice: str) -> Item:
+    return Item(name, value, True, "" if there else advice)
 
 
 def _packages() -> Item:
@@ -84,28 +78,27 @@ def _packages() -> Item:
         needed = [re.match(r"[\w.-]+", r)[0] for r in requires("cryonb") if "extra ==" not in r]
     except PackageNotFoundError:
         return Item("packages", "cryonb is not installed", False, "pip install -e . in its folder")
-    missing = []
-    for name in needed:
-        try:
-            distribution(name)
-        except PackageNotFoundError:
-            missing.append(name)
-    advice = f"pip install {' '.join(missing)}" if missing else ""
+    missing = [name for name in needed if not _installed(name)]
     found = f"{len(needed) - len(missing)} of {len(needed)}, cryonb {version('cryonb')}"
-    return Item("packages", found, not missing, advice)
+    return _needed("packages", found, not missing, f"pip install {' '.join(missing)}")
 
 
-def _bf16() -> tuple[str, bool, str]:
+def _installed(name: str) -> bool:
+    try:
+        return bool(distribution(name))
+    except PackageNotFoundError:
+        return False
+
+
+def _bf16() -> Item:
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return "not known here", True, ""
-    fast = [
-        flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if re.search(rf"\b{flag}\b", flags)
-    ]
-    if fast:
-        return f"in hardware ({fast[0]})", True, ""
-    return "not in hardware", True, "training takes float32, which is slower"
+        return Item("bf16", "not known here", True)
+    names = ("amx_bf16", "avx512_bf16", "bf16")
+    fast = [name for name in names if re.search(rf"\b{name}\b", flags)]
+    value = f"in hardware ({fast[0]})" if fast else "not in hardware"
+    return _useful("bf16", value, fast, "training takes float32, which is slower")
 
 
 def _writable(folder: Path) -> Item:

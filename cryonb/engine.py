@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -105,7 +106,7 @@ class Watch:
                 text += f", this cell {now - self.cell_start:.0f} s"
             text += f": {self.line}" if self.line else ""
             if terminal:
-                width = os.get_terminal_size(sys.stdout.fileno()).columns
+                width = shutil.get_terminal_size((100, 24)).columns
                 print(f"\r\x1b[K  {text}"[: width + 4], end="", flush=True)
             else:
                 print(f"  {text[:200]}", flush=True)

@@ -256,8 +256,11 @@ def table(run_dir: Path, chosen: list[Step]) -> str:
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file beside its place, then rename it: never half a file."""
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(beside, path)
+    try:
+        beside.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:

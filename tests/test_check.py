@@ -28,7 +28,7 @@ def test_what_is_missing_comes_with_advice(tmp_path, monkeypatch):
     # The super-user may write anywhere, so a file that stands where a folder should be.
     (tmp_path / "file").write_text("")
     assert not check._writable(tmp_path / "file").ok
-    assert not check._at_least("memory", 1.0, 3.0, "close").ok
+    monkeypatch.setattr(check, "MEMORY_GB", 1e9)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda _: None)
     gone = check.distribution
@@ -41,6 +41,7 @@ def test_what_is_missing_comes_with_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "distribution", distribution)
     report = items(tmp_path)
     assert report["packages"].advice == "pip install torch-ctf" and not report["packages"].ok
+    assert not report["memory"].ok and "PROFILE=smoke" in report["memory"].advice
     assert report["GPU"].ok and report["RELION"].ok and "relion" in report["RELION"].advice
 
 
@@ -52,4 +53,4 @@ def test_bf16_is_read_from_the_processor(tmp_path, monkeypatch, flags, words):
     if flags:
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(check, "Path", lambda _: tmp_path / "cpuinfo")
-    assert words in check._bf16()[0]
+    assert words in check._bf16().value

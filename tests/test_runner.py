@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -222,6 +223,10 @@ def test_long_cells_show_their_last_line(book, capsys, monkeypatch):
     assert main(["run", "00", "--profile", "small"]) == 0
     shown = [s for s in capsys.readouterr().out.splitlines() if "00_first: cell 3 of 4" in s]
     assert any(s.endswith(": step 2") for s in shown)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["run", "00", "--profile", "small", "--force"]) == 0
+    # On a terminal, one line that is written over and at last erased.
+    assert re.search(r"\r\x1b\[K  00_first: cell 3 .*\r\x1b\[K00_first: ", capsys.readouterr().out)
 
 
 def test_a_full_disk_is_one_line_and_no_half_notebook(book, capsys):
