@@ -18,11 +18,13 @@ def ctf(
     voltage_kv: torch.Tensor | float = 300.0,
     spherical_aberration_mm: torch.Tensor | float = 2.7,
     amplitude_contrast: torch.Tensor | float = 0.1,
+    phase_shift_deg: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
     """Contrast transfer function of a weak phase object, RELION's sign.
 
-    ``CTF(k) = sin(pi lambda dz k^2 - pi / 2 Cs lambda^3 k^4 + asin(Q))``, positive at low
-    frequency for underfocus; Q, its value at k = 0, is the amplitude contrast. With astigmatism
+    ``CTF(k) = sin(pi lambda dz k^2 - pi / 2 Cs lambda^3 k^4 + asin(Q) + phase shift)``, positive
+    at low frequency for underfocus; without a phase plate its value at k = 0 is the amplitude
+    contrast Q. With astigmatism
     ``dz = defocus + astigmatism cos(2 (angle(k) - astigmatism_angle))``. Rohou and Grigorieff
     2015, J. Struct. Biol. 192, 216-221, eqs. 2-3.
 
@@ -40,6 +42,8 @@ def ctf(
         Angle between the x axis and the direction of the larger defocus U.
     voltage_kv, spherical_aberration_mm, amplitude_contrast : torch.Tensor or float
         Microscope: kV, mm, fraction.
+    phase_shift_deg : torch.Tensor or float
+        Of a phase plate, in degrees.
 
     Returns
     -------
@@ -61,7 +65,7 @@ def ctf(
         voltage=voltage_kv,
         spherical_aberration=spherical_aberration_mm,
         amplitude_contrast=amplitude_contrast,
-        phase_shift=0.0,
+        phase_shift=phase_shift_deg,
         pixel_size=pixel_size_A,
         image_shape=(box_size, box_size),
         rfft=True,

@@ -1,4 +1,4 @@
-"""Particle stacks with their optics and poses, as RELION 3.1 files: `.mrcs` and `.star`."""
+"""Particle stacks with their optics and poses, in the words of RELION's two tables."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 import pandas as pd
-import starfile
 import torch
 
 from cryonb.ctf import ctf
 from cryonb.geometry import euler_to_matrix, matrix_to_euler
+from cryonb.star import ANGLES, ORIGINS, read_star, write_star
 
-ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
-ORIGINS = ["rlnOriginYAngst", "rlnOriginXAngst"]  # (y, x), as in shifts_px
 DEFOCUS = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"]
 # Our own column of the optics block: 1 if the images carry the CTF (reconstruct with it), 0 if
 # they do not (without). RELION keeps columns that it does not know.
@@ -57,7 +54,10 @@ class Particles:
         missing = [name for name in names if name not in self.table]
         if missing:
             raise ValueError(f"the particle table lacks {', '.join(missing)}: add these columns")
-        return torch.tensor(self.table[list(names)].to_numpy(dtype=np.float32))
+        values = torch.tensor(self.table[list(names)].to_numpy(dtype=np.float32))
+        if not torch.isfinite(values).all():
+            raise ValueError(f"{', '.join(names)} hold values that are no numbers: drop these rows")
+        return values
 
     def _optics(self, name: str) -> torch.Tensor:
         """One optics value per particle, shape (n,)."""
@@ -123,6 +123,9 @@ class Particles:
             voltage_kv=self._optics("rlnVoltage"),
             spherical_aberration_mm=self._optics("rlnSphericalAberration"),
             amplitude_contrast=self._optics("rlnAmplitudeContrast"),
+            phase_shift_deg=self._column("rlnPhaseShift")[:, 0]
+            if "rlnPhaseShift" in self.table
+            else 0,
         )
 
     def select(self, index) -> Particles:
@@ -249,38 +252,9 @@ def write_particles(particles: Particles, star_path: str | os.PathLike) -> Path:
     OSError
         If the disk is full or not writable; no half-written file is left.
     """
-    star_path = Path(star_path)
-    if star_path.suffix != ".star" or len(star_path.name.split()) != 1:
-        raise ValueError(f"{star_path.name!r} is no STAR file name: end in .star, without blanks")
-    stack_path = star_path.with_suffix(".mrcs")
-    names = [f"{i + 1:06d}@{stack_path.name}" for i in range(len(particles))]
-    blocks = {
-        "optics": particles.optics.assign(rlnImageSize=particles.box_size),
-        "particles": particles.table.assign(rlnImageName=names),
-    }
-    beside = {p: p.with_name(f".{p.name}.{os.getpid()}.part") for p in (stack_path, star_path)}
-    try:
-        star_path.parent.mkdir(parents=True, exist_ok=True)
-        _write_stack(particles, beside[stack_path])
-        starfile.write(blocks, beside[star_path])
-        for path, part in beside.items():
-            os.replace(part, path)
-    except OSError as error:
-        raise OSError(
-            f"could not write {star_path} and its stack ({error.strerror or error}): "
-            "free some space or choose another folder"
-        ) from error
-    finally:
-        for part in beside.values():
-            part.unlink(missing_ok=True)
-    return star_path
-
-
-def _write_stack(particles: Particles, path: Path) -> None:
-    with mrcfile.new(path, overwrite=True) as mrc:
-        mrc.set_data(particles.images.detach().cpu().numpy().astype(np.float32, copy=False))
-        mrc.set_image_stack()
-        mrc.voxel_size = particles.pixel_size_A
+    return write_star(
+        star_path, particles.images, particles.optics, particles.table, particles.pixel_size_A
+    )
 
 
 def read_particles(star_path: str | os.PathLike) -> Particles:
@@ -299,72 +273,4 @@ def read_particles(star_path: str | os.PathLike) -> Particles:
         If a block or column is missing, a stack is damaged or too short, box sizes are mixed, or
         pixels are not finite.
     """
-    star_path = Path(star_path)
-    if not star_path.is_file():
-        raise FileNotFoundError(f"{star_path} does not exist: check the path of the STAR file")
-    blocks = starfile.read(star_path, always_dict=True)
-    if not {"optics", "particles"} <= set(blocks):
-        raise ValueError(
-            f"{star_path} lacks the optics or the particles block of RELION 3.1: "
-            "convert it with relion_convert_star"
-        )
-    optics, table = (
-        b if isinstance(b, pd.DataFrame) else pd.DataFrame([b])
-        for b in (blocks["optics"], blocks["particles"])
-    )
-    needed = {"rlnImageName", "rlnOpticsGroup", *ANGLES, *ORIGINS}
-    missing = needed - set(table) | {"rlnOpticsGroup", "rlnImagePixelSize"} - set(optics)
-    if missing:
-        raise ValueError(f"{star_path} lacks {', '.join(sorted(missing))}: add these columns")
-    images = _read_images(table["rlnImageName"], star_path)
-    if not torch.isfinite(images).all():
-        bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten()
-        raise ValueError(
-            f"{len(bad)} images of {star_path} hold NaN or infinite pixels, the first in row "
-            f"{bad[0] + 1}: remove these rows or make the images again"
-        )
-    return Particles(images, optics, table)
-
-
-def _read_images(names: pd.Series, star_path: Path) -> torch.Tensor:
-    """Images named `number@stack`, in the order of the names: (n, y, x)."""
-    parts = names.astype(str).str.extract(r"^(\d+)@(.+)$")
-    if parts.isna().any(axis=None):
-        bad = names[parts.isna().any(axis=1)].iloc[0]
-        raise ValueError(f"image name {bad!r} in {star_path}: write it as 000001@stack.mrcs")
-    images = None
-    for stack, rows in parts.groupby(1, sort=False).groups.items():
-        numbers = parts.loc[rows, 0].astype(int).to_numpy() - 1
-        with _open_stack(stack, star_path) as mrc:
-            data = mrc.data if mrc.data.ndim == 3 else mrc.data[None]
-            if numbers.max() >= len(data) or numbers.min() < 0:
-                raise ValueError(
-                    f"{star_path} asks for image {numbers.max() + 1} of {stack}, which holds "
-                    f"{len(data)}: use the stack that belongs to the STAR file"
-                )
-            if images is None:
-                images = np.empty((len(names), *data.shape[1:]), dtype=np.float32)
-            if data.shape[1:] != images.shape[1:]:
-                raise ValueError(
-                    f"{star_path} mixes box sizes {images.shape[1:]} and {data.shape[1:]} px: "
-                    "rescale to one with relion_image_handler, or read them apart"
-                )
-            images[names.index.get_indexer(rows)] = data[numbers]
-    if images is None:
-        raise ValueError(f"{star_path} lists no particles: choose another file")
-    return torch.from_numpy(images)
-
-
-def _open_stack(stack: str, star_path: Path):
-    path = next((p for p in (star_path.parent / stack, Path(stack)) if p.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"{stack}, named in {star_path}, exists neither beside it nor here: "
-            "put the stack there or run in RELION's project folder"
-        )
-    try:
-        return mrcfile.mmap(path, mode="r")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged or cut short ({error}): copy or make it again"
-        ) from error
+    return Particles(*read_star(star_path))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch_fourier_slice import extract_central_slices_rfft_3d_multichannel
 
-from cryonb.fourier import check_cubic, frequency_grid
+from cryonb.fourier import check_cubic
 
 AXES = (-3, -2, -1)
 
@@ -173,8 +173,13 @@ def _even(n: int) -> int:
 
 def shift_phases(shifts_px: torch.Tensor, size: int) -> torch.Tensor:
     """Factors exp(-2 pi i k.s) that move images by s = (y, x) pixels: (n, size, size // 2 + 1)."""
-    grid = frequency_grid(size, 2, shifts_px.device)
-    return torch.exp(-2j * torch.pi * torch.einsum("yxd,nd->nyx", grid, shifts_px))
+    ky = torch.fft.fftfreq(size, device=shifts_px.device)
+    kx = torch.fft.rfftfreq(size, device=shifts_px.device)
+    y, x = (
+        torch.exp(-2j * torch.pi * s[:, None] * k)
+        for s, k in zip(shifts_px.T, (ky, kx), strict=True)
+    )
+    return y[:, :, None] * x[:, None]
 
 
 def shift_images(images: torch.Tensor, shifts_px: torch.Tensor) -> torch.Tensor:

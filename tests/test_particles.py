@@ -130,6 +130,8 @@ def test_astigmatism_and_optics_groups_reach_the_ctf():
     ctf = Particles(p.images, optics, table).ctf
     torch.testing.assert_close(ctf[:, 0, 0], torch.tensor([0.2, 0.1]))
     assert (ctf[1, 0, 1:] - ctf[1, 1:5, 0]).abs().max() > 0.1  # larger defocus along x
+    plate = Particles(p.images, optics, table.assign(rlnPhaseShift=[90.0, 0.0])).ctf
+    torch.testing.assert_close(plate[:, 0, 0], torch.tensor([0.96**0.5, 0.1]))  # cos(asin 0.2)
 
 
 def test_impossible_particles_are_refused(tmp_path):
@@ -151,8 +153,12 @@ def test_impossible_particles_are_refused(tmp_path):
     lacking = Particles(p.images, p.optics, p.table.drop(columns="rlnAnglePsi"))
     with pytest.raises(ValueError, match="rlnAnglePsi"):
         _ = lacking.rotations
+    strange = Particles(p.images, p.optics, p.table.assign(rlnAnglePsi=np.nan))
+    with pytest.raises(ValueError, match="drop these rows"):
+        _ = strange.rotations
 
 
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
 def test_damaged_files_are_refused(tmp_path):
     p = make()
     star, stack = tmp_path / "p.star", tmp_path / "p.mrcs"
@@ -161,6 +167,9 @@ def test_damaged_files_are_refused(tmp_path):
     write_particles(p, star)
     blocks = starfile.read(star)
 
+    (tmp_path / "garbage.star").write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(ValueError, match="lacks the optics"):
+        read_particles(tmp_path / "garbage.star")
     starfile.write({"particles": blocks["particles"]}, tmp_path / "old.star")
     with pytest.raises(ValueError, match="relion_convert_star"):
         read_particles(tmp_path / "old.star")
