@@ -74,6 +74,6 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! $(BIN)/python -c 'import sys, pip; $(OLD_ENOUGH)' >/dev/null 2>&1; then \
 	  echo "creating $(VENV) with $$python"; "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi
-	@echo "installing cryonb and what it needs into $(VENV) (about 2 GB, some minutes the first time)"
+	@echo "installing cryonb and what it needs into $(VENV) (2 to 6 GB, some minutes the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
