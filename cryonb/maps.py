@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import zlib
 from pathlib import Path
 
@@ -42,13 +41,12 @@ def read_placed_map(
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}: check the path.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # mrcfile warns of a wrong file size
-            with mrcfile.open(path, permissive=False) as mrc:
-                data, header, size = np.array(mrc.data), mrc.header.copy(), mrc.voxel_size.copy()
-    except (ValueError, OSError, EOFError, RuntimeWarning, zlib.error) as error:
+        with mrcfile.open(path, permissive=False) as mrc:
+            data, header, size = np.array(mrc.data), mrc.header.copy(), mrc.voxel_size.copy()
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole MRC map ({error}): get the file again.") from error
     order = [int(header[name]) for name in ("maps", "mapr", "mapc")]  # axis of each data dimension
+    order = order if any(order) else [3, 2, 1]  # some programs leave them empty
     if data.ndim != 3 or np.iscomplexobj(data) or sorted(order) != [1, 2, 3]:
         raise ValueError(f"{path} holds {data.dtype} of shape {data.shape}: give a real 3D map.")
     if not np.isfinite(data).all():

@@ -3,8 +3,7 @@
 Nothing is read from a file. A subunit is a table of helices and strands (start and end of each
 axis, in Å); ideal backbones are laid along the axes, loops join them in order, side chains with the
 sizes of real ones are added, and the symmetry makes the other subunits. The folds are plausible,
-not real: good for learning and tests, meaningless for biology. Left-handed twins do not exist here:
-the amino acids are L, the helices right-handed.
+not real; the hand is real: L amino acids, right-handed helices.
 """
 
 from __future__ import annotations
@@ -36,8 +35,9 @@ SIDE_CHAINS = {
     "K": (("C", 0, -60), ("C", 1, 180), ("C", 2, 180), ("N", 3, 180)),
     "F": (("C", 0, -60), ("C", 1, 90), ("C", 1, -90), ("C", 2, 180), ("C", 3, 180), ("C", 4, 0)),
 }
-FREQUENCIES = {"A": 16, "S": 13, "V": 12, "L": 17, "I": 8, "M": 3, "E": 9, "N": 7, "K": 8, "F": 7}
+FREQUENCIES = {"A": 10, "S": 11, "V": 11, "L": 18, "I": 8, "M": 4, "E": 11, "N": 9, "K": 9, "F": 9}
 ROTAMERS = (0, 120, 240)
+AXIS = np.stack([np.zeros(201), np.zeros(201), np.arange(-100.0, 101.0)], 1)  # kept free
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def channel() -> Atoms:
     Each subunit has an N-terminal domain, the voltage sensor S1-S4, the pore S5-S6 with its pore
     helix, a C-linker of six helices and a cyclic-nucleotide-binding domain around a beta roll.
     """
-    return _assemble(CHANNEL, 4, "channel", membrane_z_A=(21.0, 53.0), seed=1)
+    return _assemble(CHANNEL, 4, "channel", membrane_z_A=(18.0, 50.0), seed=1)
 
 
 def prestin() -> Atoms:
@@ -159,14 +159,9 @@ def _assemble(table, n_fold: int, name: str, membrane_z_A: tuple[float, float], 
     z0 = float(np.average(xyz[:, 2], weights=mass))
     xyz = xyz - [0.0, 0.0, z0]
     b_factor = 25.0 + 0.01 * (xyz**2).sum(1) + 15.0 * is_loop[residue]  # higher far out, in loops
-    return Atoms(
-        _copies(xyz, turns),
-        np.tile(element, n_fold),
-        np.tile(b_factor, n_fold),
-        name,
-        f"C{n_fold}",
-        (membrane_z_A[0] - z0, membrane_z_A[1] - z0),
-    )
+    membrane = (membrane_z_A[0] - z0, membrane_z_A[1] - z0)
+    element, b_factor = np.tile(element, n_fold), np.tile(b_factor, n_fold)
+    return Atoms(_copies(xyz, turns), element, b_factor, name, f"C{n_fold}", membrane)
 
 
 def _trace(table, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,13 +169,12 @@ def _trace(table, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     strands = [np.add(start, end) / 2 for kind, start, end in table if kind == "E"]
     pieces = []
     for i, (kind, start, end) in enumerate(table):
-        start, end = np.asarray(start, float), np.asarray(end, float)
-        facing = start - np.mean(strands, 0) if kind == "E" else [np.cos(i), np.sin(i), 0.3]
-        pieces.append(_element(kind, start, end, np.asarray(facing)))
+        facing = start - np.mean(strands, 0) if kind == "E" else np.array([np.cos(i), np.sin(i), 0])
+        pieces.append(_element(kind, np.array(start), np.array(end), facing))
     for i in range(len(table) - 1, 0, -1):
         before, after = pieces[i - 1], pieces[i]
-        others = [before[:-1], after[1:], *pieces[: i - 1], *pieces[i + 1 :]]
-        others = _copies(np.concatenate(others).reshape(-1, 3), turns)
+        others = np.concatenate([before[:-1], after[1:], *pieces[: i - 1], *pieces[i + 1 :]])
+        others = np.concatenate([_copies(others.reshape(-1, 3), turns), AXIS])
         ways = [_loop(before, after, b, s) for b in (0, 4, 8, 12, 16) for s in range(0, 360, 60)]
         pieces.insert(i, _roomiest(ways, others)[0])
     is_loop = np.concatenate([np.full(len(piece), i % 2 == 1) for i, piece in enumerate(pieces)])
@@ -251,8 +245,9 @@ def _add_side_chains(backbone: np.ndarray, turns: np.ndarray, rng) -> tuple[np.n
     weights = np.array(list(FREQUENCIES.values())) / sum(FREQUENCIES.values())
     letters = rng.choice(list(FREQUENCIES), len(backbone), p=weights)
     core = _with_o_and_cb(backbone)
-    placed = _copies(core.reshape(-1, 3), turns)
-    owner = np.tile(np.repeat(np.arange(len(core)), 5), len(turns))  # residue of each placed atom
+    placed = np.concatenate([_copies(core.reshape(-1, 3), turns), AXIS])
+    owner = np.full(len(placed), -1)  # residue of the first subunit that an atom belongs to
+    owner[: 5 * len(core)] = np.repeat(np.arange(len(core)), 5)
     tails, names = [], []
     for i, letter in enumerate(letters):
         ways = [_side_chain(letter, *core[i, [0, 1, 4]], a, b) for a in ROTAMERS for b in ROTAMERS]
@@ -261,7 +256,7 @@ def _add_side_chains(backbone: np.ndarray, turns: np.ndarray, rng) -> tuple[np.n
         tails.append(tail)
         names.append([*"NCCOC", *(a[0] for a in SIDE_CHAINS[letter][: len(tail)])])
         placed = np.concatenate([placed, _copies(tail, turns)])
-        owner = np.append(owner, [i] * len(turns) * len(tail))
+        owner = np.append(owner, [-1] * len(turns) * len(tail))
     xyz = np.concatenate([np.concatenate(pair) for pair in zip(core, tails, strict=True)])
     return xyz, np.concatenate(names), np.repeat(np.arange(len(core)), [len(a) for a in names])
 

@@ -170,7 +170,8 @@ def from_atoms(
     """
     edge_A = box_size * pixel_size_A
     fine = next_fast_len(int(np.ceil(edge_A / min(1.0, pixel_size_A / 2))), real=True)
-    xyz_A = atoms.xyz_A + (fine // 2 * edge_A / fine if centre else 0.0)
+    middle_A = box_size // 2 * pixel_size_A
+    xyz_A = atoms.xyz_A + (middle_A if centre else 0.0)  # from the box's voxel 0
     if centre:
         reach_A = np.linalg.norm(atoms.xyz_A, axis=1).max()
         _check_fits(reach_A + ATOM_RADIUS_A, box_size, pixel_size_A, atoms.name)
@@ -184,6 +185,7 @@ def from_atoms(
     density.grid.spacegroup = gemmi.SpaceGroup("P 1")
     density.grid.set_size(fine, fine, fine)
     density.blur = max(0.0, 60 * (edge_A / fine) ** 2 - float(atoms.b_factor.min()))
+    xyz_A = xyz_A - middle_A + fine // 2 * edge_A / fine  # the crop keeps middles, not first voxels
     for position, element, b in zip(xyz_A, atoms.element, atoms.b_factor, strict=True):
         atom = gemmi.Atom()
         atom.element, atom.b_iso, atom.pos = gemmi.Element(element), b, gemmi.Position(*position)
