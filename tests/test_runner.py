@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -309,3 +310,11 @@ def test_unexpected_words_and_help(capsys):
     assert "run the notebooks in order" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError):
         main(["run", "--debug", "--profile", "no-such", "--notebooks", "no-such"])
+
+
+def test_train_hands_its_arguments_on(monkeypatch):
+    seen = []
+    module = SimpleNamespace(main_args=seen.extend)
+    monkeypatch.setitem(sys.modules, "cryonb.pretrain", module)
+    assert main(["train", "--steps", "3", "channel", "--help"]) == 0
+    assert seen == ["--steps", "3", "channel", "--help"]
