@@ -144,20 +144,17 @@ def _insert(
     at = torch.einsum("bij,mj->bmi", rotations[:, :, :2], frequencies).flatten(0, 1)  # xyz
     mate = at[:, :1] < 0  # the other half: take the Friedel mate
     at = torch.where(mate, -at, at)
-    values = values.flatten(0, 1)
-    sign = torch.ones_like(values)
-    sign[:, 1:2] = torch.where(mate, -1.0, 1.0)  # complex conjugate
-    values = values * sign
+    conjugate = torch.tensor([1.0, -1.0, 1.0], device=at.device)
+    values = torch.where(mate, values.flatten(0, 1) * conjugate, values.flatten(0, 1))
     low = at.floor()
-    part = at - low
-    low = low.long()
+    upper_weight = at - low
+    index = [(low[:, i].long() + torch.arange(2, device=at.device)[:, None]) for i in range(3)]
+    x, y, z = index[0], index[1] % padded, index[2] % padded  # (2, points) each: low and high
+    wx, wy, wz = (torch.stack([1 - w, w]) for w in upper_weight.unbind(1))
     flat = sums.view(-1, 3)
-    for corner in itertools.product((0, 1), repeat=3):
-        x, y, z = (low + torch.tensor(corner, device=low.device)).unbind(1)
-        weight = torch.ones_like(part[:, 0])
-        for axis, upper in enumerate(corner):
-            weight = weight * (part[:, axis] if upper else 1 - part[:, axis])
-        flat.index_add_(0, (z % padded * padded + y % padded) * width + x, values * weight[:, None])
+    for i, j, k in itertools.product((0, 1), repeat=3):
+        weight = wz[i] * wy[j] * wx[k]
+        flat.index_add_(0, (z[i] * padded + y[j]) * width + x[k], values * weight[:, None])
 
 
 def _solve(sums: torch.Tensor, box: int, weight_floor: float) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import weakref
+
 import pytest
 import torch
 from test_projection import phantom
@@ -119,17 +120,17 @@ def test_impossible_input_is_refused():
         reconstruct(images, rotations, symmetry="X4")
 
 
-def test_memory_does_not_grow_with_the_number_of_images():
-    resource = pytest.importorskip("resource")
+def test_a_stream_is_not_hoarded():
+    batches = []
 
-    def stream(count):
-        g = torch.Generator().manual_seed(0)
-        for _ in range(count):
-            yield torch.randn(64, 32, 32, generator=g), random_rotations(64, g)
+    def stream():
+        for seed in range(6):
+            batch = torch.randn(4, 12, 12), random_rotations(4)
+            batches.append(weakref.ref(batch[0]))
+            yield batch
+            del batch
+            # The consumer still holds the last batch while it asks for the next.
+            assert sum(ref() is not None for ref in batches) <= 1, seed
 
-    reconstruct_batches(stream(2))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result = reconstruct_batches(stream(40))  # 10 MB of images, 130 MB of temporaries if kept
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert np.isfinite(result.numpy()).all()
-    assert after - before < 20_000  # kB; allocator noise
+    assert torch.isfinite(reconstruct_batches(stream())).all()
+    assert len(batches) == 6
