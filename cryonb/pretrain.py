@@ -1,0 +1,137 @@
+"""Make the weights that come with the package: the path of notebooks 01 to 03, without the prose.
+
+``cryonb train channel --setting white --images 230000 --out kept`` writes
+``kept/channel-white-sr3.safetensors`` and ``kept/channel-white-refine.safetensors``, whose headers
+hold the parameters, this command and the result on test images that neither network has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from cryonb.diffusion import SR3, denoise
+from cryonb.metrics import psnr
+from cryonb.refine import Refiner, refine_loss
+from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
+from cryonb.train import draw_batch, fast_precision, sr3_loss, train
+from cryonb.volumes import load_volume
+from cryonb.weights import load_model, save_model
+
+STEPS = 8  # of the sampler whose output is refined
+REFINER = {"inputs": "sample+noisy", "widths": (64, 128), "transformers": 2}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `cryonb train`."""
+    parser.add_argument("source", help="channel, prestin, or a PDB, mmCIF or MRC file")
+    parser.add_argument("--setting", default="white", help="white or structural")
+    parser.add_argument("--snr", type=float, default=0.1, help="signal variance / noise variance")
+    parser.add_argument("--box-size", type=int, default=64, help="pixels")
+    parser.add_argument("--pixel-size", type=float, default=3.0, help="Å per pixel")
+    parser.add_argument("--projections", type=int, default=16000, help="distinct training poses")
+    parser.add_argument("--images", type=int, default=230000, help="images the SR3 model sees")
+    parser.add_argument("--refine-images", type=int, default=60000, help="images the U-Net sees")
+    parser.add_argument("--init", help="SR3 weights to start from")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="kept", help="folder for weights and checkpoints")
+
+
+def main_args(arguments: list[str]) -> int:
+    """Run `cryonb train` with these command-line arguments."""
+    parser = argparse.ArgumentParser(prog="cryonb train", description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    return main(parser.parse_args(arguments))
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run both stages; a run that was cut off goes on where it was."""
+    out, name = Path(args.out), f"{Path(args.source).stem}-{args.setting}"
+    sigma, amounts = noise_sigma(args.snr), setting(args.setting)
+    volume = load_volume(args.source, args.box_size, args.pixel_size)
+    scale = clean_scale(volume)
+
+    def stacks(n: int, part: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clean and observed images (n, y, x) of part 0 train, 1 refine, 2 test."""
+        generator = torch.Generator().manual_seed(args.seed * 3 + part)
+        images = simulate_images(volume, n, amounts, generator, scale=scale)
+        return images.clean, images.observed(volume.pixel_size_A)
+
+    options = {k: v for k, v in vars(args).items() if isinstance(v, str | int | float)}
+    manifest = {"made_by": "cryonb train", "options": options, "scale": scale, "sigma": sigma}
+    sr3_path = out / f"{name}-sr3.safetensors"
+    if not sr3_path.is_file():
+        model = first_stage(
+            args, stacks(args.projections, 0), sigma, out / f"{name}-sr3.checkpoint"
+        )
+        result = evaluate(model, None, *stacks(512, 2), sigma)
+        save_model(sr3_path, model, manifest | {"test": result}, half=True)
+        print(name, result, flush=True)
+    model, _ = load_model(sr3_path, SR3)
+    held_out = stacks(args.projections // 2, 1)
+    refiner = second_stage(args, model, held_out, sigma, out / f"{name}-refine.checkpoint")
+    result = evaluate(model, refiner, *stacks(512, 2), sigma)
+    save_model(out / f"{name}-refine.safetensors", refiner, manifest | {"test": result}, half=True)
+    print(name, result, flush=True)
+    return 0
+
+
+def first_stage(args, stacks, sigma: float, checkpoint: Path) -> SR3:
+    """Train the diffusion model on clean and observed images; returns the moving average."""
+    torch.manual_seed(args.seed)
+    model = load_model(args.init, SR3)[0].train() if args.init else SR3()
+    loss = partial(sr3_loss, sigma=sigma, snr_start=args.snr if args.init else 3.0)
+    return _run(args, "SR3", model, stacks, loss, args.images, checkpoint)
+
+
+def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Refiner:
+    """Train the post-processing U-Net on what the diffusion model makes of held-out images."""
+    torch.manual_seed(args.seed)
+    clean, observed = stacks
+    generator = torch.Generator().manual_seed(args.seed + 1)
+    noisy = observed + sigma * torch.randn(observed.shape, generator=generator)
+    drawn = torch.cat(list(tqdm(denoise_fast(model, noisy, sigma), desc="samples")))
+    refiner = Refiner(**REFINER)
+    loss = partial(refine_loss, sigma=sigma)
+    return _run(args, "U-Net", refiner, (clean, drawn, noisy), loss, args.refine_images, checkpoint)
+
+
+def _run(args, title: str, model, stacks, loss, n_images: int, checkpoint: Path):
+    average = copy.deepcopy(model)
+    steps = train(
+        model, average, partial(draw_batch, stacks), loss, n_images,
+        learning_rate=5e-4 if args.init else 1e-3, seed=args.seed, checkpoint=checkpoint,
+    )  # fmt: skip
+    with tqdm(total=n_images, desc=title, unit="image", mininterval=10) as bar:
+        for progress in steps:
+            bar.update(progress.images - bar.n)
+            bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
+    return average.eval()
+
+
+def denoise_fast(model: SR3, noisy: torch.Tensor, sigma: float, steps: int = STEPS):
+    """Sample batches of `noisy` (n, y, x) in the machine's fast precision."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision() == "bf16"):
+        yield from denoise(model, noisy, sigma, steps)
+
+
+def evaluate(model: SR3, refiner: Refiner | None, clean, observed, sigma: float) -> dict:
+    """Mean PSNR in dB of each stage on test images (n, y, x) with fresh white noise."""
+    white = torch.randn(observed.shape, generator=torch.Generator().manual_seed(2))
+    noisy = observed + sigma * white
+    sample = torch.cat(list(denoise_fast(model, noisy, sigma)))
+    images = {
+        "noisy": noisy,
+        "posterior_mean": torch.cat(list(denoise_fast(model, noisy, sigma, 1))),
+        "sample": sample,
+    }
+    if refiner is not None:
+        batches = zip(sample.split(64), noisy.split(64), strict=True)
+        with torch.no_grad():
+            images["refined"] = torch.cat([refiner(s, x, sigma) for s, x in batches])
+    return {k: round(float(psnr(v, clean).mean()), 3) for k, v in images.items()}

@@ -1,0 +1,416 @@
+"""Simulated particles: clean projections, structural noise, white noise, and data sets on disk.
+
+An image is ``noisy = CTF * (clean + structure) + sigma * white``. `clean` is the projection of the
+molecule alone, the target of every denoiser; `structure` is whatever else scatters: the detergent
+micelle, neighbouring particles, the ice gradient, a carbon edge. The unit of intensity is the
+pooled standard deviation of the clean training images, so ``sigma = 1 / sqrt(snr)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import torch
+
+from cryonb.ctf import apply_ctf, ctf
+from cryonb.fourier import low_pass
+from cryonb.geometry import random_rotations
+from cryonb.particles import Particles, particles_from_arrays, read_particles, write_particles
+from cryonb.projection import project
+from cryonb.volumes import Volume, micelle, read_map, soft_mask, write_map
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class StructuralNoise:
+    """How much of each kind of structural noise there is.
+
+    Attributes
+    ----------
+    micelle : float
+        Factor on the density of the detergent belt (1: head groups about as dense as protein).
+    neighbours : float
+        Mean number of other particles that reach into a box.
+    ice : float
+        Root mean square slope of the ice gradient: its value at the box edge in units of the
+        clean standard deviation.
+    carbon : float
+        Share of the images that a carbon edge crosses.
+    """
+
+    micelle: float = 1.0
+    neighbours: float = 0.7
+    ice: float = 0.5
+    carbon: float = 0.15
+
+
+SETTINGS = {"white": StructuralNoise(0.0, 0.0, 0.0, 0.0), "structural": StructuralNoise()}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Simulated images before the white noise.
+
+    Attributes
+    ----------
+    clean : Tensor (n, y, x)
+        Projections of the molecule alone, unit pooled standard deviation at the given `scale`.
+    structure : Tensor (n, y, x)
+        Projections of everything else, in the same unit.
+    rotations : Tensor (n, 3, 3)
+    defocus_um : Tensor (n,) or None
+        None: no CTF anywhere.
+    """
+
+    clean: torch.Tensor
+    structure: torch.Tensor
+    rotations: torch.Tensor
+    defocus_um: torch.Tensor | None = None
+
+    def observed(self, pixel_size_A: float) -> torch.Tensor:
+        """What reaches the detector without the white noise: CTF * (clean + structure)."""
+        images = self.clean + self.structure
+        if self.defocus_um is None:
+            return images
+        return apply_ctf(images, ctf(images.shape[-1], pixel_size_A, self.defocus_um))
+
+
+def setting(name: str) -> StructuralNoise:
+    """Return the named setting, "white" or "structural"; ValueError for any other name."""
+    if name not in SETTINGS:
+        raise ValueError(f"Unknown setting {name!r}: choose one of {', '.join(SETTINGS)}.")
+    return SETTINGS[name]
+
+
+def neighbours(images: torch.Tensor, mean: float, generator: torch.Generator) -> torch.Tensor:
+    """Other particles at the rim: each a random image of the stack, moved by 0.6 to 0.85 boxes.
+
+    Parameters
+    ----------
+    images : Tensor (n, y, x)
+        Where the neighbours are taken from.
+    mean : float
+        Mean of the Poisson number of neighbours an image has.
+
+    Returns
+    -------
+    Tensor (n, y, x)
+    """
+    n, box = len(images), images.shape[-1]
+    out = torch.zeros_like(images)
+    counts = torch.poisson(torch.full((n,), mean), generator=generator).long()
+    for i in torch.arange(n).repeat_interleave(counts).tolist():
+        u = torch.rand(3, generator=generator)
+        radius, angle = (0.6 + 0.25 * u[0]) * box, 2 * math.pi * u[1]
+        dy, dx = int(radius * torch.sin(angle)), int(radius * torch.cos(angle))
+        other = images[int(u[2] * n)]
+        to_y, to_x = slice(max(dy, 0), box + min(dy, 0)), slice(max(dx, 0), box + min(dx, 0))
+        from_y, from_x = slice(max(-dy, 0), box + min(-dy, 0)), slice(max(-dx, 0), box - max(dx, 0))
+        out[i, to_y, to_x] += other[from_y, from_x]
+    return out
+
+
+def _directions(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
+    """Position along a random direction, -1 ... 1 across the box: (n, y, x)."""
+    angle = 2 * math.pi * torch.rand(n, 1, 1, generator=generator)
+    x = (torch.arange(box) - box // 2) / (box / 2)
+    return torch.cos(angle) * x + torch.sin(angle) * x[:, None]
+
+
+def ice_gradient(n: int, box: int, slope: float, generator: torch.Generator) -> torch.Tensor:
+    """Linear ramps (n, y, x) in random directions; the value at the box edge is N(0, slope)."""
+    amount = slope * torch.randn(n, 1, 1, generator=generator)
+    return amount * _directions(n, box, generator)
+
+
+def carbon_edge(
+    n: int, box: int, pixel_size_A: float, share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Edge of a carbon film on a `share` of the images, the rest zero: (n, y, x).
+
+    The film is brighter than ice by one clean standard deviation and grainy (white noise to 12 Å),
+    and its soft edge passes at 0.4 to 0.9 of the way from the centre to the rim.
+    """
+    hit = torch.rand(n, 1, 1, generator=generator) < share
+    at = 0.4 + 0.5 * torch.rand(n, 1, 1, generator=generator)
+    film = torch.sigmoid((_directions(n, box, generator) - at) * box / 4)
+    grain = low_pass(torch.randn(n, box, box, generator=generator), 12.0, pixel_size_A, dims=2)
+    return hit * film * (1.0 + grain / grain.std())
+
+
+def simulate_images(
+    volume: Volume,
+    n: int,
+    noise: StructuralNoise,
+    generator: torch.Generator,
+    *,
+    scale: float,
+    defocus_um: tuple[float, float] | None = None,
+) -> Images:
+    """Simulate `n` images in uniformly random orientations, without white noise.
+
+    Parameters
+    ----------
+    volume : Volume
+    noise : StructuralNoise
+        Amounts; all zero is the setting "white".
+    scale : float
+        Standard deviation of the raw clean projections, see `clean_scale`; all is divided by it.
+    defocus_um : (float, float), optional
+        Range of underfocus in µm, drawn uniformly; None for no CTF.
+
+    Returns
+    -------
+    Images
+    """
+    rotations = random_rotations(n, generator)
+    maps = [volume.map]
+    if noise.micelle:
+        maps.append(noise.micelle * micelle(volume))
+    projections = project(torch.stack(maps), rotations) / scale  # (1 or 2, n, y, x)
+    clean, structure = projections[0], projections[1:].sum(0)
+    box = clean.shape[-1]
+    if noise.neighbours:
+        structure = structure + neighbours(clean + structure, noise.neighbours, generator)
+    if noise.ice:
+        structure = structure + ice_gradient(n, box, noise.ice, generator)
+    if noise.carbon:
+        structure = structure + carbon_edge(n, box, volume.pixel_size_A, noise.carbon, generator)
+    defocus = None
+    if defocus_um is not None:
+        low, high = defocus_um
+        defocus = low + (high - low) * torch.rand(n, generator=generator)
+    return Images(clean, structure, rotations, defocus)
+
+
+def clean_scale(volume: Volume, n: int = 512) -> float:
+    """Pooled standard deviation of `n` clean projections at fixed random poses."""
+    return float(project(volume.map, random_rotations(n, torch.Generator().manual_seed(0))).std())
+
+
+def noise_sigma(snr: float) -> float:
+    """Standard deviation of the white noise for clean images of unit variance: 1 / sqrt(snr)."""
+    if not 0 < snr < math.inf:
+        raise ValueError(f"snr is {snr}: give a positive number, such as 0.1.")
+    return 1 / math.sqrt(snr)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Paired particles of one part of a data set: same rows, same poses.
+
+    Attributes
+    ----------
+    clean, noisy : Particles
+        Target and input.
+    structure : Tensor (n, y, x)
+        Structural noise before the CTF; zeros in the setting "white".
+    observed : Tensor (n, y, x)
+        The input without its white noise, for training with fresh noise.
+    """
+
+    clean: Particles
+    noisy: Particles
+    structure: torch.Tensor
+    observed: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set on disk: its parts, the true map, masks and the manifest it was made by."""
+
+    train: Split
+    validation: Split
+    test: Split
+    volume: torch.Tensor
+    mask: torch.Tensor
+    micelle: torch.Tensor
+    manifest: dict
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the white noise."""
+        return noise_sigma(self.manifest["snr"])
+
+    @property
+    def pixel_size_A(self) -> float:
+        """Å per pixel."""
+        return self.manifest["pixel_size_A"]
+
+
+def write_dataset(
+    folder: str | os.PathLike,
+    volume: Volume,
+    counts: dict[str, int],
+    *,
+    source: str = "",
+    snr: float = 0.1,
+    noise: str | StructuralNoise = "white",
+    defocus_um: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Simulate and write a data set: `{split}_clean`, `{split}_noisy`, maps, manifest.
+
+    Written beside and renamed when whole. A folder that holds the same data set already is kept.
+
+    Parameters
+    ----------
+    folder : path
+    volume : Volume
+    counts : dict
+        Number of particles in each of "train", "validation" and "test".
+    source : str
+        What the volume was loaded from; recorded.
+    snr : float
+        Variance of the clean images ÷ variance of the white noise.
+    noise : str or StructuralNoise
+        A named setting or amounts of one's own.
+    defocus_um : (float, float), optional
+        See `simulate_images`.
+    seed : int
+
+    Raises
+    ------
+    FileExistsError
+        The folder holds a data set made with other parameters.
+    ValueError
+        An SNR that is not positive, an unknown setting, a missing split.
+    """
+    folder = Path(folder)
+    amounts = setting(noise) if isinstance(noise, str) else noise
+    sigma = noise_sigma(snr)
+    if sorted(counts) != sorted(SPLITS) or min(counts.values()) < 2:
+        raise ValueError(f"counts is {counts}: give two or more particles for each of {SPLITS}.")
+    scale = clean_scale(volume)
+    manifest = {
+        "source": str(source or volume.name),
+        "symmetry": volume.symmetry,
+        "box_size": volume.map.shape[-1],
+        "pixel_size_A": volume.pixel_size_A,
+        "snr": snr,
+        "setting": noise if isinstance(noise, str) else "custom",
+        "noise": dataclasses.asdict(amounts),
+        "defocus_um": list(defocus_um) if defocus_um else None,
+        "counts": dict(counts),
+        "seed": seed,
+        "scale": scale,
+    }
+    if _holds(folder, manifest):
+        return folder
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        for i, split in enumerate(SPLITS):
+            generator = torch.Generator().manual_seed(seed * len(SPLITS) + i)
+            images = simulate_images(
+                volume, counts[split], amounts, generator, scale=scale, defocus_um=defocus_um
+            )
+            _write_split(part, split, images, volume.pixel_size_A, sigma, generator)
+        pixel = volume.pixel_size_A
+        write_map(part / "volume.mrc", volume.map / scale, pixel)
+        write_map(part / "mask.mrc", soft_mask(volume.map, pixel), pixel)
+        belt = micelle(volume) * amounts.micelle / scale
+        write_map(part / "micelle.mrc", belt, pixel)
+        (part / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        os.replace(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return folder
+
+
+def _holds(folder: Path, manifest: dict) -> bool:
+    """Whether the folder holds this very data set; FileExistsError if it holds another."""
+    if not folder.exists():
+        return False
+    try:
+        old = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        old = {}
+    other = [k for k in manifest if old.get(k) != manifest[k] and k != "scale"]
+    if other:
+        raise FileExistsError(
+            f"{folder} holds data made with another {', '.join(other)}: choose another run folder, "
+            "or delete this one."
+        )
+    return True
+
+
+def _write_split(
+    folder: Path, split: str, images: Images, pixel: float, sigma: float, generator: torch.Generator
+) -> None:
+    observed = images.observed(pixel)
+    noisy = observed + sigma * torch.randn(observed.shape, generator=generator)
+    half = torch.arange(len(noisy)) % 2 + 1
+    for name, stack in (("clean", images.clean), ("noisy", noisy)):
+        applied = name == "noisy" and images.defocus_um is not None
+        particles = particles_from_arrays(
+            stack,
+            images.rotations,
+            pixel,
+            half=half,
+            defocus_um=images.defocus_um,
+            ctf_applied=applied,
+        )
+        write_particles(particles, folder / f"{split}_{name}.star")
+    if images.structure.any():
+        _write_stack(folder / f"{split}_structure.mrcs", images.structure, pixel)
+
+
+def _write_stack(path: Path, images: torch.Tensor, pixel_size_A: float) -> None:
+    with mrcfile.new(path, overwrite=True) as mrc:
+        mrc.set_data(np.ascontiguousarray(images.numpy(), dtype=np.float32))
+        mrc.set_image_stack()
+        mrc.voxel_size = pixel_size_A
+
+
+def read_dataset(folder: str | os.PathLike) -> Dataset:
+    """Read a data set that `write_dataset` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        No data set there: run the notebook that makes it first.
+    """
+    folder = Path(folder)
+    if not (folder / "manifest.json").is_file():
+        raise FileNotFoundError(
+            f"No data set in {folder}: run the notebook 01_simulate with the same run_dir first."
+        )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    splits = [_read_split(folder, split, manifest["pixel_size_A"]) for split in SPLITS]
+    maps = [read_map(folder / f"{name}.mrc")[0] for name in ("volume", "mask", "micelle")]
+    return Dataset(*splits, *maps, manifest)
+
+
+def _read_split(folder: Path, split: str, pixel_size_A: float) -> Split:
+    clean = read_particles(folder / f"{split}_clean.star")
+    noisy = read_particles(folder / f"{split}_noisy.star")
+    path = folder / f"{split}_structure.mrcs"
+    structure = torch.zeros_like(clean.images)
+    if path.is_file():
+        structure = torch.from_numpy(np.array(mrcfile.read(path), dtype=np.float32))
+    images = Images(
+        clean.images, structure, clean.rotations, noisy.defocus_um if noisy.ctf_applied else None
+    )
+    return Split(clean, noisy, structure, images.observed(pixel_size_A))
+
+
+def projected_mask(mask: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Particle mask of each image: where the projected 3D mask is thicker than one pixel.
+
+    Returns
+    -------
+    Tensor (n, y, x) of bool
+    """
+    return project(mask, rotations) > 1.0

@@ -1,0 +1,200 @@
+"""Training: one loop for every network, as a generator; weights and checkpoints as safetensors.
+
+The loop owns the optimiser, the moving average and the checkpoints; the caller owns the data, the
+loss, and what is printed or plotted. What happens in step k is a function of (seed, k) alone, so a
+run that was cut off goes on exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from cryonb.diffusion import SR3, draw_gamma, draw_gamma_published
+from cryonb.weights import read_checkpoint, write_checkpoint
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a training run after a step: images seen, share done, loss, rate, seconds."""
+
+    step: int
+    images: int
+    fraction: float
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+def fast_precision() -> str:
+    """Return "bf16" where a short trial finds it faster than float32 here, else "no"."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    x, conv = torch.randn(16, 64, 16, 16), nn.Conv2d(64, 64, 3, padding=1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    seconds = {}
+    for enabled in (False, True):
+        trials = []
+        for _ in range(4):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                conv(x).sum().backward()
+            trials.append(time.perf_counter() - start)
+        seconds[enabled] = min(trials)
+    return "bf16" if seconds[True] < 0.8 * seconds[False] else "no"
+
+
+def draw_batch(stacks, n: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Draw `n` rows at random, the same of every stack, turned by 90° steps, maybe mirrored.
+
+    A mirrored projection is a projection too: of the same molecule, seen from behind.
+
+    Parameters
+    ----------
+    stacks : sequence of Tensor (rows, y, x)
+        Such as clean and observed images.
+
+    Returns
+    -------
+    list of Tensor (n, y, x)
+    """
+    index = torch.randint(0, len(stacks[0]), (n,), generator=generator)
+    turn, mirror = torch.randint(0, 4, (2,), generator=generator).tolist()
+    drawn = [torch.rot90(images[index], turn, (1, 2)) for images in stacks]
+    return [images.flip(2) for images in drawn] if mirror % 2 else drawn
+
+
+def curriculum_sigma(fraction: float, sigma: float, snr_start: float = 3.0, share=0.6) -> float:
+    """Noise level that grows geometrically from SNR `snr_start` to `sigma` over `share` of a run.
+
+    At SNR 0.1 a fresh network has nothing to hold on to; what it learns at SNR 3 carries over.
+    """
+    first = min(1 / math.sqrt(snr_start), sigma)
+    return first * (sigma / first) ** min(1.0, fraction / share)
+
+
+def sr3_loss(
+    model: SR3, batch, fraction: float, generator, *, sigma: float, snr_start: float = 3.0
+) -> torch.Tensor:
+    """Loss of a diffusion model on a batch (clean, observed), with the curriculum.
+
+    "eps" trains as published: at the full noise level, gammas of the SR3 schedule.
+    """
+    clean, observed = batch
+    if model.parameterisation == "eps":
+        gamma = draw_gamma_published(len(clean), generator)
+        return model.loss(clean, observed, gamma, sigma, generator)
+    level = curriculum_sigma(fraction, sigma, snr_start)
+    return model.loss(clean, observed, draw_gamma(len(clean), level, generator), level, generator)
+
+
+def train(
+    model: nn.Module,
+    average: nn.Module,
+    draw: Callable[[int, torch.Generator], tuple],
+    loss: Callable[[nn.Module, tuple, float, torch.Generator], torch.Tensor],
+    n_images: int,
+    *,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    precision: str | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> Iterator[Progress]:
+    """Train `model` on `n_images` images; yields after every step.
+
+    AdamW with a short warm-up and cosine decay, gradient norm clipped at 1, and an exponential
+    moving average of the weights kept in `average`.
+
+    Parameters
+    ----------
+    model, average : nn.Module
+        The network, and a copy of it that becomes the moving average: use this one afterwards.
+    draw : callable (batch_size, generator) -> batch
+    loss : callable (model, batch, fraction, generator) -> Tensor ()
+        `fraction` of the run that is done, 0 ... 1, for a curriculum.
+    n_images : int
+        Length of the run; rounded up to whole batches.
+    precision : str, optional
+        "bf16" or "no"; by default what `fast_precision` finds.
+    checkpoint : path, optional
+        Written every `checkpoint_seconds` and when the loop is left for whatever reason; if the
+        file exists the run resumes there. It is deleted by nobody.
+
+    Raises
+    ------
+    ValueError
+        A checkpoint of another run.
+    FloatingPointError
+        The loss is not finite.
+    """
+    torch.set_flush_denormal(True)
+    accelerator = Accelerator(mixed_precision=precision or fast_precision())
+    model = model.to(memory_format=torch.channels_last)
+    average.to(accelerator.device)
+    optimiser = torch.optim.AdamW(
+        model.parameters(),
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+    steps = math.ceil(n_images / batch_size)
+    run = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    modules = {"model": model, "average": average}
+    step = read_checkpoint(checkpoint, run, modules, optimiser) if checkpoint else 0
+    model, optimiser = accelerator.prepare(model, optimiser)
+    warm_up = min(100, steps // 10 + 1)
+    start = saved = time.perf_counter()
+    whole = step > 0  # whether the state is that after a whole step, so that it may be kept
+    try:
+        while step < steps:
+            fraction = step / steps
+            rate = learning_rate * min(1.0, (step + 1) / warm_up) * _cosine(fraction)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            batch = [x.to(accelerator.device) for x in draw(batch_size, generator)]
+            with accelerator.autocast():
+                value = loss(accelerator.unwrap_model(model), batch, fraction, generator)
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            number = float(value.detach())
+            if not math.isfinite(number):
+                raise FloatingPointError(
+                    f"The loss became {number} in step {step + 1}: lower learning_rate, or look "
+                    "for NaN in the images."
+                )
+            whole = False
+            optimiser.step()
+            optimiser.zero_grad()
+            step += 1
+            _update_average(average, accelerator.unwrap_model(model), step)
+            whole, now = True, time.perf_counter()
+            yield Progress(step, step * batch_size, step / steps, number, rate, now - start)
+            if checkpoint and now - saved > checkpoint_seconds:
+                write_checkpoint(checkpoint, run, step, modules, optimiser)
+                saved = now
+    finally:
+        if checkpoint and whole:
+            write_checkpoint(checkpoint, run, step, modules, optimiser)
+
+
+def _cosine(fraction: float) -> float:
+    return 0.5 + 0.5 * math.cos(math.pi * fraction)
+
+
+def _update_average(average: nn.Module, model: nn.Module, step: int) -> None:
+    """Move the average towards the model; its memory grows with the step, up to 500 steps."""
+    weight = max(1 / (1 + step / 10), 0.002)
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
