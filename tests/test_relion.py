@@ -70,11 +70,11 @@ def test_projections_have_relions_hand_centre_shift_and_scale(relion, data):
     folder, _, clean, _ = data
     relion("relion_project", "--i", "volume.mrc", "--ang", "clean.star", "--o", "p", cwd=folder)
     theirs, ours = read_mrc(folder / "p.mrcs"), clean.images
-    # Measured correlation 0.9993 (RELION pads twice and wraps, we pad three times), 0.7 for the
-    # mirror; measured scale 1.01.
+    # Measured correlation 0.9998 (RELION pads twice and wraps, we pad three times), 0.3 for the
+    # mirror; measured scale 1.005.
     correlation = (theirs * ours).sum() / (theirs.norm() * ours.norm())
-    assert correlation > 0.998
-    assert (theirs * ours).sum() / ours.square().sum() == pytest.approx(1, abs=0.02)
+    assert correlation > 0.999
+    assert (theirs * ours).sum() / ours.square().sum() == pytest.approx(1, abs=0.015)
 
 
 def test_ctf_of_projections_equals_relions(relion, data):
@@ -84,8 +84,8 @@ def test_ctf_of_projections_equals_relions(relion, data):
         cwd=folder,
     )
     theirs, ours = read_mrc(folder / "c.mrcs"), with_ctf.images
-    # A wrong sign gives -1, a wrong astigmatism angle about 0.9: measured 0.999.
-    assert (theirs * ours).sum() / (theirs.norm() * ours.norm()) > 0.997
+    # A wrong sign gives -1, a wrong astigmatism angle 0.96: measured 0.9998.
+    assert (theirs * ours).sum() / (theirs.norm() * ours.norm()) > 0.999
 
 
 def test_relion_keeps_our_record_of_the_ctf(relion, data):
@@ -103,13 +103,13 @@ def test_reconstruction_agrees_with_relions(relion, data):
     relion("relion_reconstruct", "--i", "clean.star", "--o", "clean.mrc", cwd=folder)
     theirs = read_mrc(folder / "clean.mrc")
     ours = reconstruct(clean.images, clean.rotations, clean.shifts_px)
-    assert fsc(ours, theirs)[1][TO_90_PERCENT].min() > 0.99  # measured 0.997
-    # Against the truth ours is no worse than theirs: the least shell of each, measured 0.998 both.
+    assert fsc(ours, theirs)[1][TO_90_PERCENT].min() > 0.995  # measured 0.998
+    # Against the truth ours is no worse: worst shells measured 0.9986 (ours), 0.9984 (theirs).
     assert (
         fsc(ours, volume)[1][TO_90_PERCENT].min()
-        > fsc(theirs, volume)[1][TO_90_PERCENT].min() - 0.005
+        > fsc(theirs, volume)[1][TO_90_PERCENT].min() - 0.002
     )
-    assert (theirs * ours).sum() / ours.square().sum() == pytest.approx(1, abs=0.03)
+    assert (theirs * ours).sum() / ours.square().sum() == pytest.approx(1, abs=0.01)
 
 
 def test_reconstruction_with_ctf_agrees_with_relions(relion, data):
@@ -117,7 +117,7 @@ def test_reconstruction_with_ctf_agrees_with_relions(relion, data):
     relion("relion_reconstruct", "--i", "ctf.star", "--o", "ctf.mrc", "--ctf", cwd=folder)
     theirs = read_mrc(folder / "ctf.mrc")
     ours = reconstruct(with_ctf.images, with_ctf.rotations, with_ctf.shifts_px, with_ctf.ctf)
-    assert fsc(ours, theirs)[1][TO_90_PERCENT].min() > 0.99
+    assert fsc(ours, theirs)[1][TO_90_PERCENT].min() > 0.995  # measured 0.998
 
 
 @pytest.mark.parametrize("symmetry", ["C4", "D2"])
