@@ -1,4 +1,4 @@
-"""Simulated particles: clean projections, structural noise, white noise, and data sets on disk.
+"""Simulated particles: clean projections, structural noise, white noise.
 
 An image is ``noisy = CTF * (clean + structure) + sigma * white``. `clean` is the projection of the
 molecule alone, the target of every denoiser; `structure` is whatever else scatters: the detergent
@@ -8,26 +8,16 @@ pooled standard deviation of the clean training images, so ``sigma = 1 / sqrt(sn
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
-import mrcfile
-import numpy as np
 import torch
 
 from cryonb.ctf import apply_ctf, ctf
 from cryonb.fourier import low_pass
 from cryonb.geometry import random_rotations
-from cryonb.particles import Particles, particles_from_arrays, read_particles, write_particles
 from cryonb.projection import project
-from cryonb.volumes import Volume, micelle, read_map, soft_mask, write_map
-
-SPLITS = ("train", "validation", "test")
+from cryonb.volumes import Volume, micelle
 
 
 @dataclass(frozen=True)
@@ -202,208 +192,6 @@ def noise_sigma(snr: float) -> float:
     if not 0 < snr < math.inf:
         raise ValueError(f"snr is {snr}: give a positive number, such as 0.1.")
     return 1 / math.sqrt(snr)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Paired particles of one part of a data set: same rows, same poses.
-
-    Attributes
-    ----------
-    clean, noisy : Particles
-        Target and input.
-    structure : Tensor (n, y, x)
-        Structural noise before the CTF; zeros in the setting "white".
-    observed : Tensor (n, y, x)
-        The input without its white noise, for training with fresh noise.
-    """
-
-    clean: Particles
-    noisy: Particles
-    structure: torch.Tensor
-    observed: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set on disk: its parts, the true map, masks and the manifest it was made by."""
-
-    train: Split
-    validation: Split
-    test: Split
-    volume: torch.Tensor
-    mask: torch.Tensor
-    micelle: torch.Tensor
-    manifest: dict
-
-    @property
-    def sigma(self) -> float:
-        """Standard deviation of the white noise."""
-        return noise_sigma(self.manifest["snr"])
-
-    @property
-    def pixel_size_A(self) -> float:
-        """Å per pixel."""
-        return self.manifest["pixel_size_A"]
-
-
-def write_dataset(
-    folder: str | os.PathLike,
-    volume: Volume,
-    counts: dict[str, int],
-    *,
-    source: str = "",
-    snr: float = 0.1,
-    noise: str | StructuralNoise = "white",
-    defocus_um: tuple[float, float] | None = None,
-    seed: int = 0,
-) -> Path:
-    """Simulate and write a data set: `{split}_clean`, `{split}_noisy`, maps, manifest.
-
-    Written beside and renamed when whole. A folder that holds the same data set already is kept.
-
-    Parameters
-    ----------
-    folder : path
-    volume : Volume
-    counts : dict
-        Number of particles in each of "train", "validation" and "test".
-    source : str
-        What the volume was loaded from; recorded.
-    snr : float
-        Variance of the clean images ÷ variance of the white noise.
-    noise : str or StructuralNoise
-        A named setting or amounts of one's own.
-    defocus_um : (float, float), optional
-        See `simulate_images`.
-    seed : int
-
-    Raises
-    ------
-    FileExistsError
-        The folder holds a data set made with other parameters.
-    ValueError
-        An SNR that is not positive, an unknown setting, a missing split.
-    """
-    folder = Path(folder)
-    amounts = setting(noise) if isinstance(noise, str) else noise
-    sigma = noise_sigma(snr)
-    if sorted(counts) != sorted(SPLITS) or min(counts.values()) < 2:
-        raise ValueError(f"counts is {counts}: give two or more particles for each of {SPLITS}.")
-    scale = clean_scale(volume)
-    manifest = {
-        "source": str(source or volume.name),
-        "symmetry": volume.symmetry,
-        "box_size": volume.map.shape[-1],
-        "pixel_size_A": volume.pixel_size_A,
-        "snr": snr,
-        "setting": noise if isinstance(noise, str) else "custom",
-        "noise": dataclasses.asdict(amounts),
-        "defocus_um": list(defocus_um) if defocus_um else None,
-        "counts": dict(counts),
-        "seed": seed,
-        "scale": scale,
-    }
-    if _holds(folder, manifest):
-        return folder
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        for i, split in enumerate(SPLITS):
-            generator = torch.Generator().manual_seed(seed * len(SPLITS) + i)
-            images = simulate_images(
-                volume, counts[split], amounts, generator, scale=scale, defocus_um=defocus_um
-            )
-            _write_split(part, split, images, volume.pixel_size_A, sigma, generator)
-        pixel = volume.pixel_size_A
-        write_map(part / "volume.mrc", volume.map / scale, pixel)
-        write_map(part / "mask.mrc", soft_mask(volume.map, pixel), pixel)
-        belt = micelle(volume) * amounts.micelle / scale
-        write_map(part / "micelle.mrc", belt, pixel)
-        (part / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        os.replace(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return folder
-
-
-def _holds(folder: Path, manifest: dict) -> bool:
-    """Whether the folder holds this very data set; FileExistsError if it holds another."""
-    if not folder.exists():
-        return False
-    try:
-        old = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        old = {}
-    other = [k for k in manifest if old.get(k) != manifest[k] and k != "scale"]
-    if other:
-        raise FileExistsError(
-            f"{folder} holds data made with another {', '.join(other)}: choose another run folder, "
-            "or delete this one."
-        )
-    return True
-
-
-def _write_split(
-    folder: Path, split: str, images: Images, pixel: float, sigma: float, generator: torch.Generator
-) -> None:
-    observed = images.observed(pixel)
-    noisy = observed + sigma * torch.randn(observed.shape, generator=generator)
-    half = torch.arange(len(noisy)) % 2 + 1
-    for name, stack in (("clean", images.clean), ("noisy", noisy)):
-        applied = name == "noisy" and images.defocus_um is not None
-        particles = particles_from_arrays(
-            stack,
-            images.rotations,
-            pixel,
-            half=half,
-            defocus_um=images.defocus_um,
-            ctf_applied=applied,
-        )
-        write_particles(particles, folder / f"{split}_{name}.star")
-    if images.structure.any():
-        _write_stack(folder / f"{split}_structure.mrcs", images.structure, pixel)
-
-
-def _write_stack(path: Path, images: torch.Tensor, pixel_size_A: float) -> None:
-    with mrcfile.new(path, overwrite=True) as mrc:
-        mrc.set_data(np.ascontiguousarray(images.numpy(), dtype=np.float32))
-        mrc.set_image_stack()
-        mrc.voxel_size = pixel_size_A
-
-
-def read_dataset(folder: str | os.PathLike) -> Dataset:
-    """Read a data set that `write_dataset` wrote.
-
-    Raises
-    ------
-    FileNotFoundError
-        No data set there: run the notebook that makes it first.
-    """
-    folder = Path(folder)
-    if not (folder / "manifest.json").is_file():
-        raise FileNotFoundError(
-            f"No data set in {folder}: run the notebook 01_simulate with the same run_dir first."
-        )
-    manifest = json.loads((folder / "manifest.json").read_text())
-    splits = [_read_split(folder, split, manifest["pixel_size_A"]) for split in SPLITS]
-    maps = [read_map(folder / f"{name}.mrc")[0] for name in ("volume", "mask", "micelle")]
-    return Dataset(*splits, *maps, manifest)
-
-
-def _read_split(folder: Path, split: str, pixel_size_A: float) -> Split:
-    clean = read_particles(folder / f"{split}_clean.star")
-    noisy = read_particles(folder / f"{split}_noisy.star")
-    path = folder / f"{split}_structure.mrcs"
-    structure = torch.zeros_like(clean.images)
-    if path.is_file():
-        structure = torch.from_numpy(np.array(mrcfile.read(path), dtype=np.float32))
-    images = Images(
-        clean.images, structure, clean.rotations, noisy.defocus_um if noisy.ctf_applied else None
-    )
-    return Split(clean, noisy, structure, images.observed(pixel_size_A))
 
 
 def projected_mask(mask: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:

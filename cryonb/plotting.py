@@ -1,0 +1,182 @@
+"""Figures that several notebooks share: strips of images, slices, FSC curves, a live training plot.
+
+Images are grey, one scale to a figure unless said otherwise; every function returns the figure.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from cryonb.conventions import FSC_HALF_MAPS, FSC_TRUTH
+
+STYLE = {
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "font.size": 10,
+    "legend.frameon": False,
+    "image.cmap": "gray",
+    "image.interpolation": "nearest",
+    # Okabe and Ito's colours, told apart by colour-blind readers too
+    "axes.prop_cycle": plt.cycler(
+        color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    ),
+}
+
+
+def use_style() -> None:
+    """Set the book's figure style for this notebook."""
+    plt.rcParams.update(STYLE)
+
+
+def grey_limits(images: torch.Tensor, spread: float = 99.8) -> tuple[float, float]:
+    """Display limits that leave out the `100 - spread` percent of extreme pixels."""
+    low, high = np.percentile(np.asarray(images), [(100 - spread) / 2, (100 + spread) / 2])
+    return float(low), float(high)
+
+
+def show_rows(
+    rows: dict[str, torch.Tensor],
+    *,
+    columns: list[str] | None = None,
+    limits: dict[str, tuple[float, float]] | tuple[float, float] | None = None,
+    title: str = "",
+    width_in: float = 1.35,
+) -> Figure:
+    """Draw strips of images under each other, one labelled row for each entry.
+
+    Parameters
+    ----------
+    rows : dict of str to Tensor (n, y, x)
+        The same images in several states, such as noisy, denoised and clean.
+    columns : list of str, optional
+        Text above each column.
+    limits : (low, high), or dict of row to (low, high), optional
+        Grey scale; by default each row has its own, see `grey_limits`.
+    """
+    n = max(len(images) for images in rows.values())
+    fig, axes = plt.subplots(
+        len(rows), n, figsize=(width_in * n + 0.7, width_in * len(rows) + 0.4), squeeze=False
+    )
+    for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
+        own = limits.get(name) if isinstance(limits, dict) else limits
+        low, high = own or grey_limits(images)
+        for ax in row_axes:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        for ax, image in zip(row_axes, images, strict=False):
+            ax.imshow(np.asarray(image), vmin=low, vmax=high)
+        row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for ax, text in zip(axes[0], columns or [], strict=False):
+        ax.set_title(text)
+    fig.suptitle(title)
+    return fig
+
+
+def show_slices(
+    volumes: dict[str, torch.Tensor], pixel_size_A: float, *, title: str = "", limits=None
+) -> Figure:
+    """Draw the three central slices of each volume (z, y, x), one column a volume, axes in Å."""
+    fig, axes = plt.subplots(
+        3, len(volumes), figsize=(2.1 * len(volumes) + 0.6, 6.6), squeeze=False
+    )
+    planes = [("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z")]
+    for column, (name, volume) in zip(axes.T, volumes.items(), strict=True):
+        volume = np.asarray(volume)
+        half = volume.shape[-1] * pixel_size_A / 2
+        extent = (-half, half, -half, half)
+        low, high = limits or grey_limits(volume)
+        for axis, (ax, (normal, across, up)) in enumerate(zip(column, planes, strict=True)):
+            middle = np.take(volume, volume.shape[axis] // 2, axis)
+            ax.imshow(
+                middle, vmin=low, vmax=high, extent=(-half, half, -half, half), origin="lower"
+            )
+            ax.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
+            ax.label_outer()
+            ax.annotate(f"{normal} = 0", (0.04, 0.92), xycoords="axes fraction", color="w", size=8)
+        column[0].set_title(name)
+    fig.suptitle(title)
+    return fig
+
+
+def plot_fsc(
+    curves: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    *,
+    thresholds: tuple[float, ...] = (FSC_TRUTH, FSC_HALF_MAPS),
+    title: str = "",
+    ax=None,
+) -> Figure:
+    """Draw FSC curves: name to (frequency in 1/Å, value); the top axis is the resolution."""
+    ax = ax or plt.subplots(figsize=(5.6, 3.8))[1]
+    for name, (frequency, value) in curves.items():
+        ax.plot(np.asarray(frequency), np.asarray(value), label=name)
+    for threshold in thresholds:
+        ax.axhline(threshold, color="0.6", lw=0.8, ls="--")
+        ax.annotate(f"{threshold:g}", (1.0, threshold), xycoords=("axes fraction", "data"), size=8)
+    ax.set(xlabel="spatial frequency (1/Å)", ylabel="Fourier shell correlation", ylim=(-0.1, 1.05))
+    ticks = np.array([40, 20, 12, 9, 7, 6, 5, 4, 3])
+    ticks = ticks[1 / ticks <= float(ax.get_xlim()[1])]
+    top = ax.secondary_xaxis("top")
+    top.set_xticks(1 / ticks, [f"{t} Å" for t in ticks], size=8)
+    ax.set_title(title)
+    ax.legend(fontsize=8)
+    return ax.figure
+
+
+class TrainingPlot:
+    """Loss curve that grows while a network trains, and the latest examples beside it.
+
+    Parameters
+    ----------
+    title : str
+    examples : callable () -> dict of str to Tensor (y, x), optional
+        Called at each redraw for images to show.
+    every : float
+        Redraw after this share of the run.
+    """
+
+    def __init__(self, title: str, examples=None, every: float = 0.2):
+        self.title, self.examples, self.every = title, examples, every
+        self.images, self.losses, self.drawn, self.handle = [], [], 0.0, None
+        self.smooth = None
+
+    def add(self, progress) -> None:
+        """Take one `cryonb.train.Progress`; redraw when it is time."""
+        self.smooth = progress.loss if self.smooth is None else self.smooth
+        self.smooth += 0.05 * (progress.loss - self.smooth)
+        self.images.append(progress.images)
+        self.losses.append((progress.loss, self.smooth))
+        if progress.fraction >= self.drawn + self.every or progress.fraction >= 1:
+            self.drawn = progress.fraction
+            self.draw()
+
+    def draw(self) -> None:
+        """Show the figure, in the place of the last one."""
+        pictures = self.examples() if self.examples else {}
+        ratios = [2.2] + [1.0] * len(pictures)
+        fig, axes = plt.subplots(
+            1,
+            len(ratios),
+            figsize=(4.0 + 1.9 * len(pictures), 2.6),
+            width_ratios=ratios,
+            squeeze=False,
+        )
+        ax = axes[0, 0]
+        raw, smooth = zip(*self.losses, strict=True)
+        ax.plot(self.images, raw, color="0.8", lw=0.5)
+        ax.plot(self.images, smooth)
+        ax.set(xlabel="images seen", ylabel="loss", yscale="log", title=self.title)
+        for panel, (name, image) in zip(axes[0, 1:], pictures.items(), strict=True):
+            panel.imshow(np.asarray(image))
+            panel.set(title=name, xticks=[], yticks=[])
+        if self.handle is None:
+            self.handle = display(fig, display_id=True)
+        else:
+            self.handle.update(fig)
+        plt.close(fig)
