@@ -4,6 +4,9 @@ PYTHON ?=
 VENV ?= .venv
 ARGS ?=
 
+# Two busy programs on two cores: threads that wait by spinning slow each other down many times.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN := $(VENV)/bin
 JUPYTEXT := $(BIN)/jupytext --quiet
 STAMP := $(VENV)/.cryonb-installed

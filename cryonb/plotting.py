@@ -94,9 +94,7 @@ def show_slices(
         low, high = limits or grey_limits(volume)
         for axis, (ax, (normal, across, up)) in enumerate(zip(column, planes, strict=True)):
             middle = np.take(volume, volume.shape[axis] // 2, axis)
-            ax.imshow(
-                middle, vmin=low, vmax=high, extent=(-half, half, -half, half), origin="lower"
-            )
+            ax.imshow(middle, vmin=low, vmax=high, extent=extent, origin="lower")
             ax.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
             ax.label_outer()
             ax.annotate(f"{normal} = 0", (0.04, 0.92), xycoords="axes fraction", color="w", size=8)
