@@ -69,6 +69,26 @@ def draw_gamma(n: int, sigma, generator: torch.Generator, start: float = 0.5) ->
     return torch.where(first, GAMMA_START, gamma)
 
 
+def fuse(y_t: torch.Tensor, gamma, noisy: torch.Tensor, sigma) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fuse the diffusion's state and the particle into one image with less noise than either.
+
+    Parameters
+    ----------
+    y_t, noisy : Tensor (b, ...)
+    gamma, sigma : Tensor
+        Broadcast against the images.
+
+    Returns
+    -------
+    c, sigma_c : Tensor
+        Mean of ``y_t / sqrt(gamma)`` and `noisy`, weighted by their precisions (inverse noise
+        variances), and the deviation of its noise.
+    """
+    left = (1 - gamma).clamp_min(1e-6)
+    total = gamma / left + sigma**-2.0
+    return (y_t * gamma.sqrt() / left + noisy * sigma**-2.0) / total, total.rsqrt()
+
+
 class SR3(nn.Module):
     """Conditional diffusion model: a U-Net and what it is asked for.
 
@@ -95,18 +115,11 @@ class SR3(nn.Module):
         self.unet = UNet(2, levels=2, **unet)
         self.parameterisation = parameterisation
 
-    def _views(self, y_t, gamma, noisy, sigma):
-        """Fused view c (b, 1, y, x) of both inputs, and the deviation of its noise."""
-        precision_z, precision_x = gamma / (1 - gamma).clamp_min(1e-6), sigma**-2.0
-        total = precision_z + precision_x
-        c = (y_t * gamma.sqrt() / (1 - gamma).clamp_min(1e-6) + noisy * precision_x) / total
-        return c, total.rsqrt()
-
     def _network(self, y_t, gamma, noisy, sigma) -> torch.Tensor:
         """Raw output of the network, all images (b, 1, y, x), all levels (b, 1, 1, 1)."""
         x = noisy / (1 + sigma**2).sqrt()
         if self.parameterisation == "fused":
-            view, level = self._views(y_t, gamma, noisy, sigma)
+            view, level = fuse(y_t, gamma, noisy, sigma)
             view = view / (1 + level**2).sqrt()
         else:
             view, level = y_t, ((1 - gamma).clamp_min(1e-6) / gamma).sqrt()
@@ -119,7 +132,7 @@ class SR3(nn.Module):
             return (y_t - (1 - gamma).sqrt() * out) / gamma.sqrt()
         if self.parameterisation == "v":
             return gamma.sqrt() * y_t - (1 - gamma).sqrt() * out
-        view, level = self._views(y_t, gamma, noisy, sigma)
+        view, level = fuse(y_t, gamma, noisy, sigma)
         return (view + level * (1 + level**2).sqrt() * out) / (1 + level**2)
 
     def _target(self, clean, eps, y_t, gamma, noisy, sigma) -> torch.Tensor:
@@ -128,7 +141,7 @@ class SR3(nn.Module):
             return eps
         if self.parameterisation == "v":
             return gamma.sqrt() * eps - (1 - gamma).sqrt() * clean
-        view, level = self._views(y_t, gamma, noisy, sigma)
+        view, level = fuse(y_t, gamma, noisy, sigma)
         return ((1 + level**2) * clean - view) / (level * (1 + level**2).sqrt())
 
     def forward(self, y_t: torch.Tensor, gamma, noisy: torch.Tensor, sigma) -> torch.Tensor:

@@ -161,7 +161,8 @@ class _Engine(NBClientEngine):
                 config=Config({"KernelManager": {"transport": transport}}),
                 log=log,
             )
-            return client.execute(env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+            extra = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+            return client.execute(env={**extra, **os.environ})
 
 
 @contextmanager

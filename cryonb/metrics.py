@@ -115,6 +115,27 @@ def ssim(
     return _mean(similarity, None if mask is None else mask[..., r:-r, r:-r])
 
 
+def score(
+    output: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
+) -> dict[str, float]:
+    """Means over a data set: MSE, PSNR and SSIM of the whole box, PSNR inside a mask if given.
+
+    Parameters
+    ----------
+    output, clean : torch.Tensor, shape (n, y, x)
+    mask : torch.Tensor, optional, shape (n, y, x)
+        Particle mask of each image, see `cryonb.simulate.projected_mask`.
+    """
+    values = {
+        "mse": mse(output, clean),
+        "psnr_dB": psnr(output, clean),
+        "ssim": ssim(output, clean),
+    }
+    if mask is not None:
+        values["psnr_mask_dB"] = psnr(output, clean, mask)
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
 def structural_noise_residual(
     output: torch.Tensor, clean: torch.Tensor, structure: torch.Tensor, region: torch.Tensor
 ) -> torch.Tensor:

@@ -1,0 +1,43 @@
+"""Classical denoisers to hold the networks to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+def dihedral(images: torch.Tensor) -> torch.Tensor:
+    """All eight turns by 90° and mirror images of (n, y, x), one after another: (8 n, y, x)."""
+    turned = [torch.rot90(images, k, (1, 2)) for k in range(4)]
+    return torch.cat(turned + [t.flip(2) for t in turned])
+
+
+def linear_filter(
+    clean: torch.Tensor, observed: torch.Tensor, sigma: float
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Fit the linear filter of least mean squared error (Wiener filter) to training images.
+
+    ``mean_y + C_yx (C_xx + sigma^2 I)^-1 (x - mean_x)``, with the covariances of all pixels of
+    the training images and of their turned and mirrored copies. No linear filter is better in
+    the mean; the covariance Wiener filter (Bhamre et al. 2016) is its estimate from noisy images.
+
+    Parameters
+    ----------
+    clean, observed : Tensor (n, y, x)
+        Targets, and the particles without their white noise.
+    sigma : float
+        Standard deviation of the white noise.
+
+    Returns
+    -------
+    callable (n, y, x) -> (n, y, x)
+    """
+    shape = clean.shape[1:]
+    y, x = (dihedral(images).flatten(1) for images in (clean, observed))
+    mean_y, mean_x = y.mean(0), x.mean(0)
+    y, x = y - mean_y, x - mean_x
+    c_xx = x.T @ x / len(x)
+    c_xy = c_xx if clean is observed else x.T @ y / len(x)
+    weights = torch.linalg.solve(c_xx + sigma**2 * torch.eye(len(c_xx)), c_xy)
+    return lambda noisy: (mean_y + (noisy.flatten(1) - mean_x) @ weights).view(-1, *shape)
