@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cryonb.precision import autocast
 from cryonb.unet import UNet
 
 PARAMETERISATIONS = ("eps", "v", "fused")
@@ -249,7 +250,7 @@ def posterior_mean(model, noisy: torch.Tensor, sigma: float, generator=None) -> 
 
 
 def denoise(
-    model,
+    model: nn.Module,
     noisy: torch.Tensor,
     sigma: float,
     steps: int = 8,
@@ -257,16 +258,33 @@ def denoise(
     batch_size: int = 64,
     seed: int = 0,
     eta: float = 0.0,
+    precision: str | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Sample every image of a stack, batch by batch; yields (b, y, x) in the stack's order.
+    """Denoise a stack batch by batch; yields (b, y, x) in the stack's order.
 
-    ``steps=1`` gives the posterior mean. Batch k depends on `seed` and k alone.
+    Batches travel to the model's device and back. Batch k depends on `seed` and k alone.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Such as `SR3`.
+    noisy : Tensor (n, y, x)
+    sigma : float
+        Standard deviation of its white noise.
+    steps : int
+        1: the posterior mean. More: one sample, see `sample`.
+    precision : str, optional
+        "bf16" or "no"; by default what is fast here.
     """
+    device = next(model.parameters()).device
     for k, batch in enumerate(noisy.split(batch_size)):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
-        if steps == 1:
-            yield posterior_mean(model, batch, sigma, generator)
-            continue
-        for step in sample(model, batch, sigma, steps, eta=eta, generator=generator):
-            last = step.clean
-        yield last
+        with autocast(device, precision):
+            if steps == 1:
+                last = posterior_mean(model, batch.to(device), sigma, generator)
+            else:
+                for step in sample(
+                    model, batch.to(device), sigma, steps, eta=eta, generator=generator
+                ):
+                    last = step.clean
+        yield last.cpu()

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from cryonb.diffusion import SR3, denoise
 from cryonb.metrics import psnr
-from cryonb.refine import Refiner, refine_loss
+from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
-from cryonb.train import draw_batch, fast_precision, sr3_loss, train
+from cryonb.train import draw_batch, sr3_loss, train
 from cryonb.volumes import load_volume
 from cryonb.weights import load_model, save_model
 
@@ -95,7 +95,7 @@ def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Re
     clean, observed = stacks
     generator = torch.Generator().manual_seed(args.seed + 1)
     noisy = observed + sigma * torch.randn(observed.shape, generator=generator)
-    drawn = torch.cat(list(tqdm(denoise_fast(model, noisy, sigma), desc="samples")))
+    drawn = torch.cat(list(tqdm(denoise(model, noisy, sigma, STEPS), desc="samples")))
     refiner = Refiner(**REFINER)
     loss = partial(refine_loss, sigma=sigma)
     return _run(args, "U-Net", refiner, (clean, drawn, noisy), loss, args.refine_images, checkpoint)
@@ -114,24 +114,16 @@ def _run(args, title: str, model, stacks, loss, n_images: int, checkpoint: Path)
     return average.eval()
 
 
-def denoise_fast(model: SR3, noisy: torch.Tensor, sigma: float, steps: int = STEPS):
-    """Sample batches of `noisy` (n, y, x) in the machine's fast precision."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision() == "bf16"):
-        yield from denoise(model, noisy, sigma, steps)
-
-
 def evaluate(model: SR3, refiner: Refiner | None, clean, observed, sigma: float) -> dict:
     """Mean PSNR in dB of each stage on test images (n, y, x) with fresh white noise."""
     white = torch.randn(observed.shape, generator=torch.Generator().manual_seed(2))
     noisy = observed + sigma * white
-    sample = torch.cat(list(denoise_fast(model, noisy, sigma)))
+    sample = torch.cat(list(denoise(model, noisy, sigma, STEPS)))
     images = {
         "noisy": noisy,
-        "posterior_mean": torch.cat(list(denoise_fast(model, noisy, sigma, 1))),
+        "posterior_mean": torch.cat(list(denoise(model, noisy, sigma, 1))),
         "sample": sample,
     }
     if refiner is not None:
-        batches = zip(sample.split(64), noisy.split(64), strict=True)
-        with torch.no_grad():
-            images["refined"] = torch.cat([refiner(s, x, sigma) for s, x in batches])
+        images["refined"] = refine(refiner, sample, noisy, sigma)
     return {k: round(float(psnr(v, clean).mean()), 3) for k, v in images.items()}

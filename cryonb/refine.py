@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from cryonb.precision import autocast
 from cryonb.unet import UNet
 
 INPUTS = ("sample", "sample+noisy")
@@ -48,3 +49,14 @@ def refine_loss(model: Refiner, batch, fraction: float, generator, *, sigma: flo
     """Mean squared error on a batch (clean, sample, noisy), each (b, y, x); a loss for `train`."""
     clean, sample, noisy = batch
     return (model(sample, noisy, sigma) - clean).square().mean()
+
+
+@torch.no_grad()
+def refine(
+    model: Refiner, sample: torch.Tensor, noisy: torch.Tensor, sigma: float, batch_size: int = 64
+) -> torch.Tensor:
+    """Refine a stack of diffusion samples (n, y, x), drawn for the particles `noisy` (n, y, x)."""
+    device = next(model.parameters()).device
+    batches = zip(sample.split(batch_size), noisy.split(batch_size), strict=True)
+    with autocast(device):
+        return torch.cat([model(s.to(device), x.to(device), sigma).cpu() for s, x in batches])

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from cryonb.diffusion import SR3, draw_gamma, draw_gamma_published
+from cryonb.precision import fast_precision
 from cryonb.weights import read_checkpoint, write_checkpoint
 
 
@@ -31,24 +32,6 @@ class Progress:
     loss: float
     learning_rate: float
     seconds: float
-
-
-def fast_precision() -> str:
-    """Return "bf16" where a short trial finds it faster than float32 here, else "no"."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    x, conv = torch.randn(16, 64, 16, 16), nn.Conv2d(64, 64, 3, padding=1)
-    x = x.contiguous(memory_format=torch.channels_last)
-    seconds = {}
-    for enabled in (False, True):
-        trials = []
-        for _ in range(4):
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                conv(x).sum().backward()
-            trials.append(time.perf_counter() - start)
-        seconds[enabled] = min(trials)
-    return "bf16" if seconds[True] < 0.8 * seconds[False] else "no"
 
 
 def draw_batch(stacks, n: int, generator: torch.Generator) -> list[torch.Tensor]:
