@@ -105,7 +105,7 @@ def write_dataset(
     Raises
     ------
     FileExistsError
-        The folder holds a data set made with other parameters.
+        The folder holds a data set made with other parameters, or other files.
     ValueError
         An SNR that is not positive, an unknown setting, a missing split.
     """
@@ -114,7 +114,6 @@ def write_dataset(
     sigma = noise_sigma(snr)
     if sorted(counts) != sorted(SPLITS) or min(counts.values()) < 2:
         raise ValueError(f"counts is {counts}: give two or more particles for each of {SPLITS}.")
-    scale = clean_scale(volume)
     manifest = {
         "source": str(source or volume.name),
         "symmetry": volume.symmetry,
@@ -126,10 +125,10 @@ def write_dataset(
         "defocus_um": list(defocus_um) if defocus_um else None,
         "counts": dict(counts),
         "seed": seed,
-        "scale": scale,
     }
-    if _holds(folder, manifest):
+    if _holds(folder, manifest, volume):
         return folder
+    manifest["scale"] = scale = clean_scale(volume)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -143,8 +142,8 @@ def write_dataset(
         pixel = volume.pixel_size_A
         write_map(part / "volume.mrc", volume.map / scale, pixel)
         write_map(part / "mask.mrc", soft_mask(volume.map, pixel), pixel)
-        belt = micelle(volume) * amounts.micelle / scale
-        write_map(part / "micelle.mrc", belt, pixel)
+        belt = amounts.micelle * micelle(volume) if amounts.micelle else volume.map * 0
+        write_map(part / "micelle.mrc", belt / scale, pixel)
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1))
         os.replace(part, folder)
     except BaseException:
@@ -153,15 +152,24 @@ def write_dataset(
     return folder
 
 
-def _holds(folder: Path, manifest: dict) -> bool:
-    """Whether the folder holds this very data set; FileExistsError if it holds another."""
-    if not folder.exists():
+def _holds(folder: Path, manifest: dict, volume: Volume) -> bool:
+    """Whether the folder holds this very data set; FileExistsError if it holds anything else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
         old = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        old = {}
-    other = [k for k in manifest if old.get(k) != manifest[k] and k != "scale"]
+        other = [key for key in manifest if old.get(key) != manifest[key]]
+        if not other:
+            kept = read_map(folder / "volume.mrc")[0] * old["scale"]
+            same = torch.allclose(
+                kept, volume.map, rtol=0, atol=1e-4 * float(volume.map.abs().max())
+            )
+            other = [] if same else ["volume, though of the same name"]
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise FileExistsError(
+            f"{folder} is not empty and holds no whole data set: choose another run folder, or "
+            "delete this one."
+        ) from None
     if other:
         raise FileExistsError(
             f"{folder} holds data made with another {', '.join(other)}: choose another run folder, "

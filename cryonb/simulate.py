@@ -102,7 +102,7 @@ def neighbours(images: torch.Tensor, mean: float, generator: torch.Generator) ->
         u = torch.rand(3, generator=generator)
         radius, angle = (0.6 + 0.25 * u[0]) * box, 2 * math.pi * u[1]
         dy, dx = int(radius * torch.sin(angle)), int(radius * torch.cos(angle))
-        other = images[int(u[2] * n)]
+        other = images[min(int(u[2] * n), n - 1)]  # float32 may round up to n
         to_y, to_x = slice(max(dy, 0), box + min(dy, 0)), slice(max(dx, 0), box + min(dx, 0))
         from_y, from_x = slice(max(-dy, 0), box + min(-dy, 0)), slice(max(-dx, 0), box - max(dx, 0))
         out[i, to_y, to_x] += other[from_y, from_x]

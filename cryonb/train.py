@@ -120,7 +120,6 @@ def train(
     FloatingPointError
         The loss is not finite.
     """
-    torch.set_flush_denormal(True)
     accelerator = Accelerator(mixed_precision=precision or fast_precision())
     model = model.to(memory_format=torch.channels_last)
     average.to(accelerator.device)
@@ -146,6 +145,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            torch.set_flush_denormal(True)  # the optimiser's moments decay into slow numbers
             batch = [x.to(accelerator.device) for x in draw(batch_size, generator)]
             with accelerator.autocast():
                 value = loss(accelerator.unwrap_model(model), batch, fraction, generator)
@@ -162,6 +162,7 @@ def train(
             optimiser.zero_grad()
             step += 1
             _update_average(average, accelerator.unwrap_model(model), step)
+            torch.set_flush_denormal(False)  # the caller's code may need them
             whole, now = True, time.perf_counter()
             yield Progress(step, step * batch_size, step / steps, number, rate, now - start)
             if checkpoint and now - saved > checkpoint_seconds:

@@ -1,0 +1,522 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here: find a molecule in the noise
+#
+# ```text
+#    electrons, as few as possible      one box, cut out            what this book is after
+#        ↓   ↓   ↓   ↓   ↓   ↓            ▒░▓▒░▒▓░▒▓                    ·  ·  ·  ·  ·
+#   ice ─◐───◓─────◒───◑───◓──            ░▓▒▓█▓▒░▓▒                    ·  ▄█▀▄·  ·  ·
+#        ↓   ↓   ↓   ↓   ↓   ↓     →      ▒░▓█▓▒▓▒░▒          →         ·  ██▄█·  ·  ·
+#   camera ▒░▒▓▒░▓▒░▒▓▒░▒▓▒░▒             ▓▒░▒▓░▒▒▓░                    ·  ·▀▀ ·  ·  ·
+#                                          10 parts noise                the same molecule,
+#                                          1 part molecule               the same view
+# ```
+#
+# In this notebook you look at what a cryo-EM camera delivers, learn the handful of conventions on which everything later rests, and move one slider until a molecule drowns.
+
+# %% [markdown]
+# **You will learn to**
+#
+# - say what a particle image is, and why it is so noisy;
+# - read its axes, its centre, its rotation angles, its shifts and its contrast without guessing;
+# - state what a signal-to-noise ratio (SNR) of 0.1 means, and what averaging does to it;
+# - recognise a result that comes from the method and not from the data;
+# - find your way through the rest of the book.
+#
+# | you should know | | where to read up |
+# |---|---|---|
+# | Python: functions, lists, `for` | necessary | [Python tutorial](https://docs.python.org/3/tutorial/) |
+# | arrays: shape, slicing, broadcasting | necessary | [NumPy quickstart](https://numpy.org/doc/stable/user/quickstart.html) |
+# | mean, variance, correlation | necessary | any first course in statistics |
+# | what a protein is | helpful | [Protein structure](https://en.wikipedia.org/wiki/Protein_structure) |
+# | Fourier transform | helpful | explained where it is needed, from [01](01_simulate.ipynb) on |
+# | electron microscopy | not needed | [Caltech course](https://cryo-em-course.caltech.edu/), if you want more |
+#
+# **Inputs**: none; the molecule is written by code. **Output**: `results/00_start_here.json` in the run folder. **Hardware**: any laptop. The last cell prints the time that this run took, and `cryonb run` lists time and peak memory of each notebook.
+
+# %%
+import json
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Markdown, display
+from torch.testing import assert_close
+
+from cryonb.check import environment_report
+from cryonb.ctf import apply_ctf, ctf
+from cryonb.geometry import euler_to_matrix, random_rotations
+from cryonb.particles import particles_from_arrays
+from cryonb.plotting import show_rows, use_style
+from cryonb.projection import project, shift_images
+from cryonb.simulate import noise_sigma
+from cryonb.volumes import load_volume
+from cryonb.widgets import frame_viewer
+
+started = time.perf_counter()
+use_style()
+
+# %% tags=["parameters"]
+source = "channel"  # channel, prestin, or a PDB, mmCIF or MRC file
+box_size = 64  # pixels along each edge of an image
+pixel_size_A = 3.0  # Å per pixel
+snr = 0.1  # variance of the clean images / variance of the white noise
+seed = 0  # of everything random here
+run_dir = "runs/own"  # the results are written under it
+
+# %% [markdown]
+# ## Is this machine ready?
+#
+# One question first, so that a missing package does not surprise you in an hour. Lines marked ✗ need attention before you go on; the last column says what to do. Anything else in that column is only good to know.
+
+# %%
+Path(run_dir).mkdir(parents=True, exist_ok=True)
+report = environment_report(run_dir)
+rows = [f"| {'✓' if i.ok else '✗'} | {i.name} | {i.value} | {i.advice} |" for i in report]
+display(Markdown("\n".join(["| | what | found | advice |", "|---|---|---|---|", *rows])))
+
+# %% [markdown]
+# ## What is a particle image?
+#
+# A solution with many copies of one molecule is spread into a film thinner than a soap bubble and frozen so fast that the water has no time to crystallise. Electrons pass through it. They are scattered a little by the electric potential of the atoms, and a camera below counts where they arrive. The picture is a **micrograph**. Each molecule lies in the ice the way it happened to be when it froze, so the micrograph shows the same object from hundreds of directions, none of them known.
+#
+# Three facts make the picture what it is.
+#
+# - **It is a projection.** The microscope's depth of focus exceeds the thickness of a molecule: like an X-ray image, a pixel holds the sum of everything along the beam. Front and back are on top of each other.
+# - **It is faint.** A protein is made of light atoms, in water that is made of light atoms. The contrast is a few per cent.
+# - **It is noisy.** Electrons destroy what they show. One allows about twenty to fifty of them per square Ångström (1 Å = 0.1 nm, about the size of an atom), and the scatter of that small count is what you see first.
+#
+# The next cell makes a toy micrograph: the molecule in random orientations at random places, and white noise of ten times its variance (or whatever you set as `snr`). Software for *particle picking* finds the molecules; we know where we put them. A square cut out around one molecule is a **particle image**, and a pile of such squares is a **stack**, the input of all that follows.
+
+# %%
+generator = torch.Generator().manual_seed(seed)
+volume = load_volume(source, box_size, pixel_size_A)
+clean = project(volume.map, random_rotations(15, generator))  # (15, y, x)
+clean = clean / clean.std()  # the unit of intensity: one standard deviation of the clean images
+
+pitch = int(1.15 * box_size)
+field = torch.zeros(3 * pitch + 8, 5 * pitch + 8)  # (y, x)
+jitter = torch.randint(0, pitch - box_size + 8, (15, 2), generator=generator)
+corners = [
+    (pitch * (i // 5) + int(j[0]), pitch * (i % 5) + int(j[1])) for i, j in enumerate(jitter)
+]
+for image, (y, x) in zip(clean, corners, strict=True):
+    field[y : y + box_size, x : x + box_size] += image
+sigma = noise_sigma(snr)
+micrograph = field + sigma * torch.randn(field.shape, generator=generator)
+stack = torch.stack([micrograph[y : y + box_size, x : x + box_size] for y, x in corners])
+
+# %% mystnb={"image": {"alt": "A toy micrograph twice: left without noise, fifteen bright molecules in different orientations, one of them in an orange square; right with noise, in which they are hard to see."}}
+fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), sharey=True)
+edge_A = [n * pixel_size_A for n in field.shape]
+for ax, picture, name in zip(
+    axes, (field, micrograph), ("without noise", f"SNR {snr:g}"), strict=True
+):
+    spread = 3 * float(picture.std())
+    ax.imshow(picture, vmin=-spread, vmax=spread, extent=(0, edge_A[1], edge_A[0], 0))
+    ax.set(title=name, xlabel="x (Å)")
+    for y, x in corners[6:8]:
+        at, size = (x * pixel_size_A, y * pixel_size_A), box_size * pixel_size_A
+        ax.add_patch(plt.Rectangle(at, size, size, fill=False, ec="#E69F00", lw=1.5))
+axes[0].set_ylabel("y (Å)")
+fig.suptitle("A toy micrograph; two boxes drawn")
+# %% mystnb={"image": {"alt": "Six molecules cut out of the micrograph: a noisy row, and the same six without noise below."}}
+show_rows({"as recorded": stack[5:11], "the truth": clean[5:11]}, title="Six particle images")
+# %% [markdown]
+# **What to notice.** In the lower row all six are the same molecule, an ion channel with fourfold symmetry: seen from the side it is a stack of domains, from the top a square with a hole. In the upper row you can say *where* a molecule is and perhaps which way it points; its helices are gone. Everything in this book happens between these two rows. A **denoiser** is a function from the upper to the lower one. It must not only look good: in the end thousands of denoised images are combined into a three-dimensional map ([06](06_reconstruct_fsc.ipynb)), and a detail that was invented counts as much there as one that was found.
+#
+# A real micrograph has more in it than molecules and white noise: the blur and ringing of the lenses (the CTF, below), detergent around membrane proteins, ice of uneven thickness, the edge of the carbon film that carries the ice, other molecules at the rim of the box. The last four we call **structural noise**, and they have a chapter of their own, [01](01_simulate.ipynb).
+
+# %% [markdown]
+# ## How much noise is SNR 0.1?
+#
+# The word SNR has many meanings in the field. In this book it has one:
+#
+# $$ \mathrm{SNR} = \frac{\text{variance of the clean images, over all pixels of all boxes}}{\text{variance of the white noise}} . $$
+#
+# At SNR 0.1, the noise has ten times the variance of the molecule, and $\sqrt{10} \approx 3.2$ times its standard deviation. Move the slider. It holds precomputed pictures, so it works in JupyterLab as well as on a saved page. Each picture is stretched to its own contrast, as every viewer of micrographs does; the noise pattern is the same in all of them, and only its strength grows.
+
+# %%
+side_view = project(volume.map, euler_to_matrix(torch.tensor([[20.0, 80.0, 10.0]])))[0]
+side_view = side_view / side_view.std()
+white = torch.randn(box_size, box_size, generator=generator)
+levels = sorted({10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, snr}, reverse=True)
+frames = [side_view + noise_sigma(level) * white for level in levels]
+frames = [(f - f.mean()) / f.std() for f in frames]
+frame_viewer(
+    frames,
+    [f"SNR {level:g}" for level in levels],
+    [f"One molecule from the side with white noise at SNR {level:g}" for level in levels],
+    title="One molecule, more and more noise",
+    index=levels.index(snr),
+    limits=(-2.5, 3.5),
+)
+
+# %% [markdown]
+# Find three places on the slider: where the helices go (single rods), where the domains go, and where you would no longer swear that there is a molecule. For most people the last lies near SNR 0.01. Real particle images are usually put between 0.1 and 0.01, so you have just seen the working range of the field.
+#
+# How can anybody get atoms from such data? By **averaging**. The mean of $n$ images of the same view keeps the molecule and divides the variance of the noise by $n$, so SNR grows as $n$. The cell below does it, and measures the SNR of each mean, from the difference to the truth.
+
+# %% mystnb={"image": {"alt": "One noisy image, means of 10, 100 and 1000 noisy images of the same view, and the truth; the molecule emerges as the number grows."}}
+counts = [1, 10, 100, 1000]
+noise = torch.randn(max(counts), box_size, box_size, generator=generator)
+means = torch.stack([side_view + sigma * noise[:n].mean(0) for n in counts])  # (4, y, x)
+measured = [float(side_view.var() / (mean - side_view).var()) for mean in means]
+columns = [f"n = {n}\nSNR {m:.2g}" for n, m in zip(counts, measured, strict=True)]
+assert_close(torch.tensor(measured), snr * torch.tensor(counts), rtol=0.2, atol=0)
+show_rows(
+    {"": torch.cat([means, side_view[None]])},
+    columns=[*columns, "truth"],
+    limits=(-2, 5),
+    width_in=1.7,
+    title="The mean of n images of one view",
+)
+# %% [markdown]
+# That is the whole trick of the field, and its difficulty: one may only average images of the *same* view, and to know the view one has to see the molecule. Denoising helps to see. It does not replace the averaging, because no function of one image can bring back what that image never held; it can only supply what is likely, judged by the images it was trained on.
+
+# %% [markdown]
+# ## The conventions, by picture
+#
+# Most wrong results in this field are sign errors: a map with the wrong hand, a shift applied twice, particles that are dark where a program wants them bright. All conventions of this book are stated once, in the docstring of `cryonb.conventions`. Here they are in pictures.
+#
+# ### Axes and centre
+#
+# An image is an array `image[y, x]`; a volume is `volume[z, y, x]`. The first index of an image goes **down** the screen. The centre of a box of `n` pixels is index `n // 2`, for even and for odd `n`. For an even box that is *not* the middle of the square: there is one more pixel before it than after it.
+
+# %% mystnb={"image": {"alt": "Two pixel grids of 7 and 8 pixels. The centre pixel n // 2 is orange, the pixel at y = 1, x = 5 is blue."}}
+fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
+for ax, n in zip(axes, (7, 8), strict=True):
+    ax.imshow(torch.ones(n, n), vmin=0, vmax=1.1)
+    for (y, x), colour, text in [
+        ((n // 2, n // 2), "#E69F00", "centre"),
+        ((1, 5), "#56B4E9", "[1, 5]"),
+    ]:
+        ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fc=colour, ec="k"))
+        ax.text(x, y, text, ha="center", va="center", size=7)
+    ax.set(xticks=range(n), yticks=range(n), xlabel="x (pixel index)", ylabel="y (pixel index)")
+    ax.set_title(f"n = {n}: the centre is index {n // 2}")
+    ax.hlines([i + 0.5 for i in range(-1, n)], -0.5, n - 0.5, color="0.6", lw=0.5)
+    ax.vlines([i + 0.5 for i in range(-1, n)], -0.5, n - 0.5, color="0.6", lw=0.5)
+fig.suptitle("image[y, x] and its centre")
+# %% [markdown]
+# ### Rotation
+#
+# A pose is a matrix $R$. It carries *image* coordinates to *volume* coordinates,
+#
+# $$ I(x, y) = \sum_z V\bigl(R\,(x, y, z)\bigr), $$
+#
+# so a ball at position $p$ in the molecule shows up at the first two components of $R^{\mathsf T} p$. RELION, the program most used in the field, writes a pose as three angles, and $R = R_z(\mathrm{rot})\,R_y(\mathrm{tilt})\,R_z(\mathrm{psi})$. To test such a sentence one needs an object without any symmetry. Ours has four balls of different weight: one at the centre, and one along each axis. White circles mark where the formula says that the balls must be.
+
+# %%
+reach_A = box_size * pixel_size_A
+points = (
+    torch.tensor([[0.0, 0, 0], [0.36, 0, 0], [0, 0.26, 0], [0, 0, 0.18]]) * reach_A
+)  # (x, y, z)
+
+
+def ball(point):
+    """A Gaussian ball of 1.3 pixels at (x, y, z) in Å, as a volume (z, y, x)."""
+    axis = (torch.arange(box_size) - box_size // 2) * pixel_size_A
+    x, y, z = point
+    r2 = (axis[:, None, None] - z) ** 2 + (axis[:, None] - y) ** 2 + (axis - x) ** 2
+    return torch.exp(-r2 / (2 * (1.3 * pixel_size_A) ** 2))
+
+
+phantom = ball(points[0]) + 0.8 * ball(points[1]) + 0.6 * ball(points[2]) + 0.4 * ball(points[3])
+angles = torch.tensor([[0.0, 0, 0], [90, 0, 0], [0, 90, 0], [0, 0, 90], [30, 60, 45]])
+poses = euler_to_matrix(angles)  # (5, 3, 3)
+expected_A = torch.einsum("nji,kj->nki", poses, points)  # R^T p: (5, 4, 3)
+
+# %% mystnb={"image": {"alt": "The four balls in five poses; each ball lies in the white circle that the formula predicts."}}
+fig, axes = plt.subplots(1, 5, figsize=(11, 2.9), sharey=True)
+half = box_size // 2 * pixel_size_A + pixel_size_A / 2
+for ax, image, at, angle in zip(axes, project(phantom, poses), expected_A, angles, strict=True):
+    ax.imshow(image, extent=(-half, reach_A - half, reach_A - half, -half))
+    for name, p in zip("0xyz", at, strict=True):
+        ax.plot(*p[:2], "o", ms=13, mfc="none", mec="w", mew=0.6)
+        ax.annotate(
+            name, (float(p[0]), float(p[1])), xytext=(7, 6), textcoords="offset points", color="w"
+        )
+    ax.set(title="rot {:.0f}, tilt {:.0f}, psi {:.0f}".format(*angle), xlabel="x (Å)")
+axes[0].set_ylabel("y (Å)")
+fig.suptitle("Balls on the x, y and z axis, seen in five poses (degrees)")
+# %% [markdown]
+# **What to notice.** At psi = 90 the picture as a whole has turned in its plane, which is all that psi ever does. At tilt = 90 we look along another axis of the molecule: the z ball, hidden behind the centre until then, has come out at the side. Rot turns the molecule about its own z axis before anything else, so for tilt = 0 it cannot be told from psi.
+#
+# A picture convinces, a number proves. The centre of mass of each projected ball must lie at $R^{\mathsf T}p$; we allow a tenth of a pixel for the interpolation.
+
+# %%
+offsets = torch.arange(box_size, dtype=torch.float32) - box_size // 2
+for k in (1, 2, 3):
+    images = project(ball(points[k]), poses)
+    total = images.sum((1, 2))
+    x_px = (images.sum(1) * offsets).sum(1) / total
+    y_px = (images.sum(2) * offsets).sum(1) / total
+    assert_close(
+        torch.stack([x_px, y_px], 1), expected_A[:, k, :2] / pixel_size_A, atol=0.1, rtol=0
+    )
+
+# %% [markdown]
+# ### Shifts and contrast
+#
+# `shifts_px` is `(y, x)` and says **where the particle sits** relative to the box centre: positive means towards larger index, that is down and to the right. RELION stores the opposite, the *origin*: the move in Å that brings the particle back. `cryonb` translates when it reads and writes files, and nowhere else.
+#
+# Particles are **bright**: positive on a background of zero. On the camera they are dark, since matter takes electrons away; most programs invert the images when they cut them out.
+
+# %% mystnb={"image": {"alt": "A centred molecule, the same moved down and to the left with an arrow from the centre, and the same with dark contrast."}}
+shift = (
+    torch.tensor([[0.2, -0.12]]).mul(box_size).round()
+)  # (y, x) in pixels: down, and to the left
+moved = shift_images(side_view[None], shift)
+table = particles_from_arrays(moved, torch.eye(3)[None], pixel_size_A, shifts_px=shift).table
+names = [
+    "centred\nshift (0, 0)",
+    "shift (y, x) = ({:.0f}, {:.0f})\n".format(*shift[0])
+    + "RELION origin (y, x) = ({:.0f}, {:.0f}) Å".format(
+        *table[["rlnOriginYAngst", "rlnOriginXAngst"]].iloc[0]
+    ),
+    "dark: multiply\nby -1 first",
+]
+fig, axes = plt.subplots(1, 3, figsize=(8.4, 3.3))
+for ax, image, name in zip(axes, (side_view, moved[0], -side_view), names, strict=True):
+    ax.imshow(image, vmin=-5, vmax=5)
+    ax.plot(box_size // 2, box_size // 2, "+", color="#E69F00", ms=12)
+    ax.set(xlabel="x (pixel)", ylabel="y (pixel)")
+    ax.set_title(name, size=9)
+centre = torch.tensor([box_size // 2, box_size // 2])
+axes[1].annotate(
+    "",
+    (shift[0] + centre).flip(0).tolist(),
+    centre.tolist(),
+    arrowprops={"arrowstyle": "->", "color": "#E69F00", "lw": 2},
+)
+fig.suptitle("Where the particle sits, and its sign")
+# %% [markdown]
+# ### The CTF
+#
+# A thin object in perfect focus is transparent: it changes the phase of the electron wave and not its intensity. To see it at all one defocuses, and pays with a distortion. The **contrast transfer function** (CTF) says by which factor each spatial frequency (a period $d$ has frequency $1/d$, in 1/Å) reaches the image. It swings between $-1$ and $1$: some details are lost, others come out with reversed contrast.
+#
+# The sign in this book: `defocus_um` is positive for underfocus, the usual case, and then the CTF is **positive at low frequency**, so that bright particles stay bright. The setting of the paper that this book follows has no CTF; it is here so that you recognise it, and [01](01_simulate.ipynb) has a switch for it.
+
+# %% mystnb={"image": {"alt": "Left, two CTF curves that mirror each other; right, a molecule without CTF, at underfocus with bright contrast and at overfocus with dark contrast."}}
+fig, axes = plt.subplots(1, 4, figsize=(11, 2.9), width_ratios=[1.7, 1, 1, 1])
+fine = ctf(512, pixel_size_A, torch.tensor([1.5, -1.5]))[:, 0]  # along the x axis of the transform
+frequency = torch.fft.rfftfreq(512, pixel_size_A)
+pictures = {"no CTF": side_view}
+for curve, value, name in zip(fine, (1.5, -1.5), ("underfocus", "overfocus"), strict=True):
+    axes[0].plot(frequency, curve, label=f"{name} {value:+.1f} µm")
+    pictures[name] = apply_ctf(side_view[None], ctf(box_size, pixel_size_A, value))[0]
+axes[0].axhline(0, color="0.6", lw=0.8)
+axes[0].set(
+    xlabel="spatial frequency (1/Å)",
+    ylabel="CTF",
+    title="what each frequency is multiplied by",
+    ylim=(-1.1, 1.6),
+)
+axes[0].legend(fontsize=8, loc="upper center", ncols=2)
+for ax, (name, image) in zip(axes[1:], pictures.items(), strict=True):
+    ax.imshow(image, vmin=-4, vmax=4)
+    ax.set(title=name, xticks=[], yticks=[])
+fig.suptitle("The contrast transfer function at 300 kV")
+# %% [markdown]
+# ## Try to break it: a molecule out of nothing
+#
+# Here is the mistake that every user of a denoiser should have made once, on purpose. We take **pure noise**, no molecule anywhere. We slide each noise image until it agrees best with a template, our side view, and average the aligned images, just as one averages particles.
+
+# %% mystnb={"image": {"alt": "The template, one pure noise image, the plain average of noise, which is flat, and the average of aligned noise, which looks like the template."}}
+template = side_view - side_view.mean()
+noise = torch.randn(2000, box_size, box_size, generator=generator)
+match_ft = torch.fft.rfft2(noise) * torch.fft.rfft2(template).conj()
+best = (
+    torch.fft.irfft2(match_ft, s=(box_size, box_size)).flatten(1).argmax(1)
+)  # of all cyclic shifts
+found = torch.stack([best // box_size, best % box_size], 1).float()  # (n, 2) as (y, x)
+aligned = shift_images(noise, -found).mean(0)
+resemblance, control = (
+    float(torch.corrcoef(torch.stack([template.flatten(), x.flatten()]))[0, 1])
+    for x in (aligned, noise.mean(0))
+)
+columns = [
+    "template",
+    "one of 2000",
+    f"plain mean\nr = {control:.2f}",
+    f"mean of aligned\nr = {resemblance:.2f}",
+]
+pictures = torch.stack([template, noise[0], noise.mean(0), aligned])
+pictures = pictures / pictures.std((1, 2), keepdim=True)
+show_rows(
+    {"": pictures}, columns=columns, limits=(-2, 4), width_in=1.8, title="Nothing but noise went in"
+)
+# %%
+assert resemblance > 0.5 > abs(control)
+display(
+    Markdown(
+        f"The aligned average correlates with the template at **r = {resemblance:.2f}**; the plain average of the same noise at {control:.2f}."
+    )
+)
+
+# %% [markdown]
+# The molecule on the right is not in the data. It came from the template: of all places where noise could be put, we kept the one where it looks most like what we expected. The literature calls it *Einstein from noise* (Henderson 2013), after the portrait that was used as the template.
+#
+# A network trained on one protein **is** a template, a very large one. Given noise, it will draw that protein. This is why the book never judges a denoiser by looks: we use test images that were never trained on, compare with a truth that we know, watch the structural noise that should vanish, and compare maps from half sets that share nothing. Keep the picture in mind whenever something looks too good.
+
+# %% [markdown]
+# ## Exercises
+#
+# ```{exercise-start} Predict a pose
+# :label: ex-start-pose
+# ```
+# A ball sits 30 Å from the centre on the molecule's z axis, $p = (0, 0, 30)$. Find RELION angles for which it appears on the *right* of the image, at $x = +30$ Å, $y = 0$. Check with `euler_to_matrix`.
+# ```{exercise-end}
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-start-pose
+# :class: dropdown
+# ```
+# Only tilt can bring the z axis into the image plane, so tilt = 90. That alone puts the ball on the left (rot does not move a point of the z axis); a half turn in the plane, psi = 180, carries it to the right.
+
+# %%
+for rot, tilt, psi in ((0.0, 90.0, 0.0), (0.0, 90.0, 180.0), (57.0, 90.0, 180.0)):
+    R = euler_to_matrix(torch.tensor([[rot, tilt, psi]]))[0]
+    x, y, z = (R.T @ torch.tensor([0.0, 0.0, 30.0])).tolist()
+    print(f"rot {rot:3.0f}, tilt {tilt:.0f}, psi {psi:3.0f}: x = {x:+.1f}, y = {y:+.1f} Å")
+assert_close(torch.tensor([x, y]), torch.tensor([30.0, 0.0]), atol=1e-3, rtol=0)
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %% [markdown]
+# ```{exercise-start} How many images?
+# :label: ex-start-count
+# ```
+# How many images of one view must be averaged to reach SNR 10, from SNR 0.1 and from SNR 0.01? A data set shows some 3,000 views that differ noticeably. How many particles is that in all?
+# ```{exercise-end}
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-start-count
+# :class: dropdown
+# ```
+# SNR grows as $n$, so $n = 10 / \mathrm{SNR}$. Hundreds of thousands to millions of particles: these are indeed the sizes of real data sets. (A reconstruction does better than averaging view by view, because neighbouring views and symmetry mates share information.)
+
+# %%
+for level in (0.1, 0.01):
+    n = round(10 / level)
+    mean_noise = noise_sigma(level) * torch.randn(n, box_size, box_size, generator=generator).mean(
+        0
+    )
+    reached = float(side_view.var() / mean_noise.var())
+    print(f"SNR {level:g}: n = {n}, measured SNR {reached:.1f}, {3000 * n:,} particles")
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %% [markdown]
+# ```{exercise-start} Bright or dark?
+# :label: ex-start-sign
+# ```
+# Somebody sends you a stack and does not say whether particles are bright. You have no truth. Write a function that decides, and try it on `stack` and on `-stack`.
+# ```{exercise-end}
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-start-sign
+# :class: dropdown
+# ```
+# The molecule is in the middle and the corners are mostly empty. The mean over a stack of (middle minus rim) has the sign of the contrast, and its standard error says how sure one may be. With a carbon edge or a thick ice gradient in the corners it is less sure: see the next chapter.
+
+
+# %%
+def contrast(images):
+    """Mean over the stack of middle minus rim, in units of its standard error."""
+    radius = torch.hypot(offsets[:, None], offsets) / box_size  # (y, x)
+    difference = images[:, radius < 0.2].mean(1) - images[:, radius > 0.45].mean(1)
+    return float(difference.mean() / (difference.std() / len(images) ** 0.5))
+
+
+bright, dark = contrast(stack), contrast(-stack)
+print(f"as sent: {bright:+.1f} standard errors, inverted: {dark:+.1f}")
+assert bright > 0 > dark
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %% [markdown]
+# ## The map of the book
+#
+# | notebook | question | you get |
+# |---|---|---|
+# | **00 start here** | what am I looking at? | conventions, a feeling for SNR |
+# | [01 simulate](01_simulate.ipynb) | how are such images made, with a known truth? | two data sets: `white` and `structural` |
+# | [02 train SR3](02_train_sr3.ipynb) | how does a diffusion model learn to denoise? | a trained model and its samples |
+# | [03 refine](03_refine_unet.ipynb) | what does a second, simple network add? | the two-stage denoiser of the paper |
+# | [06 reconstruct](06_reconstruct_fsc.ipynb) | do denoised images give a better map? | volumes, Fourier shell correlation, resolution |
+#
+# The numbers 04, 05 and from 07 on are kept for later chapters. The book follows one paper, Zhang, Zhao, Hu and Zhao (2024), and says at every step what the paper states, what it leaves open and what we chose. Two settings run through everything: `white`, molecule plus white noise as in the paper's tables, and `structural`, with all that a real micrograph adds. The target is the clean molecule in both.
+#
+# Ways to run it:
+#
+# ```bash
+# make tutorial                     # all notebooks, quick sizes; PROFILE=workshop for longer training
+# make lab                          # open them in JupyterLab
+# .venv/bin/cryonb run 00 -p snr 0.03 --run-dir runs/snr003    # one of them, checked parameters
+# papermill notebooks/00_start_here.ipynb out.ipynb -p snr 0.03 -p run_dir runs/snr003
+# ```
+#
+# Every notebook has one cell of parameters near its top; change a value there and run all cells, or pass it from outside as in the last two lines.
+#
+# ## Recap
+#
+# - A particle image is a projection of one molecule in an unknown pose, plus noise of some ten to a hundred times its variance.
+# - Images are `[y, x]`, the centre is `n // 2`, a point $p$ appears at $R^{\mathsf T}p$, shifts say where the particle sits, particles are bright, underfocus is positive.
+# - SNR is variance over variance, over the whole box; averaging $n$ images multiplies it by $n$.
+# - Whatever knows the answer in advance will find it in noise.
+#
+# **Next**: [01 simulate](01_simulate.ipynb) builds these images from atoms, step by step.
+#
+# **References**
+#
+# - Zhang, Zhao, Hu and Zhao, *Robust single-particle cryo-EM image denoising and restoration*, ICASSP 2024, [arXiv 2401.01097](https://arxiv.org/abs/2401.01097).
+# - Henderson, *Avoiding the pitfalls of single particle cryo-electron microscopy: Einstein from noise*, PNAS 110, 18037 (2013).
+# - Scheres, *RELION: implementation of a Bayesian approach to cryo-EM structure determination*, J. Struct. Biol. 180, 519 (2012).
+
+# %%
+results = {
+    "snr": snr,
+    "snr_measured": measured[0],
+    "snr_mean_of_1000": measured[-1],
+    "noise_only_correlation": resemblance,
+    "noise_only_control": control,
+    "contrast_standard_errors": bright,
+    "environment_ok": all(item.ok for item in report),
+    "seconds": round(time.perf_counter() - started, 1),
+}
+path = Path(run_dir) / "results" / "00_start_here.json"
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(json.dumps(results, indent=1))
+display(
+    Markdown(
+        "\n".join(
+            ["| result | value |", "|---|---|", *[f"| {k} | {v} |" for k, v in results.items()]]
+        )
+    )
+)

@@ -1,0 +1,669 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Train a diffusion model that finds the particle
+#
+# ```text
+#   forward, known:      clean particle  ──►  a little noise  ──►  …  ──►  pure noise
+#                             y₀                  y_t                          y_T
+#   reverse, learnt:     clean particle  ◄──  a little noise  ◄──  …  ◄──  pure noise
+#                                                ▲                 ▲
+#                                     at every step the network looks at x, the noisy particle
+# ```
+#
+# You will build SR3, a *conditional diffusion model*, train it on pairs of noisy and clean
+# particles, and watch it pull particles out of noise ten times stronger than they are.
+#
+# ## You will learn
+#
+# - to **write down** the forward process and jump to any step of it in one line;
+# - to **derive** what a network should be asked for, and to **measure** what happens if it is asked
+#   for the wrong thing;
+# - to **train** a model from high to low signal-to-noise ratio, and to resume it when it is cut off;
+# - to **run** the reverse process with many steps, few steps, and one;
+# - to **recognise** what the model shows you when there is nothing to see.
+#
+# ## Before you start
+#
+# | concept | need | where |
+# |---|---|---|
+# | what a particle image is, SNR, our units | necessary | `00_start_here`, `01_simulate` |
+# | training a neural network by gradient descent | necessary | any deep-learning course |
+# | normal distribution, variance, weighted mean | necessary | any statistics course |
+# | U-Net, attention | helpful | Ronneberger 2015; Vaswani 2017 |
+#
+# **Inputs**: the data sets of `01_simulate` (made here if they are missing). **Outputs**: weights in
+# `run_dir/models`, denoised test particles in `run_dir/denoised`. **Hardware**: two CPU cores are
+# enough at the sizes `quick` and `workshop`; the time and memory that the last run took are in the
+# results table that `make tutorial` prints.
+
+# %%
+import copy
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Markdown, display
+from torch.testing import assert_close
+from tqdm.auto import tqdm
+
+from cryonb import diffusion
+from cryonb.baselines import linear_filter
+from cryonb.dataset import read_dataset, write_dataset
+from cryonb.diffusion import SR3, denoise, sample
+from cryonb.metrics import mse, psnr, score, structural_noise_residual
+from cryonb.particles import write_particles
+from cryonb.plotting import TrainingPlot, grey_limits, show_rows, use_style
+from cryonb.simulate import projected_mask
+from cryonb.train import curriculum_sigma, draw_batch, sr3_loss, train
+from cryonb.unet import ResidualBlock
+from cryonb.volumes import load_volume
+from cryonb.weights import kept_weights, load_model, save_model
+from cryonb.widgets import frame_viewer
+
+use_style()
+
+# %% tags=["parameters"]
+source = "channel"  # channel, prestin, or a PDB, mmCIF or MRC file
+box_size = 64  # pixels
+pixel_size_A = 3.0  # Å per pixel
+snr = 0.1  # variance of the clean images / variance of the white noise
+structural = True  # train for the setting "structural" too, beside "white"
+n_train = 2000  # particles for training
+n_validation = 1000  # particles kept apart for the second stage
+n_test = 512  # particles that no network ever sees in training
+train_images = 10000  # images the model sees, each with fresh noise; half as many for "structural"
+compare_images = 3000  # images each of the two short runs of section 4 sees
+batch_size = 32  # images per training step
+learning_rate = 1e-3  # of AdamW, at its highest
+steps = 8  # network evaluations of the sampler
+use_kept = True  # load weights that come with cryonb, where they fit these parameters
+seed = 0  # of the data, the training and the sampler
+run_dir = "runs/own"  # everything is written under it
+
+# %% [markdown]
+# ## 1. The data, and a line to beat
+#
+# **Question.** How well can one denoise without any deep learning?
+#
+# We load the particles of `01_simulate`: clean projections $y_0$ of the molecule (unit variance over
+# the data set), and what the detector records, $x = y_0 + \text{structure} + \sigma n$, with white
+# noise $n$ and $\sigma = 1/\sqrt{\mathrm{SNR}}$. The *best linear filter* is the fair line to beat:
+# given the covariance of the clean images, no other matrix you may multiply an image with has a
+# lower mean squared error. It is what the covariance Wiener filter (CWF) estimates, and CWF is the
+# strongest classical method for this task.
+
+# %%
+run_dir = Path(run_dir)
+volume = load_volume(source, box_size, pixel_size_A)
+counts = {"train": n_train, "validation": n_validation, "test": n_test}
+settings = ["white", "structural"] if structural else ["white"]
+data, linear, scores = {}, {}, {}
+for name in settings:
+    folder = run_dir / "data" / name
+    make = partial(write_dataset, source=source, snr=snr, noise=name, seed=seed)
+    data[name] = read_dataset(make(folder, volume, counts))
+    train_set = data[name].train
+    same = train_set.clean.images if name == "white" else train_set.observed
+    linear[name] = linear_filter(train_set.clean.images, same, data[name].sigma)
+sigma = data["white"].sigma
+
+white = data["white"].test
+figure = show_rows(
+    {
+        "noisy x": white.noisy.images[:6],
+        "best linear filter": linear["white"](white.noisy.images[:6]),
+        "clean y₀": white.clean.images[:6],
+    },
+    title=f"What linear filtering can do at SNR {snr:g}",
+)
+
+# %% [markdown]
+# The filter finds the position and the rough outline, and blurs everything else: it must serve all
+# orientations with one matrix. A better method has to *recognise* the orientation first and then
+# draw what belongs to it. That is a non-linear task, and the reason for using a network.
+#
+# ## 2. The forward process
+#
+# **Question.** How do we turn a particle into pure noise so slowly that each step can be undone?
+#
+# **Idea.** Mix in a little Gaussian noise and shrink the image a little, again and again:
+#
+# $$ y_t = \sqrt{1-\beta_t}\; y_{t-1} + \sqrt{\beta_t}\;\varepsilon_t, \qquad t = 1 \dots T. $$
+#
+# Sums of Gaussians are Gaussian, so all steps up to $t$ collapse into one. With
+# $\gamma_t = \prod_{s\le t} (1-\beta_s)$,
+#
+# $$ y_t = \sqrt{\gamma_t}\; y_0 + \sqrt{1-\gamma_t}\;\varepsilon . $$
+#
+# $\gamma$ runs from 1 (clean) to nearly 0 (noise), and is all one needs to know about a step. SR3
+# (Saharia et al. 2021) uses $T=2000$ and $\beta$ rising linearly from $10^{-6}$ to $10^{-2}$. Let us
+# check the collapse: follow the variance of the signal and of the noise step by step.
+
+# %%
+betas = torch.linspace(1e-6, 1e-2, 2000, dtype=torch.float64)
+signal, noise = 1.0, 0.0  # variances carried by y_0 and by noise
+for beta in betas:
+    signal, noise = (1 - beta) * signal, (1 - beta) * noise + beta
+gammas = diffusion.published_gammas()
+assert_close(gammas[-1], signal)  # the product of (1 - beta) is the signal that is left ...
+assert_close(1 - gammas[-1], noise)  # ... and the rest is noise
+
+generator = torch.Generator().manual_seed(seed)
+y0 = white.clean.images[0]
+eps = torch.randn(y0.shape, generator=generator)
+shown = [1.0, 0.9, 0.5, 0.1, 0.01, float(gammas[-1])]
+frames = torch.stack([g**0.5 * y0 + (1 - g) ** 0.5 * eps for g in shown])
+figure = show_rows({"y_t": frames}, columns=[f"γ = {g:.2g}" for g in shown], limits=(-3, 5))
+
+# %% [markdown]
+# At γ = 0.1 the signal has a tenth of the variance and the noise nine tenths: that is about the SNR
+# of our *data*. A cryo-EM particle looks as if somebody had run a forward process on it and left
+# out the shrinking. This observation is worth a section of its own.
+#
+# ## 3. Two noisy views of one particle
+#
+# **Question.** At step $t$ the network gets two images: the noisy particle $x = y_0 + \sigma n$ and
+# the state $y_t$. What do they tell it together?
+#
+# **Idea.** Divide the state by $\sqrt\gamma$: $z = y_t/\sqrt\gamma = y_0 + \sigma_t\,\varepsilon$ with
+# $\sigma_t^2 = (1-\gamma)/\gamma$. So $x$ and $z$ are two measurements of the same $y_0$ with
+# independent Gaussian errors. Anyone who has averaged two measurements knows what to do: weight by
+# the inverse variances,
+#
+# $$ c = \frac{x/\sigma^2 + z/\sigma_t^2}{1/\sigma^2 + 1/\sigma_t^2}, \qquad
+#    \frac{1}{\sigma_c^2} = \frac{1}{\sigma^2} + \frac{1}{\sigma_t^2}. $$
+#
+# For white noise nothing is lost: the posterior of $y_0$ depends on $(x, y_t)$ through $c$ alone. So
+# **the conditional diffusion model of the paper is one denoiser, $E[y_0 \mid c]$, for every noise
+# level below $\sigma$.** We therefore hand the network $c$ (and $x$ once more, because with
+# structural noise $x$ still knows things that $c$ has averaged away).
+
+# %%
+gamma = torch.tensor(0.2)
+x = y0 + sigma * torch.randn(y0.shape, generator=generator)
+y_t = gamma.sqrt() * y0 + (1 - gamma).sqrt() * eps
+z, sigma_t = y_t / gamma.sqrt(), ((1 - gamma) / gamma).sqrt()
+precision = 1 / sigma**2 + 1 / sigma_t**2
+c, sigma_c = (x / sigma**2 + z / sigma_t**2) / precision, precision**-0.5
+mine, cryonbs = (c, sigma_c), diffusion.fuse(y_t, gamma, x, torch.tensor(sigma))
+assert_close(mine, cryonbs, rtol=1e-5, atol=1e-5)
+figure = show_rows(
+    {"": torch.stack([x, z, c, y0])},
+    columns=[f"x, σ = {sigma:.2f}", f"z, σ_t = {sigma_t:.2f}", f"c, σ_c = {sigma_c:.2f}", "y₀"],
+    limits=(-4, 6),
+)
+
+# %% [markdown]
+# Notice that $c$ is cleaner than either of its parents, though $x$ adds only a little to $z$ here.
+#
+# ## 4. What to ask the network for
+#
+# **Question.** The published model predicts the noise $\varepsilon$ and is trained on
+# $\lVert \hat\varepsilon(x, y_t, \gamma) - \varepsilon\rVert^2$ (eq. 3 of the paper). Is that a good
+# thing to ask?
+#
+# Solve the forward equation for the clean image: $\hat y_0 = (y_t - \sqrt{1-\gamma}\,\hat\varepsilon)
+# / \sqrt\gamma$. An error of the network is multiplied by $\sqrt{(1-\gamma)/\gamma}$: at the first
+# step of the sampler, where γ is smallest, by about 150. With days of training that can be
+# learnt away; in minutes it cannot. The remedy costs nothing: ask for the clean image instead, as a
+# correction to what $c$ already tells. With $\sigma_c$ the noise in $c$ and unit signal variance, the
+# best *pixel-wise* guess is $c/(1+\sigma_c^2)$, so we let the network fill in the rest,
+#
+# $$ \hat y_0 = \frac{c}{1+\sigma_c^2} + \frac{\sigma_c}{\sqrt{1+\sigma_c^2}}\, F(c, x, \sigma_c, \sigma), $$
+#
+# where $F$ has unit variance (the scaling of Karras et al. 2022). Then even the very first step,
+# from pure noise, gives $E[y_0 \mid x]$: the *posterior mean*, the best possible answer in mean
+# squared error. Here is the loss written out once, and checked against the package.
+
+# %%
+torch.manual_seed(seed)
+tiny = SR3("fused", widths=(32, 64), blocks=1, transformers=1)
+clean, observed = (images[:4] for images in (white.clean.images, white.observed))
+level = torch.full((4, 1, 1, 1), sigma)
+gamma = diffusion.draw_gamma(4, sigma, torch.Generator().manual_seed(1)).view(-1, 1, 1, 1)
+
+g = torch.Generator().manual_seed(2)
+eps, n = (torch.randn(4, 1, box_size, box_size, generator=g) for _ in range(2))
+y_t = gamma.sqrt() * clean[:, None] + (1 - gamma).sqrt() * eps  # forward process, one line
+noisy = observed[:, None] + level * n
+c, sigma_c = diffusion.fuse(y_t, gamma, noisy, level)
+inputs = torch.cat([c / (1 + sigma_c**2).sqrt(), noisy / (1 + level**2).sqrt()], dim=1)
+F_out = tiny.unet(inputs, torch.cat([sigma_c, level], dim=1).flatten(1).log())
+wanted = (clean[:, None] - c / (1 + sigma_c**2)) * (1 + sigma_c**2).sqrt() / sigma_c
+mine = (F_out - wanted).square().mean()
+g = torch.Generator().manual_seed(2)
+assert_close(mine, tiny.loss(clean, observed, gamma.flatten(), sigma, g), rtol=1e-4, atol=1e-5)
+
+# %% [markdown]
+# ### The network's block
+#
+# The network is a U-Net: it folds 4 × 4 pixels into channels (most of a particle image is noise, and
+# full-resolution layers are where the time would go), works at two resolutions with convolutions,
+# and at the coarsest lets all patches attend to each other, since the orientation is written all
+# over the image. It must also be told how noisy its input is. Each block does it so: normalise, then
+# scale and shift every channel by numbers computed from the noise level. That is the whole trick of
+# a *conditional* block; the line with `scale` is the condition.
+
+# %%
+block = ResidualBlock(16, 16, embedding=8)
+torch.nn.init.normal_(block.conv2.weight, std=0.1)  # it starts at zero, as identity; not for a test
+h, embedding = torch.randn(2, 16, 8, 8), torch.randn(2, 8)
+silu, norm = torch.nn.functional.silu, torch.nn.functional.group_norm
+inner = block.conv1(silu(norm(h, 8, block.norm1.weight, block.norm1.bias)))
+scale, shift = block.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
+inner = norm(inner, 8, block.norm2.weight, block.norm2.bias) * (1 + scale) + shift
+assert_close(h + block.conv2(silu(inner)), block(h, embedding))
+
+# %% [markdown]
+# ### From easy to hard
+#
+# One more thing decides whether minutes suffice. At SNR 0.1 a fresh network finds nothing to hold on
+# to: for a long while it learns the average image and no more. At SNR 3 it sees the particle at
+# once. So the largest noise level grows geometrically from SNR 3 to the target over the first 60 %
+# of the run, and the network takes along what it knows: a *curriculum*.
+#
+# `train` is a generator: it does one step and hands control back, and *we* decide what to print or
+# plot. It keeps an exponential moving average of the weights (smoother, and better), and writes a
+# checkpoint once a minute; if you interrupt this cell and run it again, it goes on where it was.
+#
+# Both ways of asking, at the same cost:
+
+# %%
+test_images = white.noisy.images[:256]
+mask = projected_mask(data["white"].mask, white.clean.rotations)
+
+
+def train_sr3(model, setting, n_images, tag, snr_start=3.0, rate=learning_rate):
+    """Train on one setting, with a live plot; returns the averaged model."""
+    average, part = copy.deepcopy(model), data[setting].train
+    draw = partial(draw_batch, (part.clean.images, part.observed))
+    loss = partial(sr3_loss, sigma=sigma, snr_start=snr_start)
+    checkpoint = run_dir / "models" / f"{tag}.checkpoint"
+    one = data[setting].test
+    options = dict(batch_size=batch_size, learning_rate=rate, seed=seed, checkpoint=checkpoint)
+
+    def examples():
+        (image,) = denoise(average.eval(), one.noisy.images[:1], sigma, steps=1)
+        return {"denoised now": image[0], "clean": one.clean.images[0]}
+
+    plot = TrainingPlot(f"{tag}: loss", examples)
+    for progress in tqdm(
+        train(model, average, draw, loss, n_images, **options), total=-(-n_images // batch_size)
+    ):
+        plot.add(progress)
+    return average.eval()
+
+
+# %% mystnb={"image": {"alt": "Loss curves of the two short training runs, with an example each"}}
+short = {}
+for parameterisation in ("eps", "fused"):
+    torch.manual_seed(seed)
+    tag = f"short-{parameterisation}"
+    short[parameterisation] = train_sr3(SR3(parameterisation), "white", compare_images, tag)
+
+# %%
+asked = {}
+for name, model in short.items():
+    for k in (1, steps):
+        out = torch.cat(list(denoise(model, test_images, sigma, k)))
+        asked[name, k] = float(psnr(out, white.clean.images[:256]).mean())
+rows = "\n".join(f"| {a} | {k} | {dB:.2f} |" for (a, k), dB in asked.items())
+display(
+    Markdown(
+        f"| asked for | sampler steps | PSNR (dB) |\n|---|---|---|\n{rows}\n\nAfter "
+        f"{compare_images} images, asking for the clean image is worth "
+        f"**{asked['fused', 1] - asked['eps', 1]:.1f} dB** in one step and "
+        f"**{asked['fused', steps] - asked['eps', steps]:.1f} dB** in {steps} steps."
+    )
+)
+
+# %% [markdown]
+# Both networks have the same size and saw the same images. The loss curves must not be compared:
+# they measure different quantities. The images may.
+#
+# ## 5. Train it
+#
+# Now in earnest, first with white noise. Then the same network goes on with the setting
+# `structural`, where the target is still the clean molecule, but micelle, neighbours, ice and carbon
+# stand in the input. It has nothing new to learn about the molecule, only what to ignore, so it
+# starts from the weights that it has, and half the images do.
+
+# %% mystnb={"image": {"alt": "Loss curve in the setting white, with a denoised test image beside it"}}
+models, seconds = {}, {}
+torch.manual_seed(seed)
+start = time.perf_counter()
+models["white"] = train_sr3(SR3("fused"), "white", train_images, "white-sr3")
+seconds["white"] = time.perf_counter() - start
+
+# %% mystnb={"image": {"alt": "Loss curve in the setting structural, with a denoised test image"}}
+if structural:
+    start, fine = time.perf_counter(), copy.deepcopy(models["white"]).train()
+    rate = learning_rate / 2
+    tag = "structural-sr3"
+    models["structural"] = train_sr3(fine, "structural", train_images // 2, tag, snr, rate)
+    seconds["structural"] = time.perf_counter() - start
+for name, model in models.items():
+    manifest = {"source": source, "snr": snr, "setting": name, "images": train_images}
+    save_model(run_dir / "models" / f"{name}-sr3.safetensors", model, manifest)
+
+# %% [markdown]
+# ### Found pretrained weights?
+#
+# Minutes on a CPU are enough to see the idea work, not to see how far it goes. For the embedded
+# channel cryonb brings weights that saw many more images, made by `cryonb train`; the options are in
+# the file. If they fit the parameters of this notebook they are loaded *beside* the ones you just
+# trained, never instead of them: each table below says which is which.
+
+# %%
+here = Path(source).stem
+for setting in settings:
+    path = kept_weights(f"{here}-{setting}-sr3") if use_kept else None
+    if path is None:
+        continue
+    model, manifest = load_model(path, SR3)
+    made = manifest["options"]
+    if (made["box_size"], made["pixel_size"], made["snr"]) == (box_size, pixel_size_A, snr):
+        models[f"{setting}, kept"] = model
+        print(f"found pretrained weights, loading: {path.name}, {made['images']:,} images")
+
+# %% [markdown]
+# ## 6. The reverse process
+#
+# **Question.** How does one get from a network that guesses clean images to a *sample*, one sharp
+# image out of all that agree with the noisy particle?
+#
+# **Idea.** Start from pure noise. Guess the clean image; from the guess, work out the noise; step to a
+# state with a little less noise *in the same direction*; repeat. In the paper (eqs. 1–2) fresh noise
+# is added at each step. It may as well be left out (DDIM, Song et al. 2021): then everything is
+# decided by the first draw, and few steps suffice.
+
+# %%
+best = models.get("white, kept", models["white"])
+levels = [*diffusion.step_gammas(steps, sigma).tolist(), 1.0]
+generator = torch.Generator().manual_seed(seed)
+noisy = test_images[:1]
+y_t = (1 - levels[0]) ** 0.5 * torch.randn(noisy.shape, generator=generator)
+with torch.no_grad():
+    for gamma, after in zip(levels, levels[1:], strict=False):
+        guess = best(y_t, gamma, noisy, sigma)
+        eps = (y_t - gamma**0.5 * guess) / (1 - gamma) ** 0.5
+        y_t = after**0.5 * guess + (1 - after) ** 0.5 * eps
+taken = list(sample(best, noisy, sigma, steps, generator=torch.Generator().manual_seed(seed)))
+assert_close(guess, taken[-1].clean, rtol=1e-3, atol=1e-3)
+
+# %%
+truth = white.clean.images[0]
+low, high = grey_limits(truth)
+pictures = [torch.cat([step.y_t[0].clamp(low, high), step.clean[0], truth], 1) for step in taken]
+labels = [f"step {s.index + 1}, γ = {s.gamma:.2g}" for s in taken]
+alts = [
+    f"State, guess and truth after {label}: the guess has {psnr(s.clean, truth[None]).item():.1f} dB"
+    for s, label in zip(taken, labels, strict=True)
+]
+frame_viewer(pictures, labels, alts, title="state y_t | guess of the clean image | truth")
+
+# %% [markdown]
+# Move the slider. In the first steps the guess is blurred: an average over all orientations the
+# noise leaves open. As the state gets cleaner the network commits itself, and detail appears.
+# Whether this detail is *true* is another matter, and the next figure decides it.
+#
+# ## 7. One step, few steps, many steps
+#
+# **Question.** What do more steps buy?
+#
+# A perfect sampler draws from the posterior. Theory then says: the squared error of one sample is
+# exactly **twice** that of the posterior mean, 3 dB. More steps make the image *sharper* and *less
+# accurate*.
+
+# %%
+clean256 = white.clean.images[:256]
+by_steps = {}
+for k in (1, 2, 4, 8, 16, 32) if train_images > 1000 else (1, 2, 4):
+    out = torch.cat(list(denoise(best, test_images, sigma, k)))
+    detail = (out - out.mean((1, 2), keepdim=True)).var() / clean256.var()
+    by_steps[k] = float(psnr(out, clean256).mean()), float(mse(out, clean256).mean()), float(detail)
+dB, error, variance = zip(*by_steps.values(), strict=True)
+fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+left.plot(list(by_steps), dB, "o-")
+left.axhline(dB[0] - 3.01, color="0.6", ls="--", lw=0.8)
+left.annotate("one step − 3 dB: an exact sampler", (1.1, dB[0] - 2.95), size=8)
+left.set(xscale="log", xlabel="steps (network evaluations)", ylabel="PSNR (dB)")
+left.set_title("Accuracy falls")
+right.plot(list(by_steps), variance, "o-", color="C1")
+right.axhline(1, color="0.6", ls="--", lw=0.8)
+right.set(xscale="log", xlabel="steps (network evaluations)", ylabel="variance / variance of truth")
+right.set_title("The missing variance comes back")
+display(
+    Markdown(
+        f"MSE of a {max(by_steps)}-step sample ÷ MSE of one step: **{error[-1] / error[0]:.2f}**"
+    )
+)
+
+# %% [markdown]
+# The posterior mean (one step) is always too smooth: its variance falls short of the truth's. The
+# sample makes up for it with detail that is plausible but partly invented. The paper's second stage,
+# the U-Net of `03_refine_unet`, turns samples back into means.
+#
+# ## 8. How good is it?
+#
+# Every test particle, every method so far, by the definitions of `cryonb.conventions` (PSNR with the
+# range of each clean image; *in mask*: inside the particle's outline). For `structural`, the last
+# column is the energy of the error where the micelle stood, relative to the micelle's own: 1 means
+# that as much is wrong there as the micelle brought in.
+
+
+# %%
+def residual(images, setting):
+    """Mean structural-noise residual in the micelle's region; None in the setting white."""
+    part, belt = data[setting].test, data[setting].micelle
+    if not part.structure.any():
+        return None
+    region = (projected_mask(belt.abs() / belt.abs().max(), part.clean.rotations)).float()
+    return float(
+        structural_noise_residual(images, part.clean.images, part.structure, region).mean()
+    )
+
+
+outputs = {}
+for setting in settings:
+    noisy = data[setting].test.noisy.images
+    outputs[setting] = {"noisy": noisy, "best linear filter": linear[setting](noisy)}
+    for kind in (setting, f"{setting}, kept"):
+        if kind in models:
+            suffix = ", kept weights" if "kept" in kind else ", trained here"
+            for name, k in ((f"one step{suffix}", 1), (f"{steps}-step sample{suffix}", steps)):
+                bar = tqdm(
+                    denoise(models[kind], noisy, sigma, k, seed=seed), desc=f"{setting}, {name}"
+                )
+                outputs[setting][name] = torch.cat(list(bar))
+for setting, images in outputs.items():
+    clean = data[setting].test.clean.images
+    scores[setting] = {
+        n: score(i, clean, mask) | {"residual": residual(i, setting)} for n, i in images.items()
+    }
+
+# %%
+for setting, rows in scores.items():
+    text = f"**{setting}**, SNR {snr:g}, {n_test} test particles\n\n"
+    text += "| | MSE | PSNR (dB) | in mask (dB) | SSIM | micelle residual |\n|---|---|---|---|---|---|\n"
+    for name, s in rows.items():
+        left = "" if s["residual"] is None else f"{s['residual']:.2f}"
+        text += f"| {name} | {s['mse']:.3f} | {s['psnr_dB']:.2f} | {s['psnr_mask_dB']:.2f} | "
+        text += f"{s['ssim']:.3f} | {left} |\n"
+    display(Markdown(text))
+
+# %% mystnb={"image": {"alt": "Strips of test particles: noisy, denoised by each method, clean"}}
+for setting, images in outputs.items():
+    strips = {name: i[:6] for name, i in images.items()}
+    strips["clean"] = data[setting].test.clean.images[:6]
+    limits = {n: grey_limits(strips["clean"]) for n in strips if n != "noisy"}
+    show_rows(strips, limits=limits, title=f"Test particles, setting {setting}, SNR {snr:g}")
+    plt.show()
+
+# %% [markdown]
+# Compare row by row with the truth. Where the particle's outline or its pore is in the wrong place,
+# the network has mistaken the orientation: such images are sharp *and wrong*, and PSNR punishes them
+# more than an honest blur. In `structural`, look for the micelle's rim: the noisy image contains it,
+# the output should not.
+#
+# ## 9. Try to break it
+#
+# Three inputs the model was never made for: noise without any particle, another protein, and the
+# right particle with the wrong noise level.
+
+# %% mystnb={"image": {"alt": "Noise, another protein, and a wrongly stated noise level, each denoised"}}
+generator = torch.Generator().manual_seed(seed + 1)
+n6 = torch.randn(6, box_size, box_size, generator=generator)
+other = load_volume("prestin" if source == "channel" else "channel", box_size, pixel_size_A)
+tests = {"noise only": (sigma * n6, sigma), "σ stated too low (½)": (test_images[:6], sigma / 2)}
+with_other = partial(write_dataset, source=other.name, snr=snr, noise="white", seed=seed)
+few = {"train": 8, "validation": 8, "test": 8}
+strangers = read_dataset(with_other(run_dir / "data" / f"white-{other.name}", other, few)).test
+tests[f"{other.name}, never seen"] = (strangers.noisy.images[:6], sigma)
+strips = {}
+for name, (images, told) in tests.items():
+    strips[name] = images
+    strips[f"denoised: {name}"] = torch.cat(list(denoise(best, images, told, steps)))
+strips[f"truth: {other.name}"] = strangers.clean.images[:6]
+figure = show_rows(strips, title="What the model makes of things it was not made for")
+stranger_dB = float(
+    psnr(strips[f"denoised: {other.name}, never seen"], strangers.clean.images[:6]).mean()
+)
+variance_from_noise = float(strips["denoised: noise only"].var())
+
+# %%
+display(
+    Markdown(
+        f"From noise alone the model paints an image with **{variance_from_noise:.2f}** of a real "
+        f"particle's variance: it finds its molecule where there is none. On {other.name} it reaches "
+        f"{stranger_dB:.1f} dB. It has learnt *this* molecule, not denoising."
+    )
+)
+
+# %% [markdown]
+# This is the most important figure of the notebook. A network trained on one molecule is a template;
+# a template matched against noise finds itself ("Einstein from noise", Henderson 2013). Its output
+# alone can never tell you that the particle is there.
+#
+# ## 10. Exercises
+#
+# ```{exercise}
+# :label: ex-sr3-mean
+# **Average samples.** Draw four samples for each test image with different seeds and average them.
+# If each sample has twice the minimum error, what should the mean of K samples have? Check.
+# ```
+#
+# ````{solution-start} ex-sr3-mean
+# :class: dropdown
+# ````
+
+# %%
+draws = [torch.cat(list(denoise(best, test_images[:64], sigma, steps, seed=s))) for s in range(4)]
+few, one = clean256[:64], torch.cat(list(denoise(best, test_images[:64], sigma, 1)))
+base = float(mse(one, few).mean())
+for k in (1, 2, 4):
+    ratio = float(mse(torch.stack(draws[:k]).mean(0), few).mean()) / base
+    print(
+        f"mean of {k}: {ratio:.2f} times the error of one step; theory 1 + 1/{k} = {1 + 1 / k:.2f}"
+    )
+
+# %% [markdown]
+# The error of a sample is the minimum plus its own, independent share; averaging K samples divides
+# only the second. Differences from theory show how far the sampler is from an exact one.
+#
+# ````{solution-end}
+# ````
+#
+# ```{exercise}
+# :label: ex-sr3-ancestral
+# **Fresh noise.** Sample with `eta=1` (the paper's ancestral sampler) at the same number of steps.
+# Which of the two wins at few steps, and why?
+# ```
+#
+# ````{solution-start} ex-sr3-ancestral
+# :class: dropdown
+# ````
+
+# %%
+for eta in (0.0, 1.0):
+    out = torch.cat(list(denoise(best, test_images[:64], sigma, steps, eta=eta)))
+    print(f"eta = {eta:g}: PSNR {float(psnr(out, few).mean()):.2f} dB in {steps} steps")
+
+# %% [markdown]
+# Ancestral sampling draws new noise at each step; errors of early steps are partly forgotten, and
+# partly replaced by new ones. With few steps each draw is large, so results differ most there.
+#
+# ````{solution-end}
+# ````
+#
+# ```{exercise}
+# :label: ex-sr3-curriculum
+# **The curriculum as a function.** At which share of the run does `curriculum_sigma` pass SNR 1?
+# ```
+#
+# ````{solution-start} ex-sr3-curriculum
+# :class: dropdown
+# ````
+
+# %%
+shares = torch.linspace(0, 1, 1001).tolist()
+passed = next(f for f in shares if curriculum_sigma(f, sigma) >= min(1.0, sigma))
+print(f"at {passed:.0%} of the run, of which the first 60 % are curriculum")
+
+# %% [markdown]
+# ````{solution-end}
+# ````
+#
+# ## Recap
+#
+# - The forward process is one line; a step is its γ.
+# - For white noise the conditional diffusion model is a denoiser of the fused image $c$ for all noise
+#   levels; asking for the clean image makes its first step the posterior mean.
+# - A curriculum from high to low SNR makes minutes of training count.
+# - One step gives the mean, accurate and smooth; many steps give a sample, sharp and less accurate.
+# - It finds its molecule everywhere, also where there is none.
+#
+# **Next**: `03_refine_unet` trains the second stage of the paper on these samples.
+#
+# **References.** Zhang, Zhao, Hu, Zhao, ICASSP 2024, arXiv 2401.01097 · Saharia et al. 2021, arXiv
+# 2104.07636 (SR3) · Song, Meng, Ermon 2021, arXiv 2010.02502 (DDIM) · Karras et al. 2022, arXiv
+# 2206.00364 (EDM) · Bhamre, Zhang, Singer 2016, J. Struct. Biol. 195, 72 (CWF) · Henderson 2013,
+# PNAS 110, 18037.
+
+# %%
+for setting, images in outputs.items():
+    kept = any("kept" in name for name in images)
+    suffix = "kept weights" if kept else "trained here"
+    for stage, name in (("posterior_mean", "one step"), ("sample", f"{steps}-step sample")):
+        stack = images[f"{name}, {suffix}"]
+        particles = data[setting].test.noisy.with_images(stack, ctf_applied=False)
+        (run_dir / "denoised" / setting).mkdir(parents=True, exist_ok=True)
+        write_particles(particles, run_dir / "denoised" / setting / f"{stage}.star")
+results = {"train_seconds": sum(seconds.values()), "noise_only_variance": variance_from_noise}
+results |= {f"asked_{a}_{k}_dB": dB for (a, k), dB in asked.items()}
+for setting, rows in scores.items():
+    results |= {
+        f"{setting}: {n} {k}": v for n, s in rows.items() for k, v in s.items() if v is not None
+    }
+path = run_dir / "results" / "02_train_sr3.json"
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(json.dumps(results, indent=1))
+print(f"wrote {path}")
