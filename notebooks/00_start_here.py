@@ -134,11 +134,11 @@ for ax, picture, name in zip(
         at, size = (x * pixel_size_A, y * pixel_size_A), box_size * pixel_size_A
         ax.add_patch(plt.Rectangle(at, size, size, fill=False, ec="#E69F00", lw=1.5))
 axes[0].set_ylabel("y (Å)")
-fig.suptitle("A toy micrograph; two boxes drawn")
+_ = fig.suptitle("A toy micrograph; two boxes drawn")
 # %% mystnb={"image": {"alt": "Six molecules cut out of the micrograph: a noisy row, and the same six without noise below."}}
-show_rows({"as recorded": stack[5:11], "the truth": clean[5:11]}, title="Six particle images")
+_ = show_rows({"as recorded": stack[5:11], "the truth": clean[5:11]}, title="Six particle images")
 # %% [markdown]
-# **What to notice.** In the lower row all six are the same molecule, an ion channel with fourfold symmetry: seen from the side it is a stack of domains, from the top a square with a hole. In the upper row you can say *where* a molecule is and perhaps which way it points; its helices are gone. Everything in this book happens between these two rows. A **denoiser** is a function from the upper to the lower one. It must not only look good: in the end thousands of denoised images are combined into a three-dimensional map ([06](06_reconstruct_fsc.ipynb)), and a detail that was invented counts as much there as one that was found.
+# **What to notice.** In the lower row all six are the same molecule, and hardly two look alike. (By default it is an ion channel like HCN1: four equal subunits around a pore, some 120 Å long, written by code.) In the upper row you can say *where* a molecule is and perhaps which way it points; its helices are gone. Everything in this book happens between these two rows. A **denoiser** is a function from the upper to the lower one. It must not only look good: in the end thousands of denoised images are combined into a three-dimensional map ([06](06_reconstruct_fsc.ipynb)), and a detail that was invented counts as much there as one that was found.
 #
 # A real micrograph has more in it than molecules and white noise: the blur and ringing of the lenses (the CTF, below), detergent around membrane proteins, ice of uneven thickness, the edge of the carbon film that carries the ice, other molecules at the rim of the box. The last four we call **structural noise**, and they have a chapter of their own, [01](01_simulate.ipynb).
 
@@ -179,7 +179,7 @@ means = torch.stack([side_view + sigma * noise[:n].mean(0) for n in counts])  # 
 measured = [float(side_view.var() / (mean - side_view).var()) for mean in means]
 columns = [f"n = {n}\nSNR {m:.2g}" for n, m in zip(counts, measured, strict=True)]
 assert_close(torch.tensor(measured), snr * torch.tensor(counts), rtol=0.2, atol=0)
-show_rows(
+_ = show_rows(
     {"": torch.cat([means, side_view[None]])},
     columns=[*columns, "truth"],
     limits=(-2, 5),
@@ -212,7 +212,7 @@ for ax, n in zip(axes, (7, 8), strict=True):
     ax.set_title(f"n = {n}: the centre is index {n // 2}")
     ax.hlines([i + 0.5 for i in range(-1, n)], -0.5, n - 0.5, color="0.6", lw=0.5)
     ax.vlines([i + 0.5 for i in range(-1, n)], -0.5, n - 0.5, color="0.6", lw=0.5)
-fig.suptitle("image[y, x] and its centre")
+_ = fig.suptitle("image[y, x] and its centre")
 # %% [markdown]
 # ### Rotation
 #
@@ -247,14 +247,14 @@ fig, axes = plt.subplots(1, 5, figsize=(11, 2.9), sharey=True)
 half = box_size // 2 * pixel_size_A + pixel_size_A / 2
 for ax, image, at, angle in zip(axes, project(phantom, poses), expected_A, angles, strict=True):
     ax.imshow(image, extent=(-half, reach_A - half, reach_A - half, -half))
-    for name, p in zip("0xyz", at, strict=True):
+    for name, p in zip("oxyz", at, strict=True):
         ax.plot(*p[:2], "o", ms=13, mfc="none", mec="w", mew=0.6)
-        ax.annotate(
-            name, (float(p[0]), float(p[1])), xytext=(7, 6), textcoords="offset points", color="w"
-        )
+        if p[:2].norm() > 4 * pixel_size_A:  # no letters on top of each other
+            place = {"xytext": (7, 6), "textcoords": "offset points", "color": "w"}
+            ax.annotate(name, p[:2].tolist(), **place)
     ax.set(title="rot {:.0f}, tilt {:.0f}, psi {:.0f}".format(*angle), xlabel="x (Å)")
 axes[0].set_ylabel("y (Å)")
-fig.suptitle("Balls on the x, y and z axis, seen in five poses (degrees)")
+_ = fig.suptitle("Balls on the x, y and z axis, seen in five poses (degrees)")
 # %% [markdown]
 # **What to notice.** At psi = 90 the picture as a whole has turned in its plane, which is all that psi ever does. At tilt = 90 we look along another axis of the molecule: the z ball, hidden behind the centre until then, has come out at the side. Rot turns the molecule about its own z axis before anything else, so for tilt = 0 it cannot be told from psi.
 #
@@ -305,7 +305,7 @@ axes[1].annotate(
     centre.tolist(),
     arrowprops={"arrowstyle": "->", "color": "#E69F00", "lw": 2},
 )
-fig.suptitle("Where the particle sits, and its sign")
+_ = fig.suptitle("Where the particle sits, and its sign")
 # %% [markdown]
 # ### The CTF
 #
@@ -330,9 +330,11 @@ axes[0].set(
 )
 axes[0].legend(fontsize=8, loc="upper center", ncols=2)
 for ax, (name, image) in zip(axes[1:], pictures.items(), strict=True):
-    ax.imshow(image, vmin=-4, vmax=4)
+    spread = 5 if name == "no CTF" else 2
+    ax.imshow(image, vmin=-spread, vmax=spread)
     ax.set(title=name, xticks=[], yticks=[])
-fig.suptitle("The contrast transfer function at 300 kV")
+    ax.spines[:].set_visible(False)
+_ = fig.suptitle("The contrast transfer function at 300 kV")
 # %% [markdown]
 # ## Try to break it: a molecule out of nothing
 #
@@ -359,7 +361,7 @@ columns = [
 ]
 pictures = torch.stack([template, noise[0], noise.mean(0), aligned])
 pictures = pictures / pictures.std((1, 2), keepdim=True)
-show_rows(
+_ = show_rows(
     {"": pictures}, columns=columns, limits=(-2, 4), width_in=1.8, title="Nothing but noise went in"
 )
 # %%
