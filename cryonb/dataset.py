@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from cryonb.masks import micelle, soft_mask
+from cryonb.metrics import score, structural_noise_residual
 from cryonb.particles import Particles, particles_from_arrays, read_particles, write_particles
 from cryonb.simulate import (
     Images,
     StructuralNoise,
     clean_scale,
     noise_sigma,
+    projected_mask,
     setting,
     simulate_images,
 )
@@ -236,3 +238,26 @@ def _read_split(folder: Path, split: str, pixel_size_A: float) -> Split:
         clean.images, structure, clean.rotations, noisy.defocus_um if noisy.ctf_applied else None
     )
     return Split(clean, noisy, structure, images.observed(pixel_size_A))
+
+
+def score_test(images: torch.Tensor, data: Dataset) -> dict[str, float]:
+    """Score denoised test particles: `metrics.score`, whole box and in the particle's mask.
+
+    With a micelle in the data set, "residual" is the mean structural-noise residual in the region
+    where it stands in each image.
+
+    Parameters
+    ----------
+    images : Tensor (n, y, x)
+        One for each particle of ``data.test``, in its order.
+    data : Dataset
+    """
+    test = data.test
+    rotations = test.clean.rotations
+    scores = score(images, test.clean.images, projected_mask(data.mask, rotations))
+    belt = data.micelle.abs()
+    if belt.any():
+        region = projected_mask(belt / belt.max(), rotations).float()
+        left = structural_noise_residual(images, test.clean.images, test.structure, region)
+        scores["residual"] = float(left.mean())
+    return scores

@@ -8,7 +8,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from cryonb.conventions import FSC_HALF_MAPS, FSC_TRUTH
@@ -61,9 +61,12 @@ def show_rows(
         Grey scale; by default each row has its own, see `grey_limits`.
     """
     n = max(len(images) for images in rows.values())
-    fig, axes = plt.subplots(
-        len(rows), n, figsize=(width_in * n + 0.7, width_in * len(rows) + 0.4), squeeze=False
+    label_in = 0.085 * max(map(len, rows))
+    size = (
+        width_in * n + label_in,
+        width_in * len(rows) + 0.3 * bool(title) + 0.25 * bool(columns),
     )
+    fig, axes = plt.subplots(len(rows), n, figsize=size, squeeze=False)
     for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
         own = limits.get(name) if isinstance(limits, dict) else limits
         low, high = own or grey_limits(images)
@@ -101,6 +104,31 @@ def show_slices(
         column[0].set_title(name)
     fig.suptitle(title)
     return fig
+
+
+SCORE_COLUMNS = {
+    "mse": ("MSE", ".3f"),
+    "psnr_dB": ("PSNR (dB)", ".2f"),
+    "psnr_mask_dB": ("in mask (dB)", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+    "residual": ("micelle residual", ".2f"),
+}
+
+
+def score_table(rows: dict[str, dict[str, float]], title: str = "") -> Markdown:
+    """Table of scores, name to the values of `cryonb.dataset.score_test`, for `display`."""
+    shown = [k for k in SCORE_COLUMNS if any(k in row for row in rows.values())]
+    lines = [
+        f"**{title}**",
+        "",
+        "| | " + " | ".join(SCORE_COLUMNS[k][0] for k in shown) + " |",
+        "|---" * (len(shown) + 1) + "|",
+    ]
+    for name, row in rows.items():
+        lines.append(
+            f"| {name} | " + " | ".join(f"{row[k]:{SCORE_COLUMNS[k][1]}}" for k in shown) + " |"
+        )
+    return Markdown("\n".join(lines))
 
 
 def plot_fsc(
@@ -170,6 +198,8 @@ class TrainingPlot:
         ax.plot(self.images, raw, color="0.8", lw=0.5)
         ax.plot(self.images, smooth)
         ax.set(xlabel="images seen", ylabel="loss", yscale="log", title=self.title)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
         for panel, (name, image) in zip(axes[0, 1:], pictures.items(), strict=True):
             panel.imshow(np.asarray(image))
             panel.set(title=name, xticks=[], yticks=[])

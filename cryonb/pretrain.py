@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--setting", default="white", help="white or structural")
     parser.add_argument("--snr", type=float, default=0.1, help="signal variance / noise variance")
     parser.add_argument("--box-size", type=int, default=64, help="pixels")
-    parser.add_argument("--pixel-size", type=float, default=3.0, help="Å per pixel")
+    parser.add_argument(
+        "--pixel-size", dest="pixel_size_A", type=float, default=3.0, help="Å per pixel"
+    )
     parser.add_argument("--projections", type=int, default=16000, help="distinct training poses")
     parser.add_argument("--images", type=int, default=230000, help="images the SR3 model sees")
     parser.add_argument("--refine-images", type=int, default=60000, help="images the U-Net sees")
@@ -53,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     """Run both stages; a run that was cut off goes on where it was."""
     out, name = Path(args.out), f"{Path(args.source).stem}-{args.setting}"
     sigma, amounts = noise_sigma(args.snr), setting(args.setting)
-    volume = load_volume(args.source, args.box_size, args.pixel_size)
+    volume = load_volume(args.source, args.box_size, args.pixel_size_A)
     scale = clean_scale(volume)
 
     def stacks(n: int, part: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -93,10 +93,27 @@ def load_model(path: str | os.PathLike, build) -> tuple[nn.Module, dict]:
     return model.eval(), header["manifest"]
 
 
-def kept_weights(name: str) -> Path | None:
-    """Path of weights that come with the package, such as "channel-white-sr3", or None."""
-    path = KEPT / f"{name}.safetensors"
-    return path if path.is_file() else None
+def load_kept(source, setting: str, stage: str, build, **made) -> tuple[nn.Module, dict] | None:
+    """Load weights that come with the package, if they were made for these very parameters.
+
+    Parameters
+    ----------
+    source, setting, stage : str
+        Such as "channel", "white" and "sr3" or "refine".
+    build : callable (**config) -> nn.Module
+    **made
+        Options of `cryonb train` that must agree, such as box_size, pixel_size_A and snr.
+
+    Returns
+    -------
+    (model, manifest), or None if there are none that fit
+    """
+    path = KEPT / f"{source}-{setting}-{stage}.safetensors"
+    if not path.is_file():
+        return None
+    model, manifest = load_model(path, build)
+    options = manifest["options"]
+    return (model, manifest) if all(options.get(k) == v for k, v in made.items()) else None
 
 
 def write_checkpoint(path, run: dict, step: int, modules: dict, optimiser) -> None:

@@ -66,16 +66,15 @@ from tqdm.auto import tqdm
 
 from cryonb import diffusion
 from cryonb.baselines import linear_filter
-from cryonb.dataset import read_dataset, write_dataset
+from cryonb.dataset import read_dataset, score_test, write_dataset
 from cryonb.diffusion import SR3, denoise, sample
-from cryonb.metrics import mse, psnr, score, structural_noise_residual
+from cryonb.metrics import mse, psnr
 from cryonb.particles import write_particles
-from cryonb.plotting import TrainingPlot, grey_limits, show_rows, use_style
-from cryonb.simulate import projected_mask
+from cryonb.plotting import TrainingPlot, grey_limits, score_table, show_rows, use_style
 from cryonb.train import curriculum_sigma, draw_batch, sr3_loss, train
 from cryonb.unet import ResidualBlock
 from cryonb.volumes import load_volume
-from cryonb.weights import kept_weights, load_model, save_model
+from cryonb.weights import load_kept, save_model
 from cryonb.widgets import frame_viewer
 
 use_style()
@@ -288,7 +287,6 @@ assert_close(h + block.conv2(silu(inner)), block(h, embedding))
 
 # %%
 test_images = white.noisy.images[:256]
-mask = projected_mask(data["white"].mask, white.clean.rotations)
 
 
 def train_sr3(model, setting, n_images, tag, snr_start=3.0, rate=learning_rate):
@@ -373,16 +371,13 @@ for name, model in models.items():
 # trained, never instead of them: each table below says which is which.
 
 # %%
-here = Path(source).stem
+made = dict(box_size=box_size, pixel_size_A=pixel_size_A, snr=snr)
 for setting in settings:
-    path = kept_weights(f"{here}-{setting}-sr3") if use_kept else None
-    if path is None:
-        continue
-    model, manifest = load_model(path, SR3)
-    made = manifest["options"]
-    if (made["box_size"], made["pixel_size"], made["snr"]) == (box_size, pixel_size_A, snr):
-        models[f"{setting}, kept"] = model
-        print(f"found pretrained weights, loading: {path.name}, {made['images']:,} images")
+    found = load_kept(Path(source).stem, setting, "sr3", SR3, **made) if use_kept else None
+    if found:
+        models[f"{setting}, kept"], manifest = found
+        seen = manifest["options"]["images"]
+        print(f"found pretrained weights for {setting}, loading: trained on {seen:,} images")
 
 # %% [markdown]
 # ## 6. The reverse process
@@ -471,17 +466,6 @@ display(
 
 
 # %%
-def residual(images, setting):
-    """Mean structural-noise residual in the micelle's region; None in the setting white."""
-    part, belt = data[setting].test, data[setting].micelle
-    if not part.structure.any():
-        return None
-    region = (projected_mask(belt.abs() / belt.abs().max(), part.clean.rotations)).float()
-    return float(
-        structural_noise_residual(images, part.clean.images, part.structure, region).mean()
-    )
-
-
 outputs = {}
 for setting in settings:
     noisy = data[setting].test.noisy.images
@@ -495,20 +479,9 @@ for setting in settings:
                 )
                 outputs[setting][name] = torch.cat(list(bar))
 for setting, images in outputs.items():
-    clean = data[setting].test.clean.images
-    scores[setting] = {
-        n: score(i, clean, mask) | {"residual": residual(i, setting)} for n, i in images.items()
-    }
-
-# %%
-for setting, rows in scores.items():
-    text = f"**{setting}**, SNR {snr:g}, {n_test} test particles\n\n"
-    text += "| | MSE | PSNR (dB) | in mask (dB) | SSIM | micelle residual |\n|---|---|---|---|---|---|\n"
-    for name, s in rows.items():
-        left = "" if s["residual"] is None else f"{s['residual']:.2f}"
-        text += f"| {name} | {s['mse']:.3f} | {s['psnr_dB']:.2f} | {s['psnr_mask_dB']:.2f} | "
-        text += f"{s['ssim']:.3f} | {left} |\n"
-    display(Markdown(text))
+    scores[setting] = {name: score_test(stack, data[setting]) for name, stack in images.items()}
+    title = f"{setting}, SNR {snr:g}, {n_test} test particles"
+    display(score_table(scores[setting], title))
 
 # %% mystnb={"image": {"alt": "Strips of test particles: noisy, denoised by each method, clean"}}
 for setting, images in outputs.items():
@@ -660,9 +633,7 @@ for setting, images in outputs.items():
 results = {"train_seconds": sum(seconds.values()), "noise_only_variance": variance_from_noise}
 results |= {f"asked_{a}_{k}_dB": dB for (a, k), dB in asked.items()}
 for setting, rows in scores.items():
-    results |= {
-        f"{setting}: {n} {k}": v for n, s in rows.items() for k, v in s.items() if v is not None
-    }
+    results |= {f"{setting}: {n} {k}": v for n, s in rows.items() for k, v in s.items()}
 path = run_dir / "results" / "02_train_sr3.json"
 path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text(json.dumps(results, indent=1))
