@@ -153,6 +153,11 @@ def read_checkpoint(path, run: dict, modules: dict, optimiser) -> int:
         if key.startswith("optimiser/"):
             _, i, k = key.split("/")
             state.setdefault(int(i), {})[k] = value
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for i, own in state.items():  # in each parameter's own memory layout, as fused AdamW needs it
+        for k, value in own.items():
+            if value.shape == parameters[i].shape:
+                own[k] = torch.empty_like(parameters[i], requires_grad=False).copy_(value)
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
     return header["step"]

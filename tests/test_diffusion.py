@@ -1,0 +1,171 @@
+"""The diffusion model, against data whose posterior is known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cryonb.diffusion import (
+    GAMMA_START,
+    PARAMETERISATIONS,
+    SR3,
+    denoise,
+    draw_gamma,
+    draw_gamma_published,
+    fuse,
+    gamma_of,
+    posterior_mean,
+    published_gammas,
+    sample,
+    step_gammas,
+)
+
+SMALL = dict(widths=(16, 32), blocks=1, transformers=1, embedding=32)
+SIGMA = 2.0
+
+
+def gaussian_denoiser(y_t, gamma, noisy, sigma):
+    """E[y_0 | y_t, x] for independent pixels of unit variance."""
+    c, sigma_c = fuse(y_t, torch.tensor(gamma), noisy, torch.tensor(sigma))
+    return c / (1 + sigma_c**2)
+
+
+def model(parameterisation="fused", seed=0):
+    torch.manual_seed(seed)
+    sr3 = SR3(parameterisation, **SMALL)
+    torch.nn.init.normal_(sr3.unet.exit.weight, std=0.05)  # away from its start at zero
+    return sr3.eval()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def pairs(n=64, box=32):
+    clean = torch.randn(n, box, box, generator=generator(1))
+    return clean, clean + SIGMA * torch.randn(n, box, box, generator=generator(2))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_sampler_draws_from_a_gaussian_posterior(eta):
+    clean, noisy = pairs()
+    *_, last = sample(gaussian_denoiser, noisy, SIGMA, 64, eta=eta, generator=generator(3))
+    mean, variance = noisy / (1 + SIGMA**2), SIGMA**2 / (1 + SIGMA**2)
+    spread = (last.clean - mean).square().mean().item()
+    # 65,536 pixels: 0.6 % statistical; what is left is the 64 steps', more of it with fresh noise
+    assert spread == pytest.approx(variance, rel=0.02 if eta == 0 else 0.06)
+    correlation = ((last.clean - mean) * noisy).mean().item()
+    assert abs(correlation) < 0.05  # the sample's own part knows nothing of x
+
+
+def test_a_sample_has_twice_the_error_of_the_posterior_mean():
+    clean, noisy = pairs()
+    *_, last = sample(gaussian_denoiser, noisy, SIGMA, 64, generator=generator(3))
+    best = (gaussian_denoiser(0 * noisy, 1e-9, noisy, SIGMA) - clean).square().mean()
+    ratio = (last.clean - clean).square().mean() / best
+    assert ratio.item() == pytest.approx(2, rel=0.02)  # as in the spread above
+
+
+def test_second_order_needs_fewer_steps():
+    _, noisy = pairs()
+    mean, variance = noisy / (1 + SIGMA**2), SIGMA**2 / (1 + SIGMA**2)
+
+    def missing(steps, second_order):
+        run = sample(
+            gaussian_denoiser,
+            noisy,
+            SIGMA,
+            steps,
+            second_order=second_order,
+            generator=generator(3),
+        )
+        *_, last = run
+        return abs((last.clean - mean).square().mean().item() / variance - 1)
+
+    assert missing(4, True) > missing(8, True)
+    assert missing(8, True) < 0.06 < 3 * 0.06 < missing(8, False)  # measured: 0.04 and 0.3
+
+
+def test_fused_view_has_the_noise_it_claims():
+    clean, noisy = pairs()
+    gamma = torch.tensor(0.3)
+    y_t = gamma.sqrt() * clean + (1 - gamma).sqrt() * torch.randn(
+        clean.shape, generator=generator()
+    )
+    c, sigma_c = fuse(y_t, gamma, noisy, torch.tensor(SIGMA))
+    assert (c - clean).std().item() == pytest.approx(sigma_c.item(), rel=0.02)
+    assert sigma_c.item() < min(SIGMA, ((1 - 0.3) / 0.3) ** 0.5)
+    assert gamma_of(sigma_c, SIGMA).item() == pytest.approx(0.3, rel=1e-4)
+
+
+@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+def test_training_path_equals_sampling_path(parameterisation):
+    """The loss is that of the very estimate which the sampler uses, with its known weight."""
+    sr3, gamma = model(parameterisation), 0.4
+    clean = torch.randn(3, 32, 32, generator=generator(1))
+    loss = sr3.loss(clean, clean, gamma, SIGMA, generator(5))
+    g = generator(5)
+    eps, white = (torch.randn(3, 1, 32, 32, generator=g)[:, 0] for _ in range(2))
+    y_t = math.sqrt(gamma) * clean + math.sqrt(1 - gamma) * eps
+    noisy = clean + SIGMA * white
+    error = (sr3(y_t, gamma, noisy, SIGMA) - clean).square().mean()
+    sigma_c = fuse(y_t, torch.tensor(gamma), noisy, torch.tensor(SIGMA))[1].item()
+    weight = {
+        "eps": gamma / (1 - gamma),
+        "v": 1 / (1 - gamma),
+        "fused": (1 + sigma_c**2) / sigma_c**2,
+    }[parameterisation]
+    assert_close(loss, weight * error, rtol=1e-4, atol=1e-6)
+
+
+def test_first_step_forgets_the_state_in_the_fused_form():
+    sr3 = model()
+    noisy = torch.randn(2, 32, 32, generator=generator(1))
+    a, b = (posterior_mean(sr3, noisy, SIGMA, generator(s)) for s in (1, 2))
+    # gamma = 4.5e-5 leaves the state a weight of sqrt(gamma) sigma^2 = 0.03 beside x
+    assert (a - b).std() < 0.1 * a.std()
+
+
+def test_published_schedule():
+    gammas = published_gammas()
+    assert len(gammas) == 2000
+    assert gammas[0].item() == pytest.approx(1 - 1e-6)
+    assert gammas[-1].item() == pytest.approx(GAMMA_START, rel=0.03)  # stated to two figures
+    drawn = draw_gamma_published(4000, generator())
+    assert drawn.min() >= gammas[-1] * 0.999 and drawn.max() <= 1
+    # sqrt(gamma) uniform within a random step: the mean is that of the schedule's
+    assert drawn.mean().item() == pytest.approx(gammas.mean().item(), abs=0.02)
+
+
+def test_draw_gamma_and_steps_cover_the_joint_noise_levels():
+    gamma = draw_gamma(1000, SIGMA, generator())
+    assert (gamma == torch.tensor(GAMMA_START)).float().mean() >= 0.5
+    levels = step_gammas(8, SIGMA)
+    assert levels[0].item() == pytest.approx(GAMMA_START) and (levels.diff() > 0).all()
+    noise = ((1 - levels[1:]) / levels[1:]).sqrt()
+    assert_close(noise[1:] / noise[:-1], (noise[1] / noise[0]).expand(6))  # equal steps in log
+
+
+def test_denoise_keeps_order_and_repeats():
+    sr3 = model()
+    noisy = torch.randn(10, 32, 32, generator=generator(1))
+    once = torch.cat(list(denoise(sr3, noisy, SIGMA, 3, batch_size=4, precision="no")))
+    again = torch.cat(list(denoise(sr3, noisy, SIGMA, 3, batch_size=4, precision="no")))
+    assert once.shape == noisy.shape
+    assert_close(once, again, rtol=0, atol=0)
+    first = next(iter(denoise(sr3, noisy[:4], SIGMA, 3, batch_size=4, precision="no")))
+    assert_close(once[:4], first, rtol=0, atol=0)
+    other = torch.cat(list(denoise(sr3, noisy, SIGMA, 3, batch_size=4, seed=1, precision="no")))
+    assert (once - other).abs().max() > 1e-3
+
+
+def test_bad_requests():
+    with pytest.raises(ValueError, match="eps"):
+        SR3("epsilon", **SMALL)
+    with pytest.raises(ValueError, match="at least one"):
+        step_gammas(0, SIGMA)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        posterior_mean(model(), torch.zeros(1, 33, 33), SIGMA)

@@ -1,0 +1,210 @@
+"""Training: it learns, it repeats, it resumes exactly, and it refuses what it cannot do."""
+
+from __future__ import annotations
+
+import copy
+import os
+import resource
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from cryonb.diffusion import SR3
+from cryonb.precision import fast_precision
+from cryonb.refine import INPUTS, Refiner, refine, refine_loss
+from cryonb.train import curriculum_sigma, draw_batch, sr3_loss, train
+from cryonb.unet import UNet
+from cryonb.weights import load_kept, load_model, save_model
+
+SMALL = dict(widths=(16, 32), blocks=1, transformers=1, embedding=32)
+SIGMA = 2.0
+
+
+def blobs(n=64, box=16):
+    """Bright discs at random places: something to learn in seconds."""
+    generator = torch.Generator().manual_seed(0)
+    centre = 4 + 8 * torch.rand(n, 2, 1, 1, generator=generator)
+    y, x = torch.meshgrid(torch.arange(box), torch.arange(box), indexing="ij")
+    inside = ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2 < 9).float()
+    return (inside - inside.mean()) / inside.std()
+
+
+def run(n_images=320, checkpoint=None, stop_at=None, seed=0, **options):
+    torch.manual_seed(0)
+    model = SR3(**SMALL)
+    average = copy.deepcopy(model)
+    images = blobs()
+    draw, loss = partial(draw_batch, (images, images)), partial(sr3_loss, sigma=SIGMA)
+    losses = []
+    for progress in train(
+        model, average, draw, loss, n_images, batch_size=16, seed=seed, precision="no",
+        checkpoint=checkpoint, **options,
+    ):  # fmt: skip
+        losses.append(progress.loss)
+        if progress.step == stop_at:
+            break
+    return average, losses
+
+
+def equal(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_it_learns():
+    _, losses = run(3200, learning_rate=3e-3)
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+
+
+def test_a_seed_repeats_bit_for_bit_and_another_does_not():
+    (a, la), (b, lb), (c, lc) = run(), run(), run(seed=1)
+    assert la == lb and equal(a, b)
+    assert la != lc and not equal(a, c)
+
+
+def test_an_interrupted_run_resumes_exactly(tmp_path):
+    whole, losses = run()
+    checkpoint = tmp_path / "run.checkpoint"
+    _, first = run(checkpoint=checkpoint, stop_at=7)
+    resumed, rest = run(checkpoint=checkpoint)
+    assert first + rest == losses
+    assert equal(resumed, whole)
+    again, nothing = run(checkpoint=checkpoint)  # a finished run has nothing left to do
+    assert nothing == [] and equal(again, whole)
+
+
+def test_a_killed_run_resumes_exactly(tmp_path):
+    """SIGKILL in the middle: at most the steps since the last checkpoint are done again."""
+    checkpoint = tmp_path / "run.checkpoint"
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_train as t\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+        "import os, signal\n"
+        "def stop(progress): os.kill(os.getpid(), signal.SIGKILL) if progress.step == 9 else None\n"
+        "it = t.train\n"
+        "def watched(*a, **k):\n"
+        "    for p in it(*a, **k):\n"
+        "        yield p\n"
+        "        stop(p)\n"
+        "t.train = watched\n"
+        "t.run(checkpoint=sys.argv[2], checkpoint_seconds=0.0)\n"
+    )
+    tests = os.path.dirname(__file__)
+    done = subprocess.run([sys.executable, "-c", code, tests, checkpoint], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    assert [f.name for f in tmp_path.iterdir()] == ["run.checkpoint"]  # nothing half-written
+    resumed, rest = run(checkpoint=checkpoint)
+    whole, losses = run()
+    assert 0 < len(rest) < len(losses) and rest == losses[-len(rest) :]
+    assert equal(resumed, whole)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    checkpoint = tmp_path / "run.checkpoint"
+    run(checkpoint=checkpoint, stop_at=2)
+    with pytest.raises(ValueError, match="another .*seed.*delete"):
+        run(checkpoint=checkpoint, seed=1)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a whole weights file"):
+        run(checkpoint=checkpoint)
+
+
+def test_full_disk_keeps_the_older_file(tmp_path):
+    model = SR3(**SMALL)
+    path = save_model(tmp_path / "m.safetensors", model, {"note": "old"})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(OSError, match="make room"):
+            save_model(path, model, {"note": "new"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert path.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_nan_stops_training_with_advice():
+    images = blobs()
+    images[:] = float("nan")
+    model = SR3(**SMALL)
+    draw, loss = partial(draw_batch, (images, images)), partial(sr3_loss, sigma=SIGMA)
+    with pytest.raises(FloatingPointError, match="learning_rate.*NaN"):
+        next(train(model, copy.deepcopy(model), draw, loss, 100, precision="no"))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_round_trip(tmp_path, half):
+    torch.manual_seed(1)
+    model = SR3("v", **SMALL).eval()
+    torch.nn.init.normal_(model.unet.exit.weight, std=0.05)
+    path = save_model(tmp_path / "m.safetensors", model, {"snr": 0.1}, half=half)
+    loaded, manifest = load_model(path, SR3)
+    assert manifest == {"snr": 0.1} and loaded.parameterisation == "v"
+    x = torch.randn(2, 16, 16)
+    # bfloat16 weights have 8 bits: 0.4 % each, less in the sum
+    assert_close(
+        loaded(x, 0.5, x, SIGMA), model(x, 0.5, x, SIGMA), rtol=0, atol=0.05 if half else 0
+    )
+
+
+def test_weights_that_are_not_there_or_not_right(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the notebook"):
+        load_model(tmp_path / "none.safetensors", SR3)
+    path = save_model(tmp_path / "m.safetensors", Refiner(**SMALL), {})
+    with pytest.raises(ValueError, match="another kind of network"):
+        load_model(path, SR3)
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="not a whole weights file"):
+        load_model(tmp_path / "foreign.safetensors", SR3)
+    assert load_kept("nothing", "white", "sr3", SR3) is None
+
+
+def test_batches_are_turned_alike_and_stay_pairs():
+    stack = blobs()
+    a, b = draw_batch((stack, 2 * stack), 8, torch.Generator().manual_seed(3))
+    assert_close(b, 2 * a)
+    known = torch.cat([torch.rot90(s, k, (1, 2)) for s in (stack, stack.flip(2)) for k in range(4)])
+    assert all((known == image).all((1, 2)).any() for image in a)
+    seen = {draw_batch((torch.arange(4.0).view(1, 2, 2),), 1, torch.Generator().manual_seed(s))[0]
+            .flatten().int().tolist().__repr__() for s in range(60)}  # fmt: skip
+    assert len(seen) == 8  # four turns, each mirrored or not
+
+
+def test_curriculum_grows_to_the_target():
+    assert curriculum_sigma(0.0, 3.0) == pytest.approx(3**-0.5)
+    assert curriculum_sigma(0.6, 3.0) == curriculum_sigma(1.0, 3.0) == pytest.approx(3.0)
+    assert curriculum_sigma(0.3, 3.0) == pytest.approx((3.0 * 3**-0.5) ** 0.5)  # geometric
+    assert curriculum_sigma(0.0, 0.1) == pytest.approx(0.1)  # never above the target
+
+
+def test_precision_is_one_of_two():
+    assert fast_precision() in ("bf16", "no") and fast_precision() == fast_precision()
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_refiner_starts_as_identity_and_sees_what_it_says(inputs):
+    torch.manual_seed(0)
+    refiner = Refiner(inputs, **SMALL).eval()
+    sample, noisy = torch.randn(5, 16, 16), torch.randn(5, 16, 16)
+    assert_close(refine(refiner, sample, noisy, SIGMA, batch_size=2), sample)
+    assert refine_loss(refiner, (sample, sample, noisy), 0.0, None, sigma=SIGMA) == 0
+    torch.nn.init.normal_(refiner.unet.exit.weight, std=0.1)
+    moved = refiner(sample, noisy + 1, SIGMA) - refiner(sample, noisy, SIGMA)
+    assert (moved.abs().max() > 1e-3) == (inputs == "sample+noisy")
+    with pytest.raises(ValueError, match="sample"):
+        Refiner("everything")
+
+
+def test_unet_takes_other_boxes_and_refuses_odd_ones():
+    net = UNet(1, levels=1, **SMALL)
+    for box in (16, 24):
+        assert net(torch.zeros(2, 1, box, box), torch.zeros(2, 1)).shape == (2, 1, box, box)
+    with pytest.raises(ValueError, match="17 × 17.*multiple of 8"):
+        net(torch.zeros(1, 1, 17, 17), torch.zeros(1, 1))
