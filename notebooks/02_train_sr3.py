@@ -622,8 +622,8 @@ print(f"at {passed:.0%} of the run, of which the first 60 % are curriculum")
 #
 # **References.** Zhang, Zhao, Hu, Zhao, ICASSP 2024, arXiv 2401.01097 · Saharia et al. 2021, arXiv
 # 2104.07636 (SR3) · Song, Meng, Ermon 2021, arXiv 2010.02502 (DDIM) · Karras et al. 2022, arXiv
-# 2206.00364 (EDM) · Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++) · Bhamre, Zhang, Singer 2016, J. Struct. Biol. 195, 72 (CWF) · Henderson 2013,
-# PNAS 110, 18037.
+# 2206.00364 (EDM) · Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++) · Bhamre, Zhang, Singer 2016,
+# J. Struct. Biol. 195, 72 (CWF) · Henderson 2013, PNAS 110, 18037.
 
 # %%
 for setting, images in outputs.items():

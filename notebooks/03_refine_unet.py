@@ -282,7 +282,9 @@ for setting, images in outputs.items():
     strips = {name: images[name][:6] for name in wanted}
     strips["clean"] = data[setting].test.clean.images[:6]
     limits = {n: grey_limits(strips["clean"]) for n in strips if n != "noisy"}
-    show_rows(strips, limits=limits, title=f"Test particles, setting {setting}, SNR {snr:g}")
+    figure = show_rows(strips, limits=limits, title=f"Test particles, {setting}, SNR {snr:g}")
+    (run_dir / "figures").mkdir(exist_ok=True)
+    figure.savefig(run_dir / "figures" / f"denoised-{setting}.png")
     plt.show()
 
 # %%
