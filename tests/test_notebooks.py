@@ -110,3 +110,23 @@ def test_smoke_run_writes_flat_results(smoke):
         assert results, name
         for key, value in results.items():
             assert isinstance(value, (str, int, float, bool)), f"{name}: {key} is {value!r}"
+
+
+def test_smoke_02_trains_and_asks_rightly(smoke):
+    """128 images teach little, but every stage already beats the noise, and eps does not."""
+    r = smoke["02_train_sr3"]
+    for setting in ("white", "structural"):
+        noisy = r[f"{setting}: noisy psnr_dB"]
+        assert 3 < noisy < 7  # 10 log10 of range squared over 10 times the signal's variance
+        assert r[f"{setting}: best linear filter psnr_dB"] > noisy + 14
+        assert r[f"{setting}: one step, trained here psnr_dB"] > noisy + 8
+    assert r["asked_fused_1_dB"] > r["asked_eps_1_dB"] + 10
+    assert r["structural: noisy residual"] > r["structural: best linear filter residual"] > 0
+
+
+def test_smoke_03_refines(smoke):
+    r = smoke["03_refine_unet"]
+    for setting in ("white", "structural"):
+        sample = r[f"{setting}: 2-step sample psnr_dB"]
+        assert r[f"{setting}: refined, sees sample + noisy psnr_dB"] > sample
+        assert r[f"{setting}: refined, sees sample psnr_dB"] > sample
