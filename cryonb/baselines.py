@@ -33,11 +33,16 @@ def linear_filter(
     -------
     callable (n, y, x) -> (n, y, x)
     """
-    shape = clean.shape[1:]
-    y, x = (dihedral(images).flatten(1) for images in (clean, observed))
-    mean_y, mean_x = y.mean(0), x.mean(0)
-    y, x = y - mean_y, x - mean_x
-    c_xx = x.T @ x / len(x)
-    c_xy = c_xx if clean is observed else x.T @ y / len(x)
+    shape, same = clean.shape[1:], clean is observed
+    mean_y = dihedral(clean.mean(0, keepdim=True)).flatten(1).mean(0)
+    mean_x = dihedral(observed.mean(0, keepdim=True)).flatten(1).mean(0)
+    c_xx = torch.zeros(mean_x.numel(), mean_x.numel())
+    c_xy = c_xx if same else torch.zeros_like(c_xx)
+    for batch_y, batch_x in zip(clean.split(256), observed.split(256), strict=True):
+        x = dihedral(batch_x).flatten(1) - mean_x
+        c_xx.addmm_(x.T, x, alpha=1 / (8 * len(observed)))
+        if not same:
+            y = dihedral(batch_y).flatten(1) - mean_y
+            c_xy.addmm_(x.T, y, alpha=1 / (8 * len(observed)))
     weights = torch.linalg.solve(c_xx + sigma**2 * torch.eye(len(c_xx)), c_xy)
     return lambda noisy: (mean_y + (noisy.flatten(1) - mean_x) @ weights).view(-1, *shape)

@@ -175,7 +175,7 @@ class TrainingPlot:
     def add(self, progress) -> None:
         """Take one `cryonb.train.Progress`; redraw when it is time."""
         self.smooth = progress.loss if self.smooth is None else self.smooth
-        self.smooth += 0.05 * (progress.loss - self.smooth)
+        self.smooth += 0.1 * (progress.loss - self.smooth)
         self.images.append(progress.images)
         self.losses.append((progress.loss, self.smooth))
         if progress.fraction >= self.drawn + self.every or progress.fraction >= 1:
