@@ -96,7 +96,8 @@ def train(
     """Train `model` on `n_images` images; yields after every step.
 
     AdamW with a short warm-up and cosine decay, gradient norm clipped at 1, and an exponential
-    moving average of the weights kept in `average`.
+    moving average of the weights kept in `average`. Devices, precision and several processes, each
+    with its share of every batch, are left to accelerate.
 
     Parameters
     ----------
@@ -121,60 +122,76 @@ def train(
         The loss is not finite.
     """
     accelerator = Accelerator(mixed_precision=precision or fast_precision())
-    model = model.to(memory_format=torch.channels_last)
+    objective = _Objective(model.to(memory_format=torch.channels_last), loss)
     average.to(accelerator.device)
     optimiser = torch.optim.AdamW(
-        model.parameters(),
-        lr=learning_rate,
-        weight_decay=weight_decay,
-        betas=(0.9, 0.99),
-        fused=True,
+        model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
     )
     steps = math.ceil(n_images / batch_size)
     run = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     modules = {"model": model, "average": average}
     step = read_checkpoint(checkpoint, run, modules, optimiser) if checkpoint else 0
-    model, optimiser = accelerator.prepare(model, optimiser)
-    warm_up = min(100, steps // 10 + 1)
+    objective, optimiser = accelerator.prepare(objective, optimiser)
     start = saved = time.perf_counter()
     whole = step > 0  # whether the state is that after a whole step, so that it may be kept
     try:
         while step < steps:
-            fraction = step / steps
-            rate = learning_rate * min(1.0, (step + 1) / warm_up) * _cosine(fraction)
+            rate = learning_rate * _schedule(step, steps)
+            value = _backward(accelerator, objective, draw, batch_size, step, steps, seed)
+            whole = False
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            torch.set_flush_denormal(True)  # the optimiser's moments decay into slow numbers
-            batch = [x.to(accelerator.device) for x in draw(batch_size, generator)]
-            with accelerator.autocast():
-                value = loss(accelerator.unwrap_model(model), batch, fraction, generator)
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            number = float(value.detach())
-            if not math.isfinite(number):
-                raise FloatingPointError(
-                    f"The loss became {number} in step {step + 1}: lower learning_rate, or look "
-                    "for NaN in the images."
-                )
-            whole = False
             optimiser.step()
             optimiser.zero_grad()
             step += 1
-            _update_average(average, accelerator.unwrap_model(model), step)
+            _update_average(average, model, step)
             torch.set_flush_denormal(False)  # the caller's code may need them
             whole, now = True, time.perf_counter()
-            yield Progress(step, step * batch_size, step / steps, number, rate, now - start)
-            if checkpoint and now - saved > checkpoint_seconds:
+            yield Progress(step, step * batch_size, step / steps, value, rate, now - start)
+            if checkpoint and accelerator.is_main_process and now - saved > checkpoint_seconds:
                 write_checkpoint(checkpoint, run, step, modules, optimiser)
                 saved = now
     finally:
-        if checkpoint and whole:
+        torch.set_flush_denormal(False)
+        if checkpoint and whole and accelerator.is_main_process:
             write_checkpoint(checkpoint, run, step, modules, optimiser)
 
 
-def _cosine(fraction: float) -> float:
-    return 0.5 + 0.5 * math.cos(math.pi * fraction)
+class _Objective(nn.Module):
+    """A network with its loss: what several processes must run forward, to share gradients."""
+
+    def __init__(self, model: nn.Module, loss: Callable):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch, fraction: float, generator: torch.Generator) -> torch.Tensor:
+        return self.loss(self.model, batch, fraction, generator)
+
+
+def _backward(accelerator, objective, draw, batch_size: int, step: int, steps: int, seed: int):
+    """Gradients of one step, of this process's share of the batch; returns the loss."""
+    torch.set_flush_denormal(True)  # the optimiser's moments decay into slow numbers
+    generator = torch.Generator()
+    generator.manual_seed(seed * 1_000_003 + step + 2**40 * accelerator.process_index)
+    share = batch_size // accelerator.num_processes
+    batch = [x.to(accelerator.device) for x in draw(share, generator)]
+    with accelerator.autocast():
+        loss = objective(batch, step / steps, generator)
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(objective.parameters(), 1.0)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"The loss became {value} in step {step + 1}: lower learning_rate, or look for NaN in "
+            "the images."
+        )
+    return value
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Share of the highest learning rate: linear warm-up, then half a cosine down to zero."""
+    warm_up = min(1.0, (step + 1) / min(100, steps // 10 + 1))
+    return warm_up * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
 def _update_average(average: nn.Module, model: nn.Module, step: int) -> None:

@@ -394,15 +394,16 @@ for setting in settings:
 # %%
 best = models.get("white, kept", models["white"])
 levels = [*diffusion.step_gammas(steps, sigma).tolist(), 1.0]
+on_cpu = copy.deepcopy(best).cpu()
 generator = torch.Generator().manual_seed(seed)
 noisy = test_images[:1]
 y_t = (1 - levels[0]) ** 0.5 * torch.randn(noisy.shape, generator=generator)
 with torch.no_grad():
     for gamma, after in zip(levels, levels[1:], strict=False):
-        guess = best(y_t, gamma, noisy, sigma)
+        guess = on_cpu(y_t, gamma, noisy, sigma)
         eps = (y_t - gamma**0.5 * guess) / (1 - gamma) ** 0.5
         y_t = after**0.5 * guess + (1 - after) ** 0.5 * eps
-again = partial(sample, best, noisy, sigma, steps)
+again = partial(sample, on_cpu, noisy, sigma, steps)
 generator = torch.Generator().manual_seed(seed)
 *_, plain = again(second_order=False, generator=generator)
 assert_close(guess, plain.clean, rtol=1e-3, atol=1e-3)
@@ -634,6 +635,8 @@ for setting, images in outputs.items():
         particles = data[setting].test.noisy.with_images(stack, ctf_applied=False)
         (run_dir / "denoised" / setting).mkdir(parents=True, exist_ok=True)
         write_particles(particles, run_dir / "denoised" / setting / f"{stage}.star")
+for finished in (run_dir / "models").glob("*-*.checkpoint"):
+    finished.unlink()
 results = {"train_seconds": sum(seconds.values()), "noise_only_variance": variance_from_noise}
 results |= {f"asked_{a}_{k}_dB": dB for (a, k), dB in asked.items()}
 for setting, rows in scores.items():

@@ -450,6 +450,8 @@ for setting, images in outputs.items():
     particles = data[setting].test.noisy.with_images(images[name], ctf_applied=False)
     (run_dir / "denoised" / setting).mkdir(parents=True, exist_ok=True)
     write_particles(particles, run_dir / "denoised" / setting / "refined.star")
+for finished in (run_dir / "models").glob("*-refine-*.checkpoint"):
+    finished.unlink()
 results = {"refine_seconds": budget, "sample_error_ratio": ratio}
 for setting, rows in scores.items():
     results |= {f"{setting}: {n} {k}": v for n, s in rows.items() for k, v in s.items()}

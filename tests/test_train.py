@@ -78,6 +78,28 @@ def test_an_interrupted_run_resumes_exactly(tmp_path):
     assert nothing == [] and equal(again, whole)
 
 
+def test_ctrl_c_within_a_step_resumes_exactly(tmp_path):
+    """The state of a step that was cut off is not kept: the last whole one is."""
+    checkpoint, images = tmp_path / "run.checkpoint", blobs()
+    torch.manual_seed(0)
+    model = SR3(**SMALL)
+    calls = []
+
+    def loss(model, batch, fraction, generator):
+        calls.append(fraction)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return sr3_loss(model, batch, fraction, generator, sigma=SIGMA)
+
+    options = dict(batch_size=16, precision="no", checkpoint=checkpoint)
+    average, draw = copy.deepcopy(model), partial(draw_batch, (images, images))
+    with pytest.raises(KeyboardInterrupt):
+        list(train(model, average, draw, loss, 320, **options))
+    resumed, rest = run(checkpoint=checkpoint)
+    whole, losses = run()
+    assert rest == losses[5:] and equal(resumed, whole)
+
+
 def test_a_killed_run_resumes_exactly(tmp_path):
     """SIGKILL in the middle: at most the steps since the last checkpoint are done again."""
     checkpoint = tmp_path / "run.checkpoint"
