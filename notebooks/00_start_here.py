@@ -54,6 +54,7 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from IPython.display import Markdown, display
 from torch.testing import assert_close
@@ -279,33 +280,24 @@ for k in (1, 2, 3):
 # Particles are **bright**: positive on a background of zero. On the camera they are dark, since matter takes electrons away; most programs invert the images when they cut them out.
 
 # %% mystnb={"image": {"alt": "A centred molecule, the same moved down and to the left with an arrow from the centre, and the same with dark contrast."}}
-shift = (
-    torch.tensor([[0.2, -0.12]]).mul(box_size).round()
-)  # (y, x) in pixels: down, and to the left
+shift = (torch.tensor([[0.2, -0.12]]) * box_size).round()  # (y, x) in pixels: down, to the left
 moved = shift_images(side_view[None], shift)
 table = particles_from_arrays(moved, torch.eye(3)[None], pixel_size_A, shifts_px=shift).table
-names = [
-    "centred\nshift (0, 0)",
-    "shift (y, x) = ({:.0f}, {:.0f})\n".format(*shift[0])
-    + "RELION origin (y, x) = ({:.0f}, {:.0f}) Å".format(
-        *table[["rlnOriginYAngst", "rlnOriginXAngst"]].iloc[0]
-    ),
-    "dark: multiply\nby -1 first",
-]
-fig, axes = plt.subplots(1, 3, figsize=(8.4, 3.3))
-for ax, image, name in zip(axes, (side_view, moved[0], -side_view), names, strict=True):
+origin_A = table[["rlnOriginYAngst", "rlnOriginXAngst"]].iloc[0]
+(dy, dx), c = shift[0].tolist(), box_size // 2
+label = f"shift (y, x) = ({dy:.0f}, {dx:.0f}) pixels\nRELION origin (y, x) = "
+label += "({:.0f}, {:.0f}) Å".format(*origin_A)
+pictures = {"centred": side_view, label: moved[0], "dark: multiply by -1 first": -side_view}
+fig, axes = plt.subplots(1, 3, figsize=(8.8, 3.3))
+for ax, (name, image) in zip(axes, pictures.items(), strict=True):
     ax.imshow(image, vmin=-5, vmax=5)
-    ax.plot(box_size // 2, box_size // 2, "+", color="#E69F00", ms=12)
+    ax.plot(c, c, "+", color="#E69F00", ms=12)
     ax.set(xlabel="x (pixel)", ylabel="y (pixel)")
     ax.set_title(name, size=9)
-centre = torch.tensor([box_size // 2, box_size // 2])
-axes[1].annotate(
-    "",
-    (shift[0] + centre).flip(0).tolist(),
-    centre.tolist(),
-    arrowprops={"arrowstyle": "->", "color": "#E69F00", "lw": 2},
-)
+arrow = {"arrowstyle": "->", "color": "#E69F00", "lw": 2}
+axes[1].annotate("", (c + dx, c + dy), (c, c), arrowprops=arrow)
 _ = fig.suptitle("Where the particle sits, and its sign")
+
 # %% [markdown]
 # ### The CTF
 #
@@ -366,11 +358,8 @@ _ = show_rows(
 )
 # %%
 assert resemblance > 0.5 > abs(control)
-display(
-    Markdown(
-        f"The aligned average correlates with the template at **r = {resemblance:.2f}**; the plain average of the same noise at {control:.2f}."
-    )
-)
+text = "The aligned average correlates with the template at **r = {:.2f}**; the plain average of the same noise at {:.2f}."
+display(Markdown(text.format(resemblance, control)))
 
 # %% [markdown]
 # The molecule on the right is not in the data. It came from the template: of all places where noise could be put, we kept the one where it looks most like what we expected. The literature calls it *Einstein from noise* (Henderson 2013), after the portrait that was used as the template.
@@ -515,10 +504,4 @@ results = {
 path = Path(run_dir) / "results" / "00_start_here.json"
 path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text(json.dumps(results, indent=1))
-display(
-    Markdown(
-        "\n".join(
-            ["| result | value |", "|---|---|", *[f"| {k} | {v} |" for k, v in results.items()]]
-        )
-    )
-)
+pd.DataFrame({"result": results})
