@@ -278,7 +278,8 @@ for setting in settings:
 
 # %% mystnb={"image": {"alt": "Strips of test particles: noisy, sample, refined, clean"}}
 for setting, images in outputs.items():
-    wanted = [n for n in images if "one step" not in n and "longer" not in n]
+    left_out = ("longer", "refined, sees sample")
+    wanted = [n for n in images if not n.endswith(left_out) and "one step" not in n]
     strips = {name: images[name][:6] for name in wanted}
     strips["clean"] = data[setting].test.clean.images[:6]
     limits = {n: grey_limits(strips["clean"]) for n in strips if n != "noisy"}
