@@ -130,3 +130,17 @@ def test_smoke_03_refines(smoke):
         sample = r[f"{setting}: 2-step sample psnr_dB"]
         assert r[f"{setting}: refined, sees sample + noisy psnr_dB"] > sample
         assert r[f"{setting}: refined, sees sample psnr_dB"] > sample
+
+
+def test_smoke_06_reconstructs(smoke):
+    """Laws that hold for 32 images too: hand, mask, poses; independent halves predict the truth."""
+    r = smoke["06_reconstruct_fsc"]
+    for setting in ("white", "structural"):
+        assert 12 - 1e-3 <= r[f"{setting}_noisy_truth_A"] < 25  # Nyquist is 12 Å
+        for stage in ("posterior_mean", "sample", "refined"):
+            assert 12 - 1e-3 <= r[f"{setting}_{stage}_truth_A"] <= 192  # Nyquist to the box
+    assert r["independent_error"] < 0.15 and r["cross_error"] < 0.25
+    assert r["hand_change"] < 1e-3 and r["hand_truth_A"] > 1.5 * r["hand_mirror_A"]
+    assert r["tight_mask_fsc"] > 0.5 and abs(r["tight_mask_corrected_fsc"]) < 0.2
+    assert r["poses_wrong_20_deg_truth_A"] > 1.2 * r["poses_wrong_0_deg_truth_A"]
+    assert r["structural_noisy_micelle_left"] == 1

@@ -1,0 +1,219 @@
+"""Time projection, a training step and sampling against the naive form that each replaced.
+
+    python benchmarks/simulate_train_sample.py
+
+Both sides run in one process, in turn, so that whatever else the machine does meets both alike.
+Printed are milliseconds per image and the ratio naive / ours, each as the median (minimum to
+maximum) over the repeats, and how far the resident memory rose while either side ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import resource
+import threading
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import psutil
+import torch
+from scipy import ndimage
+
+from cryonb.diffusion import SR3, denoise
+from cryonb.geometry import random_rotations
+from cryonb.precision import autocast, fast_precision
+from cryonb.projection import project
+from cryonb.simulate import noise_sigma
+from cryonb.train import sr3_loss
+from cryonb.volumes import load_volume
+
+SIGMA = noise_sigma(0.1)
+FULL_RESOLUTION = {"unshuffle": 1, "widths": (32, 64, 112, 208)}  # as many parameters, 64 px wide
+
+
+class PeakMemory:
+    """Context: `rise_MB` is how far the resident memory rose above its level at the start."""
+
+    def __enter__(self) -> PeakMemory:
+        give_memory_back()
+        self.process, self.stop = psutil.Process(), threading.Event()
+        self.start = self.peak = self.process.memory_info().rss
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.003):
+            self.peak = max(self.peak, self.process.memory_info().rss)
+
+    def __exit__(self, *_) -> None:
+        self.stop.set()
+        self.thread.join()
+        self.rise_MB = (self.peak - self.start) / 1e6
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system where the C library can (glibc), for a fair start."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+def measure(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds and rise of the memory in MB of one call."""
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+    return seconds, memory.rise_MB
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Median (minimum to maximum)."""
+    low, high = min(values), max(values)
+    return f"{median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def compare(title: str, n: dict[str, int], calls: dict[str, Callable], repeats: int) -> None:
+    """Run all sides in turn, `repeats` times after a warm-up; print times and ratios.
+
+    Parameters
+    ----------
+    title : str
+    n : dict of str to int
+        Images that a call of each side handles.
+    calls : dict of str to callable
+        The first is ours, the others are what it is compared with.
+    """
+    ms, rise = {name: [] for name in calls}, dict.fromkeys(calls, 0.0)
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            seconds, memory = measure(call)
+            rise[name] = max(rise[name], memory)
+            if repeat:
+                ms[name].append(1000 * seconds / n[name])
+    first = next(iter(calls))
+    print(f"\n{title}")
+    for name in calls:
+        ratios = [b / a for a, b in zip(ms[first], ms[name], strict=True)]
+        versus = "" if name == first else f"   ratio {spread(ratios, 2)}"
+        print(f"  {name:34} {spread(ms[name]):>26} ms/image, +{rise[name]:5.0f} MB{versus}")
+
+
+def rotate_and_sum(volume: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """Naive projection: turn the volume in real space (trilinear), sum along z: (n, y, x)."""
+    centre = np.full(3, volume.shape[0] // 2)
+    images = []
+    for rotation in rotations:
+        matrix = rotation[::-1, ::-1]  # acts on (z, y, x)
+        turned = ndimage.affine_transform(volume, matrix, centre - matrix @ centre, order=1)
+        images.append(turned.sum(0))
+    return np.stack(images)
+
+
+def projection(volume: torch.Tensor, n: int, repeats: int) -> None:
+    """Central slices against rotating the volume."""
+    rotations = random_rotations(n, torch.Generator().manual_seed(0))
+    array, few = volume.numpy(), rotations[: max(n // 8, 1)].numpy()
+    naive, ours = rotate_and_sum(array, few), project(volume, rotations[: len(few)]).numpy()
+    compare(
+        f"Projection of {volume.shape[0]} px, {n} images",
+        {"central slices": n, "rotate and sum, scipy": len(few)},
+        {
+            "central slices": lambda: project(volume, rotations),
+            "rotate and sum, scipy": lambda: rotate_and_sum(array, few),
+        },
+        repeats,
+    )
+    differ = np.linalg.norm(naive - ours) / np.linalg.norm(ours)
+    print(
+        f"  the images differ by {100 * differ:.1f} % (mostly the blur of the trilinear rotation)"
+    )
+
+
+def training_step(model: SR3, images: torch.Tensor, precision: str, fast_layout: bool) -> Callable:
+    """Return a function that does one step: loss, gradients, AdamW."""
+    if fast_layout:
+        model.to(memory_format=torch.channels_last)
+    else:  # undo the layout that the U-Net asks for at its entrance
+        model.unet.entrance.register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fast_layout)
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        with autocast(images.device, precision):
+            loss = sr3_loss(model, (images, images), 1.0, generator, sigma=SIGMA)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def training(images: torch.Tensor, repeats: int) -> None:
+    """Folded, bf16 where it is fast, channels last against full resolution, float32."""
+    ours, naive = SR3(), SR3(**FULL_RESOLUTION)
+    million = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (ours, naive)]
+    precision = fast_precision()
+    names = f"folded by 4, {precision.replace('no', 'float32')}, channels last", "full, float32"
+    names = f"{names[0]}, {million[0]:.1f} M", f"{names[1]}, {million[1]:.1f} M"
+    few = images[: max(len(images) // 4, 1)]
+    compare(
+        f"Training step, batch of {len(images)} ({len(few)} for the naive form)",
+        {names[0]: len(images), names[1]: len(few)},
+        {
+            names[0]: training_step(ours, images, precision, True),
+            names[1]: training_step(naive, few, "no", False),
+        },
+        repeats,
+    )
+
+
+def sampling(images: torch.Tensor, many: int, repeats: int) -> None:
+    """Few deterministic steps, and one, against many ancestral ones."""
+    model = SR3().to(memory_format=torch.channels_last).eval()
+    few = images[: max(len(images) // 4, 1)]
+
+    def draw(stack: torch.Tensor, steps: int, eta: float) -> Callable:
+        return lambda: list(denoise(model, stack, SIGMA, steps, eta=eta))
+
+    names = "8 steps, DDIM", "1 step, posterior mean", f"{many} steps, ancestral"
+    compare(
+        "Sampling",
+        dict(zip(names, (len(images), len(images), len(few)), strict=True)),
+        dict(zip(names, (draw(images, 8, 0), draw(images, 1, 0), draw(few, many, 1)), strict=True)),
+        repeats,
+    )
+    print("  (time grows with the number of steps; the published schedule has 2000)")
+
+
+def main() -> None:
+    """Run the three comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--box-size", type=int, default=64, help="pixels, a multiple of 8")
+    parser.add_argument("--images", type=int, default=32, help="batch")
+    parser.add_argument("--many", type=int, default=64, help="steps of the ancestral sampler")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    volume = load_volume("channel", args.box_size, 192 / args.box_size).map
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.box_size} px")
+    projection(volume, args.images, args.repeats)
+    images = project(volume, random_rotations(args.images, torch.Generator().manual_seed(1)))
+    images = images / images.std()
+    training(images, args.repeats)
+    sampling(images, args.many, args.repeats)
+    print(f"\npeak resident memory of the process {peak_MB():.0f} MB")
+
+
+def peak_MB() -> float:
+    """Largest resident memory of this process so far (ru_maxrss is in KiB on Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
