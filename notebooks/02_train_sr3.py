@@ -637,7 +637,9 @@ for setting, images in outputs.items():
         write_particles(particles, run_dir / "denoised" / setting / f"{stage}.star")
 for finished in (run_dir / "models").glob("*-*.checkpoint"):
     finished.unlink()
-results = {"train_seconds": sum(seconds.values()), "noise_only_variance": variance_from_noise}
+dB = {name: row["psnr_dB"] for name, row in scores["white"].items()}
+results = {f"{name} (dB)": round(dB[name], 2) for name in dB if "sample" not in name}
+results |= {"train_seconds": sum(seconds.values()), "noise_only_variance": variance_from_noise}
 results |= {f"asked_{a}_{k}_dB": dB for (a, k), dB in asked.items()}
 for setting, rows in scores.items():
     results |= {f"{setting}: {n} {k}": v for n, s in rows.items() for k, v in s.items()}

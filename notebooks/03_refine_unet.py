@@ -453,7 +453,9 @@ for setting, images in outputs.items():
     write_particles(particles, run_dir / "denoised" / setting / "refined.star")
 for finished in (run_dir / "models").glob("*-refine-*.checkpoint"):
     finished.unlink()
-results = {"refine_seconds": budget, "sample_error_ratio": ratio}
+shown = [n for n in dB if "sample" in n and "longer" not in n or n == "refined, kept"]
+results = {f"{name} (dB)": round(dB[name], 2) for name in shown}
+results |= {"refine_seconds": budget, "sample_error_ratio": ratio}
 for setting, rows in scores.items():
     results |= {f"{setting}: {n} {k}": v for n, s in rows.items() for k, v in s.items()}
 path = run_dir / "results" / "03_refine_unet.json"
