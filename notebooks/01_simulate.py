@@ -199,7 +199,7 @@ assert_close(mine, ctf(box_size, pixel_size_A, 1.5)[0], atol=2e-3, rtol=0)  # co
 defocus_um = torch.tensor([0.5, 1.0, 1.5, 2.5])
 image = (theirs[:1] - theirs[:1].mean()) / theirs[:1].std()
 images = torch.cat([image / 2, apply_ctf(image, ctf(box_size, pixel_size_A, defocus_um))])
-columns = ["no CTF", *(f"{d:g} µm" for d in defocus_um.tolist())]
+columns = ["no CTF, half contrast", *(f"{d:g} µm" for d in defocus_um.tolist())]
 _ = show_rows({"": images}, columns=columns, limits=(-2, 2), width_in=1.7, title="Underfocus")
 
 # %% [markdown]
@@ -262,7 +262,7 @@ _ = fig.suptitle(f"The detergent belt, made twice: correlation {agreement:.2f}")
 # %% [markdown]
 # ### All four, one at a time
 #
-# `simulate_images` takes the amounts as a `StructuralNoise`. With the same seed the poses are the same, so each column below shows one molecule; the six were picked because a neighbour, the ice or carbon is strong in them. The unit of intensity is the standard deviation of the clean images, over the data set, as it is for everything from here on.
+# `simulate_images` takes the amounts as a `StructuralNoise`. With the same seed the poses are the same, so each column below shows one molecule; the six were picked because a neighbour, the ice or carbon is strong in them. (Where the ice slopes and the carbon lies is drawn anew in the last row.) The unit of intensity is the standard deviation of the clean images, over the data set, as it is for everything from here on.
 
 # %% mystnb={"image": {"alt": "Six columns of the same molecules. Rows: clean, with micelle, with neighbours at the rim, with an ice gradient, with a grainy carbon edge, and with all of them."}}
 amounts = (micelle_amount, neighbours_mean, ice_slope, carbon_share)
