@@ -319,7 +319,7 @@ def judge(m):
     half = mask_curves(m["half1"], m["half2"], mask)["corrected"]
     to_truth = fsc(m["full"] * mask, truth * mask)[1]
     half_A = resolution(half, 0.143)
-    claimed = (frequency > 0) & (frequency <= 1 / half_A)  # shells that pass between the halves
+    claimed = (frequency > 0) & (frequency < 1.001 / half_A)  # shells that pass between the halves
     gap = float((predicted(half) - to_truth)[claimed].mean())
     numbers = {"truth_A": resolution(to_truth, 0.5), "half_A": half_A, "gap": gap}
     return numbers | {"mean_fsc": float(to_truth[1:].mean())}, to_truth, half
@@ -399,10 +399,10 @@ if structural:
 # %% mystnb={"image": {"alt": "Left: resolution against the truth as the number of particles grows, for noisy and refined images. Right: mean FSC against the truth in the outer half of the shells."}}
 white = data["white"]
 splits = (white.test.noisy, white.validation.noisy, white.train.noisy)
-stacks = torch.cat([p.images for p in splits])[:n_most], images["white", "refined"].images
+raw = torch.cat([p.images for p in splits])[: max(n_most, n_test)]
 poses = torch.cat([p.rotations for p in splits])
 growth = {"noisy": {}, "refined": {}}
-for values, stack in zip(growth.values(), stacks, strict=True):
+for values, stack in zip(growth.values(), (raw, images["white", "refined"].images), strict=True):
     for n in tqdm(sorted({min(n, len(stack)) for n in [2 * 4**i for i in range(10)] + [n_test]})):
         v = reconstruct(stack[:n], poses[:n], symmetry=symmetry)
         curve = fsc(v * mask, truth * mask)[1]
@@ -443,7 +443,7 @@ draw("clean images: against the truth", {f"{d}° wrong": w[1] for d, w in wrong.
 display(Markdown("; ".join(f"{d}°: truth {s['truth_A']:.1f} Å, half maps {s['half_A']:.1f} Å" for d, (s, *_) in wrong.items())))  # fmt: skip
 
 # %% [markdown]
-# A pose that is wrong by an angle $\theta$ moves density at a distance $r$ from the centre by $r\theta$: 5° at 50 Å are 4 Å. No denoiser repairs that, the images were perfect. Compare the two numbers of each angle. The errors of the poses are random and independent between the halves, yet each half averages over many of them, and the *average* is the same blur in both. Blur is a shared error, and the half maps hardly see it.
+# A pose that is wrong by an angle $\theta$ moves density at a distance $r$ from the centre by $r\theta$: 5° at 50 Å are 4 Å. No denoiser repairs that, the images were perfect. Compare the two numbers of each angle. The errors of the poses are random and independent between the halves, yet each half averages over many of them, and the more it has, the closer the *average* comes to the same blur in both. Blur is a shared error, to which half maps grow blind.
 #
 # ### The wrong hand
 #
