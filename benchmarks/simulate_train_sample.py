@@ -181,7 +181,7 @@ def sampling(images: torch.Tensor, many: int, repeats: int) -> None:
     def draw(stack: torch.Tensor, steps: int, eta: float) -> Callable:
         return lambda: list(denoise(model, stack, SIGMA, steps, eta=eta))
 
-    names = "8 steps, DDIM", "1 step, posterior mean", f"{many} steps, ancestral"
+    names = "8 steps, deterministic", "1 step, posterior mean", f"{many} steps, ancestral"
     compare(
         "Sampling",
         dict(zip(names, (len(images), len(images), len(few)), strict=True)),
