@@ -144,3 +144,22 @@ def test_smoke_06_reconstructs(smoke):
     assert r["tight_mask_fsc"] > 0.5 and abs(r["tight_mask_corrected_fsc"]) < 0.2
     assert r["poses_wrong_20_deg_truth_A"] > 1.2 * r["poses_wrong_0_deg_truth_A"]
     assert r["structural_noisy_micelle_left"] == 1
+
+
+def test_smoke_00_measures_what_it_says(smoke):
+    r = smoke["00_start_here"]
+    assert abs(r["snr_measured"] / r["snr"] - 1) < 0.15  # one image of 1,024 pixels: 4 %
+    assert abs(r["snr_mean_of_1000"] / (1000 * r["snr"]) - 1) < 0.15
+    assert r["noise_only_correlation"] > 0.6 > 0.1 > abs(r["noise_only_control"])
+    assert r["contrast_standard_errors"] > 5
+
+
+def test_smoke_01_keeps_its_definitions(smoke):
+    r = smoke["01_simulate"]
+    for setting in ("white", "structural"):
+        assert abs(r[f"snr_{setting}"] / 0.1 - 1) < 0.1  # 32 images of 1,024 pixels
+    assert abs(r["clean_variance"] - 1) < 0.1
+    assert 0.3 < r["structural_variance"] < 0.8  # it is there, and far below the white noise's 10
+    assert r["spectra_correlation"] > 0.9 and r["micelle_agreement"] > 0.9
+    assert r["projection_error"] < 0.02 and r["wrong_ctf_correlation"] < 0
+    assert r["particles"] == 64 + 32 + 32
