@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cryonb import dataset
-from cryonb.dataset import read_dataset, write_dataset
+from cryonb.dataset import read_dataset, score_test, write_dataset
 from cryonb.geometry import angular_distance_deg
 from cryonb.particles import read_particles
 from cryonb.simulate import StructuralNoise, clean_scale, setting, simulate_images
@@ -190,3 +190,14 @@ def test_files_are_relions(tmp_path, volume):
     assert noisy.table["rlnImageName"][0] == "000001@test_noisy.mrcs"
     assert {"rlnAngleRot", "rlnOriginXAngst", "rlnRandomSubset"} <= set(noisy.table.columns)
     assert np.isfinite(noisy.images.numpy()).all()
+
+
+def test_scores_of_the_truth_and_of_the_input_without_white_noise(tmp_path, volume):
+    folder = write_dataset(tmp_path / "d", volume, COUNTS, noise="structural")
+    data = read_dataset(folder)
+    assert score_test(data.test.clean.images, data)["residual"] == 0
+    scores = score_test(data.test.observed, data)
+    assert scores["residual"] == pytest.approx(1, abs=1e-4)  # the structure, all of it
+    assert score_test(data.test.noisy.images, data)["mse"] > scores["mse"] > 0
+    white = read_dataset(write_dataset(tmp_path / "w", volume, COUNTS))
+    assert "residual" not in score_test(white.test.noisy.images, white)
