@@ -13,6 +13,7 @@ import mrcfile
 import numpy as np
 import torch
 
+from cryonb.maps import read_map, write_map
 from cryonb.masks import micelle, soft_mask
 from cryonb.metrics import score, structural_noise_residual
 from cryonb.particles import Particles, particles_from_arrays, read_particles, write_particles
@@ -25,7 +26,7 @@ from cryonb.simulate import (
     setting,
     simulate_images,
 )
-from cryonb.volumes import Volume, read_map, write_map
+from cryonb.volumes import Volume
 
 SPLITS = ("train", "validation", "test")
 
@@ -261,3 +262,15 @@ def score_test(images: torch.Tensor, data: Dataset) -> dict[str, float]:
         left = structural_noise_residual(images, test.clean.images, test.structure, region)
         scores["residual"] = float(left.mean())
     return scores
+
+
+def write_denoised(
+    folder: str | os.PathLike, stage: str, data: Dataset, images: torch.Tensor
+) -> Path:
+    """Write denoised test particles (n, y, x) as `folder/stage.star`, rows and poses as the noisy.
+
+    They are written as free of the CTF, which the targets are.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    particles = data.test.noisy.with_images(images, ctf_applied=False)
+    return write_particles(particles, Path(folder) / f"{stage}.star")

@@ -5,13 +5,18 @@ Images are grey, one scale to a figure unless said otherwise; every function ret
 
 from __future__ import annotations
 
+import copy
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
+from torch import nn
+from tqdm.auto import tqdm
 
 from cryonb.conventions import FSC_HALF_MAPS, FSC_TRUTH
+from cryonb.train import train
 
 STYLE = {
     "figure.dpi": 100,
@@ -99,7 +104,8 @@ def show_slices(
             middle = np.take(volume, volume.shape[axis] // 2, axis)
             ax.imshow(middle, vmin=low, vmax=high, extent=extent, origin="lower")
             ax.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
-            ax.label_outer()
+            if ax is not axes[axis, 0]:
+                ax.set(ylabel="", yticklabels=[])
             ax.annotate(f"{normal} = 0", (0.04, 0.92), xycoords="axes fraction", color="w", size=8)
         column[0].set_title(name)
     fig.suptitle(title)
@@ -208,3 +214,30 @@ class TrainingPlot:
         else:
             self.handle.update(fig)
         plt.close(fig)
+
+
+def train_live(
+    model: nn.Module, draw, loss, n_images: int, *, title: str, examples=None, every=0.2, **options
+) -> nn.Module:
+    """Run `cryonb.train.train` with a progress bar and a `TrainingPlot`; returns the average.
+
+    Parameters
+    ----------
+    examples : callable (average) -> dict of str to Tensor (y, x), optional
+        Images to show at each redraw.
+    **options
+        Of `train`, such as `batch_size` and `checkpoint`.
+    """
+    average = copy.deepcopy(model)
+    show = (lambda: examples(average.eval())) if examples else None
+    plot = TrainingPlot(f"{title}: loss", show, every)
+    with tqdm(total=n_images, desc=title, unit="image") as bar:
+        for progress in train(model, average, draw, loss, n_images, **options):
+            plot.add(progress)
+            bar.update(min(progress.images, n_images) - bar.n)
+    return average.eval()
+
+
+def say(text: str) -> None:
+    """Show Markdown text, such as a sentence with the numbers of this run."""
+    display(Markdown(text))

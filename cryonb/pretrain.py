@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--projections", type=int, default=16000, help="distinct training poses")
     parser.add_argument("--images", type=int, default=230000, help="images the SR3 model sees")
     parser.add_argument("--refine-images", type=int, default=60000, help="images the U-Net sees")
+    parser.add_argument("--start", type=float, default=0.5, help="share of the first step")
     parser.add_argument("--init", help="SR3 weights to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="kept", help="folder for weights and checkpoints")
@@ -87,7 +88,8 @@ def first_stage(args, stacks, sigma: float, checkpoint: Path) -> SR3:
     """Train the diffusion model on clean and observed images; returns the moving average."""
     torch.manual_seed(args.seed)
     model = load_model(args.init, SR3)[0].train() if args.init else SR3()
-    loss = partial(sr3_loss, sigma=sigma, snr_start=args.snr if args.init else 3.0)
+    snr_start = args.snr if args.init else 3.0  # no curriculum for what has had it
+    loss = partial(sr3_loss, sigma=sigma, snr_start=snr_start, start=args.start)
     return _run(args, "SR3", model, stacks, loss, args.images, checkpoint)
 
 

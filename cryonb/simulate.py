@@ -16,8 +16,9 @@ import torch
 from cryonb.ctf import apply_ctf, ctf
 from cryonb.fourier import low_pass
 from cryonb.geometry import random_rotations
+from cryonb.masks import micelle
 from cryonb.projection import project
-from cryonb.volumes import Volume, micelle
+from cryonb.volumes import Volume
 
 
 @dataclass(frozen=True)

@@ -64,18 +64,27 @@ def curriculum_sigma(fraction: float, sigma: float, snr_start: float = 3.0, shar
 
 
 def sr3_loss(
-    model: SR3, batch, fraction: float, generator, *, sigma: float, snr_start: float = 3.0
+    model: SR3,
+    batch,
+    fraction: float,
+    generator,
+    *,
+    sigma: float,
+    snr_start: float = 3.0,
+    start: float = 0.5,
 ) -> torch.Tensor:
     """Loss of a diffusion model on a batch (clean, observed), with the curriculum.
 
-    "eps" trains as published: at the full noise level, gammas of the SR3 schedule.
+    A share `start` of the batch is trained on the first step, the posterior mean. "eps" trains
+    as published: at the full noise level, gammas of the SR3 schedule.
     """
     clean, observed = batch
     if model.parameterisation == "eps":
         gamma = draw_gamma_published(len(clean), generator)
         return model.loss(clean, observed, gamma, sigma, generator)
     level = curriculum_sigma(fraction, sigma, snr_start)
-    return model.loss(clean, observed, draw_gamma(len(clean), level, generator), level, generator)
+    gamma = draw_gamma(len(clean), level, generator, start)
+    return model.loss(clean, observed, gamma, level, generator)
 
 
 def train(

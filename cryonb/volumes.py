@@ -18,19 +18,7 @@ from scipy.spatial import KDTree
 
 from cryonb import molecules
 from cryonb.fourier import filter_radially, fourier_crop
-from cryonb.maps import read_map, read_placed_map, resample, write_map
-from cryonb.masks import micelle, soft_mask
-
-__all__ = [
-    "Volume",
-    "from_atoms",
-    "load_volume",
-    "micelle",
-    "read_atoms",
-    "read_map",
-    "soft_mask",
-    "write_map",
-]
+from cryonb.maps import read_placed_map, resample
 
 MOLECULES = {"channel": molecules.channel, "prestin": molecules.prestin}
 MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")

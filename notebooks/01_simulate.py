@@ -80,9 +80,10 @@ from cryonb.ctf import apply_ctf, ctf
 from cryonb.dataset import read_dataset, write_dataset
 from cryonb.fourier import low_pass, radial_mean
 from cryonb.geometry import angular_distance_deg, random_rotations
+from cryonb.masks import micelle, soft_mask
 from cryonb.plotting import show_rows, use_style
 from cryonb.projection import project
-from cryonb.volumes import VOLT_A2, from_atoms, load_volume, micelle, soft_mask
+from cryonb.volumes import VOLT_A2, from_atoms, load_volume
 
 started = time.perf_counter()
 use_style()

@@ -2,7 +2,6 @@
 # jupyter:
 #   jupytext:
 #     cell_metadata_filter: tags,mystnb,-all
-#     formats: ipynb,py:percent
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -54,24 +53,22 @@
 # %%
 import copy
 import json
-import time
 from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
 from cryonb import diffusion
 from cryonb.baselines import linear_filter
-from cryonb.dataset import read_dataset, score_test, write_dataset
+from cryonb.dataset import read_dataset, score_test, write_dataset, write_denoised
 from cryonb.diffusion import SR3, denoise, sample
 from cryonb.metrics import mse, psnr
-from cryonb.particles import write_particles
-from cryonb.plotting import TrainingPlot, grey_limits, score_table, show_rows, use_style
-from cryonb.train import curriculum_sigma, draw_batch, sr3_loss, train
+from cryonb.plotting import grey_limits, say, score_table, show_rows, train_live, use_style
+from cryonb.train import draw_batch, sr3_loss
 from cryonb.unet import ResidualBlock
 from cryonb.volumes import load_volume
 from cryonb.weights import load_kept, save_model
@@ -116,23 +113,17 @@ counts = {"train": n_train, "validation": n_validation, "test": n_test}
 settings = ["white", "structural"] if structural else ["white"]
 data, linear, scores = {}, {}, {}
 for name in settings:
-    folder = run_dir / "data" / name
-    make = partial(write_dataset, source=source, snr=snr, noise=name, seed=seed)
-    data[name] = read_dataset(make(folder, volume, counts))
+    make = partial(write_dataset, run_dir / "data" / name, source=source, snr=snr, seed=seed)
+    data[name] = read_dataset(make(volume=volume, counts=counts, noise=name))
     train_set = data[name].train
     same = train_set.clean.images if name == "white" else train_set.observed
     linear[name] = linear_filter(train_set.clean.images, same, data[name].sigma)
-sigma = data["white"].sigma
+white, sigma = data["white"].test, data["white"].sigma
 
-white = data["white"].test
-figure = show_rows(
-    {
-        "noisy x": white.noisy.images[:6],
-        "best linear filter": linear["white"](white.noisy.images[:6]),
-        "clean y₀": white.clean.images[:6],
-    },
-    title=f"What linear filtering can do at SNR {snr:g}",
-)
+first = white.noisy.images[:6]
+strips = {"noisy x": first, "best linear filter": linear["white"](first)}
+strips["clean y₀"] = white.clean.images[:6]
+figure = show_rows(strips, title=f"What linear filtering can do at SNR {snr:g}")
 
 # %% [markdown]
 # The filter finds the position and the rough outline, and blurs everything else: it must serve all
@@ -204,11 +195,8 @@ precision = 1 / sigma**2 + 1 / sigma_t**2
 c, sigma_c = (x / sigma**2 + z / sigma_t**2) / precision, precision**-0.5
 mine, cryonbs = (c, sigma_c), diffusion.fuse(y_t, gamma, x, torch.tensor(sigma))
 assert_close(mine, cryonbs, rtol=1e-5, atol=1e-5)
-figure = show_rows(
-    {"": torch.stack([x, z, c, y0])},
-    columns=[f"x, σ = {sigma:.2f}", f"z, σ_t = {sigma_t:.2f}", f"c, σ_c = {sigma_c:.2f}", "y₀"],
-    limits=(-4, 6),
-)
+names = [f"x, σ = {sigma:.2f}", f"z, σ_t = {sigma_t:.2f}", f"c, σ_c = {sigma_c:.2f}", "y₀"]
+figure = show_rows({"": torch.stack([x, z, c, y0])}, columns=names, limits=(-4, 6))
 
 # %% [markdown]
 # Notice that $c$ is cleaner than either of its parents, though $x$ adds only a little to $z$ here.
@@ -279,35 +267,36 @@ assert_close(h + block.conv2(silu(inner)), block(h, embedding))
 # once. So the largest noise level grows geometrically from SNR 3 to the target over the first 60 %
 # of the run, and the network takes along what it knows: a *curriculum*.
 #
-# `train` is a generator: it does one step and hands control back, and *we* decide what to print or
-# plot. It keeps an exponential moving average of the weights (smoother, and better), and writes a
+# `cryonb.train.train` is a generator: it does one step and hands control back, and the caller decides
+# what to print or plot (here `train_live` draws the loss and an example). It keeps an exponential moving average of the weights (smoother, and better), and writes a
 # checkpoint once a minute; if you interrupt this cell and run it again, it goes on where it was.
 #
 # Both ways of asking, at the same cost:
 
 # %%
-test_images = white.noisy.images[:256]
+test_images, clean256 = white.noisy.images[:256], white.clean.images[:256]
+
+
+def run(model, noisy, k, tag="", **options):
+    """Denoise a stack in k steps, with a progress bar if it has a tag."""
+    batches = denoise(model, noisy, sigma, k, **options)
+    return torch.cat(list(tqdm(batches, desc=tag) if tag else batches))
 
 
 def train_sr3(model, setting, n_images, tag, snr_start=3.0, rate=learning_rate):
     """Train on one setting, with a live plot; returns the averaged model."""
-    average, part = copy.deepcopy(model), data[setting].train
-    draw = partial(draw_batch, (part.clean.images, part.observed))
-    loss = partial(sr3_loss, sigma=sigma, snr_start=snr_start)
-    checkpoint = run_dir / "models" / f"{tag}.checkpoint"
-    one = data[setting].test
-    options = dict(batch_size=batch_size, learning_rate=rate, seed=seed, checkpoint=checkpoint)
-
-    def examples():
-        (image,) = denoise(average.eval(), one.noisy.images[:1], sigma, steps=1)
-        return {"denoised now": image[0], "clean": one.clean.images[0]}
-
-    plot = TrainingPlot(f"{tag}: loss", examples)
-    for progress in tqdm(
-        train(model, average, draw, loss, n_images, **options), total=-(-n_images // batch_size)
-    ):
-        plot.add(progress)
-    return average.eval()
+    part, one = data[setting].train, data[setting].test
+    show = partial(run, noisy=one.noisy.images[:1], k=1)
+    return train_live(
+        model,
+        partial(draw_batch, (part.clean.images, part.observed)),
+        partial(sr3_loss, sigma=sigma, snr_start=snr_start),
+        n_images,
+        title=tag,
+        examples=lambda a: {"denoised now": show(a)[0], "clean": one.clean.images[0]},
+        checkpoint=run_dir / "models" / f"{tag}.checkpoint",
+        **{"batch_size": batch_size, "learning_rate": rate, "seed": seed},
+    )
 
 
 # %% mystnb={"image": {"alt": "Loss curves of the two short training runs, with an example each"}}
@@ -321,16 +310,13 @@ for parameterisation in ("eps", "fused"):
 asked = {}
 for name, model in short.items():
     for k in (1, steps):
-        out = torch.cat(list(denoise(model, test_images, sigma, k)))
-        asked[name, k] = float(psnr(out, white.clean.images[:256]).mean())
+        asked[name, k] = float(psnr(run(model, test_images, k), clean256).mean())
 rows = "\n".join(f"| {a} | {k} | {dB:.2f} |" for (a, k), dB in asked.items())
-display(
-    Markdown(
-        f"| asked for | sampler steps | PSNR (dB) |\n|---|---|---|\n{rows}\n\nAfter "
-        f"{compare_images} images, asking for the clean image is worth "
-        f"**{asked['fused', 1] - asked['eps', 1]:.1f} dB** in one step and "
-        f"**{asked['fused', steps] - asked['eps', steps]:.1f} dB** in {steps} steps."
-    )
+gain = {k: asked["fused", k] - asked["eps", k] for k in (1, steps)}
+say(f"| asked for | sampler steps | PSNR (dB) |\n|---|---|---|\n{rows}")
+say(
+    f"After {compare_images} images, asking for the clean image is worth **{gain[1]:.1f} dB** in one "
+    f"step and **{gain[steps]:.1f} dB** in {steps}."
 )
 
 # %% [markdown]
@@ -344,23 +330,17 @@ display(
 # stand in the input. It has nothing new to learn about the molecule, only what to ignore, so it
 # starts from the weights that it has, and half the images do.
 
-# %% mystnb={"image": {"alt": "Loss curve in the setting white, with a denoised test image beside it"}}
-models, seconds = {}, {}
-torch.manual_seed(seed)
-start = time.perf_counter()
-models["white"] = train_sr3(SR3("fused"), "white", train_images, "white-sr3")
-seconds["white"] = time.perf_counter() - start
-
-# %% mystnb={"image": {"alt": "Loss curve in the setting structural, with a denoised test image"}}
-if structural:
-    start, fine = time.perf_counter(), copy.deepcopy(models["white"]).train()
-    rate = learning_rate / 2
-    tag = "structural-sr3"
-    models["structural"] = train_sr3(fine, "structural", train_images // 2, tag, snr, rate)
-    seconds["structural"] = time.perf_counter() - start
-for name, model in models.items():
-    manifest = {"source": source, "snr": snr, "setting": name, "images": train_images}
-    save_model(run_dir / "models" / f"{name}-sr3.safetensors", model, manifest)
+# %% mystnb={"image": {"alt": "Loss curve of each setting, with a denoised test image beside it"}}
+models = {}
+for setting in settings:
+    torch.manual_seed(seed)
+    model, n_images, plan = SR3("fused"), train_images, {}
+    if setting == "structural":
+        model, n_images = copy.deepcopy(models["white"]).train(), train_images // 2
+        plan = {"snr_start": snr, "rate": learning_rate / 2}
+    models[setting] = train_sr3(model, setting, n_images, f"{setting}-sr3", **plan)
+    manifest = {"source": source, "snr": snr, "setting": setting, "images": n_images}
+    save_model(run_dir / "models" / f"{setting}-sr3.safetensors", models[setting], manifest)
 
 # %% [markdown]
 # ### Found pretrained weights?
@@ -413,11 +393,11 @@ taken = list(again(generator=torch.Generator().manual_seed(seed)))  # second ord
 truth = white.clean.images[0]
 low, high = grey_limits(truth)
 pictures = [torch.cat([step.y_t[0].clamp(low, high), step.clean[0], truth], 1) for step in taken]
-labels = [f"step {s.index + 1}, γ = {s.gamma:.2g}" for s in taken]
-alts = [
-    f"State, guess and truth after {label}: the guess has {psnr(s.clean, truth[None]).item():.1f} dB"
-    for s, label in zip(taken, labels, strict=True)
+dB = [psnr(step.clean, truth[None]).item() for step in taken]
+labels = [
+    f"step {t.index + 1}, γ = {t.gamma:.2g}, {d:.1f} dB" for t, d in zip(taken, dB, strict=True)
 ]
+alts = [f"State, guess and truth after {label}" for label in labels]
 frame_viewer(pictures, labels, alts, title="state y_t | guess of the clean image | truth")
 
 # %% [markdown]
@@ -434,28 +414,23 @@ frame_viewer(pictures, labels, alts, title="state y_t | guess of the clean image
 # accurate*.
 
 # %%
-clean256 = white.clean.images[:256]
 by_steps = {}
 for k in (1, 2, 4, 8, 16, 32) if train_images > 1000 else (1, 2, 4):
-    out = torch.cat(list(denoise(best, test_images, sigma, k)))
+    out = run(best, test_images, k)
     detail = (out - out.mean((1, 2), keepdim=True)).var() / clean256.var()
     by_steps[k] = float(psnr(out, clean256).mean()), float(mse(out, clean256).mean()), float(detail)
 dB, error, variance = zip(*by_steps.values(), strict=True)
-fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-left.plot(list(by_steps), dB, "o-")
-left.axhline(dB[0] - 3.01, color="0.6", ls="--", lw=0.8)
-left.annotate("one step − 3 dB: an exact sampler", (1.1, dB[0] - 2.95), size=8)
-left.set(xscale="log", xlabel="steps (network evaluations)", ylabel="PSNR (dB)")
-left.set_title("Accuracy falls")
-right.plot(list(by_steps), variance, "o-", color="C1")
-right.axhline(1, color="0.6", ls="--", lw=0.8)
-right.set(xscale="log", xlabel="steps (network evaluations)", ylabel="variance / variance of truth")
-right.set_title("The missing variance comes back")
-display(
-    Markdown(
-        f"MSE of a {max(by_steps)}-step sample ÷ MSE of one step: **{error[-1] / error[0]:.2f}**"
-    )
-)
+fig, axes = plt.subplots(1, 2, figsize=(8, 3))
+plots = (dB, dB[0] - 3.01, "PSNR (dB)"), (variance, 1, "variance / variance of truth")
+for ax, (values, line, label) in zip(axes, plots, strict=True):
+    ax.plot(list(by_steps), values, "o-")
+    ax.axhline(line, color="0.6", ls="--", lw=0.8)
+    ax.set(xscale="log", xlabel="steps (network evaluations)", ylabel=label)
+    ax.xaxis.set_major_formatter("{x:g}")
+axes[0].set_title("Accuracy falls; dashed: an exact sampler")
+axes[1].set_title("The missing variance comes back")
+ratio = error[-1] / error[0]
+say(f"MSE of a {max(by_steps)}-step sample ÷ MSE of one step: **{ratio:.2f}**")
 
 # %% [markdown]
 # The posterior mean (one step) is always too smooth: its variance falls short of the truth's. The
@@ -479,10 +454,8 @@ for setting in settings:
         if kind in models:
             suffix = ", kept weights" if "kept" in kind else ", trained here"
             for name, k in ((f"one step{suffix}", 1), (f"{steps}-step sample{suffix}", steps)):
-                bar = tqdm(
-                    denoise(models[kind], noisy, sigma, k, seed=seed), desc=f"{setting}, {name}"
-                )
-                outputs[setting][name] = torch.cat(list(bar))
+                tag = f"{setting}, {name}"
+                outputs[setting][name] = run(models[kind], noisy, k, tag, seed=seed)
 for setting, images in outputs.items():
     scores[setting] = {name: score_test(stack, data[setting]) for name, stack in images.items()}
     title = f"{setting}, SNR {snr:g}, {n_test} test particles"
@@ -512,9 +485,8 @@ generator = torch.Generator().manual_seed(seed + 1)
 n6 = torch.randn(6, box_size, box_size, generator=generator)
 other = load_volume("prestin" if source == "channel" else "channel", box_size, pixel_size_A)
 tests = {"noise only": (sigma * n6, sigma), "σ stated too low (½)": (test_images[:6], sigma / 2)}
-with_other = partial(write_dataset, source=other.name, snr=snr, noise="white", seed=seed)
-few = {"train": 8, "validation": 8, "test": 8}
-strangers = read_dataset(with_other(run_dir / "data" / f"white-{other.name}", other, few)).test
+folder, few = run_dir / "data" / f"white-{other.name}", dict.fromkeys(counts, 8)
+strangers = read_dataset(write_dataset(folder, other, few, snr=snr, seed=seed)).test
 tests[f"{other.name}, never seen"] = (strangers.noisy.images[:6], sigma)
 strips = {}
 for name, (images, told) in tests.items():
@@ -522,18 +494,15 @@ for name, (images, told) in tests.items():
     strips[f"denoised: {name}"] = torch.cat(list(denoise(best, images, told, steps)))
 strips[f"truth: {other.name}"] = strangers.clean.images[:6]
 figure = show_rows(strips, title="What the model makes of things it was not made for")
-stranger_dB = float(
-    psnr(strips[f"denoised: {other.name}, never seen"], strangers.clean.images[:6]).mean()
-)
+guessed = strips[f"denoised: {other.name}, never seen"]
+stranger_dB = float(psnr(guessed, strangers.clean.images[:6]).mean())
 variance_from_noise = float(strips["denoised: noise only"].var())
 
 # %%
-display(
-    Markdown(
-        f"From noise alone the model paints an image with **{variance_from_noise:.2f}** of a real "
-        f"particle's variance: it finds its molecule where there is none. On {other.name} it reaches "
-        f"{stranger_dB:.1f} dB. It has learnt *this* molecule, not denoising."
-    )
+say(
+    f"From noise alone the model paints an image with **{variance_from_noise:.2f}** of a real "
+    f"particle's variance: it finds its molecule where there is none. On {other.name} it reaches "
+    f"{stranger_dB:.1f} dB. It has learnt *this* molecule, not denoising."
 )
 
 # %% [markdown]
@@ -554,14 +523,12 @@ display(
 # ````
 
 # %%
-draws = [torch.cat(list(denoise(best, test_images[:64], sigma, steps, seed=s))) for s in range(4)]
-few, one = clean256[:64], torch.cat(list(denoise(best, test_images[:64], sigma, 1)))
-base = float(mse(one, few).mean())
+few_noisy, few = test_images[:64], clean256[:64]
+draws = [run(best, few_noisy, steps, seed=s) for s in range(4)]
+base = float(mse(run(best, few_noisy, 1), few).mean())
 for k in (1, 2, 4):
     ratio = float(mse(torch.stack(draws[:k]).mean(0), few).mean()) / base
-    print(
-        f"mean of {k}: {ratio:.2f} times the error of one step; theory 1 + 1/{k} = {1 + 1 / k:.2f}"
-    )
+    print(f"mean of {k}: {ratio:.2f} times the error of one step; theory {1 + 1 / k:.2f}")
 
 # %% [markdown]
 # The error of a sample is the minimum plus its own, independent share; averaging K samples divides
@@ -582,31 +549,13 @@ for k in (1, 2, 4):
 
 # %%
 for eta in (0.0, 1.0):
-    out = torch.cat(list(denoise(best, test_images[:64], sigma, steps, eta=eta)))
+    out = run(best, few_noisy, steps, eta=eta)
     print(f"eta = {eta:g}: PSNR {float(psnr(out, few).mean()):.2f} dB in {steps} steps")
 
 # %% [markdown]
 # Ancestral sampling draws new noise at each step; errors of early steps are partly forgotten, and
 # partly replaced by new ones. With few steps each draw is large, so results differ most there.
 #
-# ````{solution-end}
-# ````
-#
-# ```{exercise}
-# :label: ex-sr3-curriculum
-# **The curriculum as a function.** At which share of the run does `curriculum_sigma` pass SNR 1?
-# ```
-#
-# ````{solution-start} ex-sr3-curriculum
-# :class: dropdown
-# ````
-
-# %%
-shares = torch.linspace(0, 1, 1001).tolist()
-passed = next(f for f in shares if curriculum_sigma(f, sigma) >= min(1.0, sigma))
-print(f"at {passed:.0%} of the run, of which the first 60 % are curriculum")
-
-# %% [markdown]
 # ````{solution-end}
 # ````
 #
@@ -628,22 +577,17 @@ print(f"at {passed:.0%} of the run, of which the first 60 % are curriculum")
 
 # %%
 for setting, images in outputs.items():
-    kept = any("kept" in name for name in images)
-    suffix = "kept weights" if kept else "trained here"
-    for stage, name in (("posterior_mean", "one step"), ("sample", f"{steps}-step sample")):
-        stack = images[f"{name}, {suffix}"]
-        particles = data[setting].test.noisy.with_images(stack, ctf_applied=False)
-        (run_dir / "denoised" / setting).mkdir(parents=True, exist_ok=True)
-        write_particles(particles, run_dir / "denoised" / setting / f"{stage}.star")
-for finished in (run_dir / "models").glob("*-*.checkpoint"):
+    suffix = "kept weights" if any("kept" in name for name in images) else "trained here"
+    folder = run_dir / "denoised" / setting
+    write_denoised(folder, "posterior_mean", data[setting], images[f"one step, {suffix}"])
+    write_denoised(folder, "sample", data[setting], images[f"{steps}-step sample, {suffix}"])
+for finished in (run_dir / "models").glob("*.checkpoint"):
     finished.unlink()
 dB = {name: row["psnr_dB"] for name, row in scores["white"].items()}
 results = {f"{name} (dB)": round(dB[name], 2) for name in dB if "sample" not in name}
-results |= {"train_seconds": sum(seconds.values()), "noise_only_variance": variance_from_noise}
+results |= {"noise_only_variance": variance_from_noise}
 results |= {f"asked_{a}_{k}_dB": dB for (a, k), dB in asked.items()}
 for setting, rows in scores.items():
     results |= {f"{setting}: {n} {k}": v for n, s in rows.items() for k, v in s.items()}
-path = run_dir / "results" / "02_train_sr3.json"
-path.parent.mkdir(parents=True, exist_ok=True)
-path.write_text(json.dumps(results, indent=1))
-print(f"wrote {path}")
+(run_dir / "results").mkdir(exist_ok=True)
+(run_dir / "results" / "02_train_sr3.json").write_text(json.dumps(results, indent=1))

@@ -53,16 +53,16 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
 from cryonb.baselines import linear_filter
-from cryonb.dataset import read_dataset, score_test, write_dataset
+from cryonb.dataset import read_dataset, score_test, write_dataset, write_denoised
 from cryonb.diffusion import SR3, denoise
-from cryonb.metrics import mse, psnr
-from cryonb.particles import write_particles
-from cryonb.plotting import TrainingPlot, grey_limits, score_table, show_rows, use_style
+from cryonb.fourier import radial_mean
+from cryonb.metrics import frc, mse, psnr
+from cryonb.plotting import grey_limits, say, score_table, show_rows, train_live, use_style
 from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.train import draw_batch, sr3_loss, train
 from cryonb.volumes import load_volume
@@ -95,6 +95,7 @@ settings = ["white", "structural"] if structural else ["white"]
 make = partial(write_dataset, source=source, snr=snr, seed=seed)
 data = {s: read_dataset(make(run_dir / "data" / s, volume, counts, noise=s)) for s in settings}
 sigma = data["white"].sigma
+options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
 first = {s: load_model(run_dir / "models" / f"{s}-sr3.safetensors", SR3)[0] for s in settings}
 
 
@@ -140,7 +141,7 @@ for setting in settings:
         outputs[setting][name] = draw_samples(first[setting], data[setting].test, k, name)
 error = {name: float(mse(images, clean).mean()) for name, images in outputs["white"].items()}
 ratio = error[f"{steps}-step sample"] / error["one step"]
-display(Markdown(f"On our particles the sample has **{ratio:.2f}** times the error of one step."))
+say(f"On our particles the sample has **{ratio:.2f}** times the error of one step.")
 
 # %% [markdown]
 # A ratio near 2 means that the sampler behaves as theory says; a smaller one that its few steps have not
@@ -182,18 +183,18 @@ assert_close(mine, cryonbs, rtol=1e-4, atol=1e-6)
 def train_refiner(setting, inputs):
     """Train a second stage on held-out samples, with a live plot; returns it and its seconds."""
     part, tag = data[setting].validation, f"{setting}-refine-{inputs.replace('+', '-')}"
-    stacks = (part.clean.images, held_out[setting], part.noisy.images)
     torch.manual_seed(seed)
-    model = Refiner(inputs, widths=(64, 128), transformers=2)
-    average, start = copy.deepcopy(model), time.perf_counter()
-    loss, plot = partial(refine_loss, sigma=sigma), TrainingPlot(f"{tag}: loss")
-    checkpoint = run_dir / "models" / f"{tag}.checkpoint"
-    options = dict(batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-    draw = partial(draw_batch, stacks)
-    run = train(model, average, draw, loss, refine_images, checkpoint=checkpoint, **options)
-    for progress in tqdm(run, total=-(-refine_images // batch_size), desc=tag):
-        plot.add(progress)
-    return average.eval(), time.perf_counter() - start
+    start = time.perf_counter()
+    refiner = train_live(
+        Refiner(inputs, widths=(64, 128), transformers=2),
+        partial(draw_batch, (part.clean.images, held_out[setting], part.noisy.images)),
+        partial(refine_loss, sigma=sigma),
+        refine_images,
+        title=tag,
+        checkpoint=run_dir / "models" / f"{tag}.checkpoint",
+        **options,
+    )
+    return refiner, time.perf_counter() - start
 
 
 # %% mystnb={"image": {"alt": "Loss curves of the second stage, one for each setting and form"}}
@@ -223,21 +224,18 @@ for setting in settings:
 
 # %% mystnb={"image": {"alt": "Loss of the diffusion model while it trains on"}}
 budget = seconds["white", "samples"] + seconds["white", "sample+noisy"]
-model = copy.deepcopy(first["white"]).train()
-average, part = copy.deepcopy(model), data["white"].train
+part, model = data["white"].train, copy.deepcopy(first["white"]).train()
 draw = partial(draw_batch, (part.clean.images, part.observed))
 loss = partial(sr3_loss, sigma=sigma, snr_start=snr)
-plot, start = TrainingPlot("diffusion model, continued: loss", every=0.5), time.perf_counter()
-options = dict(batch_size=batch_size, learning_rate=learning_rate / 2, seed=seed + 1)
-trial = train(copy.deepcopy(model), copy.deepcopy(model), draw, loss, 4 * batch_size, **options)
-per_image = [p.seconds for p in trial][-1] / (4 * batch_size)  # to turn the budget into images
-n_images = max(batch_size, int(budget / per_image))
-for progress in tqdm(
-    train(model, average, draw, loss, n_images, **options), total=-(-n_images // batch_size)
-):
-    plot.add(progress)
+slower = options | {"learning_rate": learning_rate / 2, "seed": seed + 1}
+trial = [
+    p.seconds for p in train(copy.deepcopy(model), model, draw, loss, 4 * batch_size, **slower)
+]
+n_images = max(batch_size, int(budget / trial[-1] * 4 * batch_size))  # what the budget buys
+model, start = copy.deepcopy(first["white"]).train(), time.perf_counter()
+title = "diffusion model, continued"
+longer = train_live(model, draw, loss, n_images, title=title, every=0.5, **slower)
 spent = time.perf_counter() - start
-longer = average.eval()
 for name, k in (("one step, trained longer", 1), (f"{steps}-step sample, trained longer", steps)):
     outputs["white"][name] = draw_samples(longer, test, k, name)
 print(f"second stage: {budget:.0f} s; diffusion model trained on for {spent:.0f} s")
@@ -294,14 +292,12 @@ sample_dB, one_dB = dB[f"{steps}-step sample"], dB["one step"]
 alone_dB, both_dB = dB["refined, sees sample"], dB["refined, sees sample + noisy"]
 longer_dB = dB["one step, trained longer"]
 winner = "the second stage" if both_dB > longer_dB else "training the first stage longer"
-display(
-    Markdown(
-        f"Refinement lifts the sample from {sample_dB:.2f} dB to **{alone_dB:.2f} dB** when it sees the "
-        f"sample alone, as in the paper, and to **{both_dB:.2f} dB** when it sees the particle too. One "
-        f"step of the same diffusion model, with no second stage, stands at {one_dB:.2f} dB; trained "
-        f"longer at the second stage's cost, at {longer_dB:.2f} dB. At this size, **{winner}** was the "
-        f"better use of the time, by {abs(both_dB - longer_dB):.2f} dB."
-    )
+say(
+    f"Refinement lifts the sample from {sample_dB:.2f} dB to **{alone_dB:.2f} dB** when it sees the "
+    f"sample alone, as in the paper, and to **{both_dB:.2f} dB** when it sees the particle too. One "
+    f"step of the same diffusion model, with no second stage, stands at {one_dB:.2f} dB; trained "
+    f"longer at the second stage's cost, at {longer_dB:.2f} dB. At this size, **{winner}** was the "
+    f"better use of the time, by {abs(both_dB - longer_dB):.2f} dB."
 )
 
 # %% [markdown]
@@ -318,11 +314,7 @@ display(
 # (Fourier ring correlation, averaged over the test images).
 
 # %% mystnb={"image": {"alt": "Power and correlation with the truth against spatial frequency"}}
-from cryonb.fourier import radial_mean
-from cryonb.metrics import frc
-
 names = ["one step", f"{steps}-step sample", "refined, sees sample", "refined, sees sample + noisy"]
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3))
 
 
 def power(images):
@@ -330,6 +322,7 @@ def power(images):
     return radial_mean(torch.fft.rfft2(images).abs().square(), box_size, dims=2).mean(0)
 
 
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3))
 for name in names:
     images = outputs["white"][name]
     curves = [frc(a, b, pixel_size_A) for a, b in zip(images[:64], clean[:64], strict=True)]
@@ -337,17 +330,10 @@ for name in names:
     left.plot(frequency, power(images) / power(clean), label=name)
     right.plot(frequency, torch.stack([value for _, value in curves]).mean(0), label=name)
 left.axhline(1, color="0.6", lw=0.8, ls="--")
-left.set(
-    xlabel="spatial frequency (1/Å)",
-    ylabel="power / power of truth",
-    title="How much detail",
-    ylim=(0, 1.5),
-)
-right.set(
-    xlabel="spatial frequency (1/Å)",
-    ylabel="correlation with truth",
-    title="How much of it is true",
-)
+left.set(xlabel="spatial frequency (1/Å)", ylabel="power / power of truth", ylim=(0, 1.5))
+right.set(xlabel="spatial frequency (1/Å)", ylabel="correlation with truth")
+left.set_title("How much detail")
+right.set_title("How much of it is true")
 right.legend(fontsize=8)
 plt.show()
 
@@ -375,7 +361,7 @@ for name, images in feeds.items():
     after = float(psnr(refine(model, images, noisy, sigma), clean).mean())
     broken[name] = float(psnr(images, clean).mean()), after
 rows = "\n".join(f"| {name} | {a:.2f} | {b:.2f} |" for name, (a, b) in broken.items())
-display(Markdown(f"| fed with | before (dB) | after (dB) |\n|---|---|---|\n{rows}"))
+say(f"| fed with | before (dB) | after (dB) |\n|---|---|---|\n{rows}")
 
 # %% [markdown]
 # A second stage is a specialist: it corrects the errors it was trained on. Where "after" is below
@@ -448,9 +434,7 @@ for name in ("train", "validation"):
 # %%
 for setting, images in outputs.items():
     name = "refined, kept" if "refined, kept" in images else "refined, sees sample + noisy"
-    particles = data[setting].test.noisy.with_images(images[name], ctf_applied=False)
-    (run_dir / "denoised" / setting).mkdir(parents=True, exist_ok=True)
-    write_particles(particles, run_dir / "denoised" / setting / "refined.star")
+    write_denoised(run_dir / "denoised" / setting, "refined", data[setting], images[name])
 for finished in (run_dir / "models").glob("*-refine-*.checkpoint"):
     finished.unlink()
 shown = [n for n in dB if "sample" in n and "longer" not in n or n == "refined, kept"]
@@ -458,7 +442,5 @@ results = {f"{name} (dB)": round(dB[name], 2) for name in shown}
 results |= {"refine_seconds": budget, "sample_error_ratio": ratio}
 for setting, rows in scores.items():
     results |= {f"{setting}: {n} {k}": v for n, s in rows.items() for k, v in s.items()}
-path = run_dir / "results" / "03_refine_unet.json"
-path.parent.mkdir(parents=True, exist_ok=True)
-path.write_text(json.dumps(results, indent=1))
-print(f"wrote {path}")
+(run_dir / "results").mkdir(exist_ok=True)
+(run_dir / "results" / "03_refine_unet.json").write_text(json.dumps(results, indent=1))

@@ -56,12 +56,13 @@ from tqdm.auto import tqdm
 from cryonb.dataset import read_dataset, write_dataset
 from cryonb.fourier import low_pass
 from cryonb.geometry import euler_to_matrix, random_rotations, symmetry_rotations
+from cryonb.maps import write_map
 from cryonb.metrics import fsc, fsc_mask_corrected, resolution_at
 from cryonb.particles import read_particles
 from cryonb.plotting import grey_limits, plot_fsc, show_slices, use_style
 from cryonb.projection import project
 from cryonb.reconstruct import reconstruct
-from cryonb.volumes import load_volume, write_map
+from cryonb.volumes import load_volume
 
 use_style()
 

@@ -13,9 +13,10 @@ import torch
 from cryonb import dataset
 from cryonb.dataset import read_dataset, score_test, write_dataset
 from cryonb.geometry import angular_distance_deg
+from cryonb.masks import micelle
 from cryonb.particles import read_particles
 from cryonb.simulate import StructuralNoise, clean_scale, setting, simulate_images
-from cryonb.volumes import load_volume, micelle
+from cryonb.volumes import load_volume
 
 COUNTS = {"train": 5, "validation": 3, "test": 4}
 

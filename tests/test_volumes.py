@@ -14,18 +14,15 @@ import torch
 
 from cryonb import molecules
 from cryonb.fourier import fourier_crop
-from cryonb.maps import resample
+from cryonb.maps import read_map, resample, write_map
+from cryonb.masks import micelle, soft_mask
 from cryonb.metrics import fsc
 from cryonb.molecules import Atoms
 from cryonb.volumes import (
     Volume,
     from_atoms,
     load_volume,
-    micelle,
     read_atoms,
-    read_map,
-    soft_mask,
-    write_map,
 )
 
 VOLT_A2 = 47.878
