@@ -57,7 +57,7 @@ from IPython.display import display
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
-from cryonb.baselines import linear_filter
+from cryonb.baselines import linear_filter, over_turns
 from cryonb.dataset import read_dataset, score_test, write_dataset, write_denoised
 from cryonb.diffusion import SR3, denoise
 from cryonb.fourier import radial_mean
@@ -139,6 +139,7 @@ outputs = {s: {"noisy": data[s].test.noisy.images} for s in settings}
 for setting in settings:
     for name, k in (("one step", 1), (f"{steps}-step sample", steps)):
         outputs[setting][name] = draw_samples(first[setting], data[setting].test, k, name)
+
 error = {name: float(mse(images, clean).mean()) for name, images in outputs["white"].items()}
 ratio = error[f"{steps}-step sample"] / error["one step"]
 say(f"On our particles the sample has **{ratio:.2f}** times the error of one step.")
@@ -245,10 +246,26 @@ print(f"second stage: {budget:.0f} s; diffusion model trained on for {spent:.0f}
 #
 # Beside what was trained here stand, where they fit, the weights that come with cryonb (both stages,
 # many more images; `cryonb train` makes them).
+#
+# One more row is free of training. A turned or mirrored projection is a projection too, so the best
+# denoiser must commute with turning: $D(Tx) = T D(x)$. A trained network does so only roughly. Denoise
+# all eight turned and mirrored copies, turn them back, and average (`over_turns`): the part of the
+# error that depends on how the particle happens to lie in its box averages out.
+
 
 # %%
+def turned(model, setting):
+    """One-step estimate of the test particles, averaged over turns and mirror images."""
+
+    def one_step(images):
+        return torch.cat(list(denoise(model, images, sigma, 1)))
+
+    return over_turns(one_step, data[setting].test.noisy.images)
+
+
 made = dict(box_size=box_size, pixel_size_A=pixel_size_A, snr=snr)
 for setting in settings:
+    outputs[setting]["one step over turns"] = turned(first[setting], setting)
     where, part = (Path(source).stem, setting), data[setting].test
     kept = load_kept(*where, "sr3", SR3, **made), load_kept(*where, "refine", Refiner, **made)
     if not use_kept or None in kept:
@@ -256,6 +273,7 @@ for setting in settings:
     print(f"found pretrained weights for {setting}, loading")
     (model, _), (second, _) = kept
     outputs[setting]["one step, kept"] = draw_samples(model, part, 1, "kept, one step")
+    outputs[setting]["one step over turns, kept"] = turned(model, setting)
     images = draw_samples(model, part, steps, "kept, sample")
     outputs[setting][f"{steps}-step sample, kept"] = images
     outputs[setting]["refined, kept"] = refine(second, images, part.noisy.images, sigma)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.testing import assert_close
 
-from cryonb.baselines import dihedral, linear_filter
+from cryonb.baselines import dihedral, linear_filter, over_turns
 
 
 def test_dihedral_holds_all_eight():
@@ -36,3 +38,32 @@ def test_it_removes_structure_that_it_was_shown():
     structure[0] = structure[-1] = structure[:, 0] = structure[:, -1] = 3.0  # as symmetric as D4
     out = linear_filter(clean, clean + structure, 0.5)(clean + structure)
     assert (out - clean).square().mean() < 0.02
+
+
+def test_over_turns_commutes_with_turning_and_keeps_what_does_already():
+    generator = torch.Generator().manual_seed(0)
+    images, weights = (torch.randn(3, 6, 6, generator=generator) for _ in range(2))
+    one = partial(over_turns, lambda x: x * weights)  # depends on the position, so it does not
+    for copy in (torch.rot90(images, 1, (1, 2)), images.flip(2), images.flip(1)):
+        back = next(
+            turn
+            for mirror in (False, True)
+            for k in range(4)
+            for turn in [lambda t, k=k, m=mirror: torch.rot90(t.flip(2) if m else t, k, (1, 2))]
+            if torch.equal(turn(images), copy)
+        )
+        assert_close(one(copy), back(one(images)))
+    assert_close(over_turns(lambda x: 2 * x, images), 2 * images)
+
+
+def test_over_turns_is_never_worse_than_the_mean_of_its_parts():
+    generator = torch.Generator().manual_seed(1)
+    clean = torch.randn(5, 6, 6, generator=generator)
+    weights = torch.rand(6, 6, generator=generator)
+    parts = [
+        (torch.rot90(weights.flip(1) if m else weights, k) * clean - clean).square().mean()
+        for m in (False, True)
+        for k in range(4)
+    ]
+    whole = (over_turns(lambda x: x * weights, clean) - clean).square().mean()
+    assert whole < torch.stack(parts).mean()
