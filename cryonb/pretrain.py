@@ -23,7 +23,7 @@ from cryonb.train import draw_batch, sr3_loss, train
 from cryonb.volumes import load_volume
 from cryonb.weights import load_model, save_model
 
-STEPS = 8  # of the sampler whose output is refined
+STEPS = 8  # of the sampler in the report
 REFINER = {"inputs": "sample+noisy", "widths": (64, 128), "transformers": 2}
 
 
@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--projections", type=int, default=16000, help="distinct training poses")
     parser.add_argument("--images", type=int, default=230000, help="images the SR3 model sees")
     parser.add_argument("--refine-images", type=int, default=60000, help="images the U-Net sees")
+    parser.add_argument(
+        "--refine-steps", type=int, default=1, help="sampler steps whose output the U-Net refines"
+    )
     parser.add_argument("--start", type=float, default=0.5, help="share of the first step")
     parser.add_argument("--init", help="SR3 weights to start from")
     parser.add_argument("--seed", type=int, default=0)
@@ -78,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
     model, _ = load_model(sr3_path, SR3)
     held_out = stacks(args.projections // 2, 1)
     refiner = second_stage(args, model, held_out, sigma, out / f"{name}-refine.checkpoint")
-    result = evaluate(model, refiner, *stacks(512, 2), sigma)
+    result = evaluate(model, refiner, *stacks(512, 2), sigma, args.refine_steps)
     save_model(out / f"{name}-refine.safetensors", refiner, manifest | {"test": result}, half=True)
     print(name, result, flush=True)
     return 0
@@ -99,7 +102,9 @@ def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Re
     clean, observed = stacks
     generator = torch.Generator().manual_seed(args.seed + 1)
     noisy = observed + sigma * torch.randn(observed.shape, generator=generator)
-    drawn = torch.cat(list(tqdm(denoise(model, noisy, sigma, STEPS), desc="samples")))
+    drawn = torch.cat(
+        list(tqdm(denoise(model, noisy, sigma, args.refine_steps), desc="first stage"))
+    )
     refiner = Refiner(**REFINER)
     loss = partial(refine_loss, sigma=sigma)
     return _run(args, "U-Net", refiner, (clean, drawn, noisy), loss, args.refine_images, checkpoint)
@@ -118,7 +123,9 @@ def _run(args, title: str, model, stacks, loss, n_images: int, checkpoint: Path)
     return average.eval()
 
 
-def evaluate(model: SR3, refiner: Refiner | None, clean, observed, sigma: float) -> dict:
+def evaluate(
+    model: SR3, refiner: Refiner | None, clean, observed, sigma: float, refine_steps: int = 1
+) -> dict:
     """Mean PSNR in dB of each stage on test images (n, y, x) with fresh white noise."""
     white = torch.randn(observed.shape, generator=torch.Generator().manual_seed(2))
     noisy = observed + sigma * white
@@ -129,5 +136,6 @@ def evaluate(model: SR3, refiner: Refiner | None, clean, observed, sigma: float)
         "sample": sample,
     }
     if refiner is not None:
-        images["refined"] = refine(refiner, sample, noisy, sigma)
+        fed = torch.cat(list(denoise(model, noisy, sigma, refine_steps)))
+        images["refined"] = refine(refiner, fed, noisy, sigma)
     return {k: round(float(psnr(v, clean).mean()), 3) for k, v in images.items()}
