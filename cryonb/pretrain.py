@@ -1,8 +1,8 @@
 """Make the weights that come with the package: the path of notebooks 01 to 03, without the prose.
 
-``cryonb train channel --setting white --images 230000 --out kept`` writes
+``cryonb train channel --setting white --out kept`` writes
 ``kept/channel-white-sr3.safetensors`` and ``kept/channel-white-refine.safetensors``, whose headers
-hold the parameters, this command and the result on test images that neither network has seen.
+hold the options and the result on test images that neither network has seen.
 """
 
 from __future__ import annotations

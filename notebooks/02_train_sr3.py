@@ -356,8 +356,8 @@ for setting in settings:
     found = load_kept(Path(source).stem, setting, "sr3", SR3, **made) if use_kept else None
     if found:
         models[f"{setting}, kept"], manifest = found
-        seen = manifest["options"]["images"]
-        print(f"found pretrained weights for {setting}, loading: trained on {seen:,} images")
+        own = manifest["test"]["posterior_mean"]
+        print(f"found pretrained weights for {setting}, loading: {own:.2f} dB on their own test")
 
 # %% [markdown]
 # ## 6. The reverse process

@@ -1,0 +1,29 @@
+"""`cryonb train` makes the weights files that the notebooks load."""
+
+from __future__ import annotations
+
+from cryonb.cli import main
+from cryonb.diffusion import SR3
+from cryonb.refine import Refiner
+from cryonb.weights import load_model
+
+SMALL = "--box-size 32 --pixel-size 6 --projections 64 --images 64 --refine-images 64".split()
+
+
+def test_train_writes_both_stages_and_goes_on(tmp_path, capsys):
+    out = tmp_path / "kept"
+    assert main(["train", "channel", *SMALL, "--out", str(out)]) == 0
+    first, second = (out / f"channel-white-{stage}.safetensors" for stage in ("sr3", "refine"))
+    _, manifest = load_model(first, SR3)
+    assert manifest["options"]["box_size"] == 32 and manifest["options"]["pixel_size_A"] == 6.0
+    assert set(manifest["test"]) == {"noisy", "posterior_mean", "sample"}
+    assert load_model(second, Refiner)[1]["test"]["refined"] > manifest["test"]["noisy"]
+    before = first.stat().st_mtime_ns
+    second.unlink()  # as if it had been stopped between the stages
+    assert main(["train", "channel", *SMALL, "--out", str(out)]) == 0
+    assert first.stat().st_mtime_ns == before and second.is_file()
+
+
+def test_a_misspelt_setting_is_one_clear_line(tmp_path, capsys):
+    assert main(["train", "channel", "--setting", "wite", "--out", str(tmp_path)]) == 2
+    assert "white, structural" in capsys.readouterr().err
