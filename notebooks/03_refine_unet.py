@@ -146,7 +146,8 @@ say(f"On our particles the sample has **{ratio:.2f}** times the error of one ste
 
 # %% [markdown]
 # A ratio near 2 means that the sampler behaves as theory says; a smaller one that its few steps have not
-# brought back all the variance, and the "sample" is still partly an average.
+# brought back all the variance, and the "sample" is still partly an average; a larger one that the
+# first stage was trained too briefly, and every step adds errors of its own.
 #
 # ## 2. The second stage
 #
@@ -305,8 +306,9 @@ for setting in settings:
 
 # %% mystnb={"image": {"alt": "Strips of test particles: noisy, sample, refined, clean"}}
 for setting, images in outputs.items():
-    left_out = ("longer", "refined, sees sample", "refined, sees sample + noisy")
-    wanted = [n for n in images if not n.endswith(left_out) and "one step" not in n]
+    refined = [n for n in ("refined, kept", "refined, sees one step + noisy") if n in images][0]
+    wanted = ["noisy", "best linear filter", sampled, f"{sampled}, kept", refined]
+    wanted = [name for name in wanted if name in images]
     strips = {name: images[name][:6] for name in wanted}
     strips["clean"] = data[setting].test.clean.images[:6]
     limits = {n: grey_limits(strips["clean"]) for n in strips if n != "noisy"}
