@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import cryonb
+from cryonb import pretrain
 from cryonb.cli import _parser
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +134,7 @@ def test_readme_commands_exist():
     readme = ROOT / "README.md"
     if not readme.exists():
         pytest.skip("no README yet")
-    text = readme.read_text()
+    text = readme.read_text().replace("\\\n", " ")  # a line that ends in a backslash goes on
     blocks = re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", text, re.S)
     commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in commands]
@@ -140,6 +142,10 @@ def test_readme_commands_exist():
     for words in commands:
         if words[:1] == ["make"]:
             assert make("-n", *words[1:]).returncode == 0, words
+        elif words[:2] == ["cryonb", "train"]:
+            options = argparse.ArgumentParser()
+            pretrain.add_arguments(options)
+            options.parse_args(words[2:])
         elif words[:1] == ["cryonb"]:
             _parser().parse_known_args(words[1:])
         for word in words:
