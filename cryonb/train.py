@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from cryonb.diffusion import SR3, draw_gamma, draw_gamma_published
-from cryonb.precision import fast_precision
+from cryonb.precision import autocast
 from cryonb.weights import read_checkpoint, write_checkpoint
 
 
@@ -105,8 +105,8 @@ def train(
     """Train `model` on `n_images` images; yields after every step.
 
     AdamW with a short warm-up and cosine decay, gradient norm clipped at 1, and an exponential
-    moving average of the weights kept in `average`. Devices, precision and several processes, each
-    with its share of every batch, are left to accelerate.
+    moving average of the weights kept in `average`. Devices and several processes, each with its
+    share of every batch, are left to accelerate.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def train(
     FloatingPointError
         The loss is not finite.
     """
-    accelerator = Accelerator(mixed_precision=precision or fast_precision())
+    accelerator = Accelerator()  # its own precision is fixed for the whole process: ours is not
     objective = _Objective(model.to(memory_format=torch.channels_last), loss)
     average.to(accelerator.device)
     optimiser = torch.optim.AdamW(
@@ -146,7 +146,9 @@ def train(
     try:
         while step < steps:
             rate = learning_rate * _schedule(step, steps)
-            value = _backward(accelerator, objective, draw, batch_size, step, steps, seed)
+            value = _backward(
+                accelerator, precision, objective, draw, batch_size, step, steps, seed
+            )
             whole = False
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -177,14 +179,14 @@ class _Objective(nn.Module):
         return self.loss(self.model, batch, fraction, generator)
 
 
-def _backward(accelerator, objective, draw, batch_size: int, step: int, steps: int, seed: int):
+def _backward(accelerator, precision, objective, draw, batch_size, step, steps, seed) -> float:
     """Gradients of one step, of this process's share of the batch; returns the loss."""
     torch.set_flush_denormal(True)  # the optimiser's moments decay into slow numbers
     generator = torch.Generator()
     generator.manual_seed(seed * 1_000_003 + step + 2**40 * accelerator.process_index)
     share = batch_size // accelerator.num_processes
     batch = [x.to(accelerator.device) for x in draw(share, generator)]
-    with accelerator.autocast():
+    with autocast(accelerator.device, precision):
         loss = objective(batch, step / steps, generator)
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(objective.parameters(), 1.0)

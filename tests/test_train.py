@@ -61,6 +61,16 @@ def test_it_learns():
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
 
 
+def test_one_process_may_train_in_both_precisions():
+    images, model = blobs(), SR3(**SMALL)
+    draw, loss = partial(draw_batch, (images, images)), partial(sr3_loss, sigma=SIGMA)
+    losses = [
+        next(train(copy.deepcopy(model), copy.deepcopy(model), draw, loss, 64, precision=p)).loss
+        for p in ("bf16", "no", "bf16")
+    ]
+    assert losses[0] == losses[2] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_a_seed_repeats_bit_for_bit_and_another_does_not():
     (a, la), (b, lb), (c, lc) = run(), run(), run(seed=1)
     assert la == lb and equal(a, b)
