@@ -1,0 +1,221 @@
+"""The posterior over poses, against sums over all poses in pixels, and against its own forecast."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_projection import phantom
+from torch.testing import assert_close
+
+from cryonb.ctf import apply_ctf, ctf
+from cryonb.geometry import (
+    angular_distance_deg,
+    euler_to_matrix,
+    random_rotations,
+    symmetry_rotations,
+)
+from cryonb.posterior import bayes_limit, over_shifts, posterior
+from cryonb.projection import project, shift_images
+from cryonb.templates import image_templates, poses, view_directions, volume_templates
+
+BOX, SIGMA = 24, 2.5
+
+
+@pytest.fixture(scope="module")
+def molecule() -> torch.Tensor:
+    """An asymmetric molecule whose projections have unit variance."""
+    volume = phantom(BOX, width=1.6).float()
+    return volume / project(volume, random_rotations(64, torch.Generator().manual_seed(9))).std()
+
+
+def particles(volume, n, sigma=SIGMA, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rotations = random_rotations(n, generator)
+    clean = project(volume, rotations)
+    return rotations, clean, clean + sigma * torch.randn(clean.shape, generator=generator)
+
+
+def by_pixels(images, norms, noisy, targets):
+    """Posterior by sums over pixels: mean, expected error, log weights (n, poses)."""
+    log_weight = (noisy.flatten(1) @ images.flatten(1).T - 0.5 * norms) / SIGMA**2
+    weight = log_weight.softmax(1)
+    mean = (weight @ targets.flatten(1)).view_as(noisy)
+    second = weight @ targets.square().mean((1, 2))
+    return mean, second - mean.square().mean((1, 2)), log_weight
+
+
+def test_candidates_alone_are_looked_at(molecule):
+    _, _, noisy = particles(molecule, 5)
+    templates = volume_templates(molecule, 8.0)
+    whole = posterior(templates, noisy, SIGMA)
+    likely = whole.log_weight > -12
+    assert 0 < likely.float().mean() < 0.7
+    part = posterior(templates, noisy, SIGMA, candidates=likely)
+    assert_close(part.mean, whole.mean, rtol=0, atol=1e-2)
+    assert_close(part.log_evidence, whole.log_evidence, rtol=0, atol=1e-2)
+    assert torch.equal(part.index, whole.index)
+    assert (part.log_weight[~likely] == -math.inf).all()
+    assert_close(part.log_weight.exp().sum(1), torch.ones(5))
+
+
+def every_pose(templates):
+    """Rotations (m * turns, 3, 3) of all templates in all turns."""
+    m, turns = len(templates.directions_deg), templates.turns
+    index = torch.arange(m).repeat_interleave(turns)
+    return poses(templates, index, torch.arange(turns).repeat(m) * 360 / turns)
+
+
+def test_it_equals_the_sum_over_all_poses(molecule):
+    _, _, noisy = particles(molecule, 6)
+    templates = volume_templates(molecule, 25.0)
+    images = project(molecule, every_pose(templates))
+    mean, mmse, log_weight = by_pixels(images, images.square().sum((1, 2)), noisy, images)
+    found = posterior(templates, noisy, SIGMA, batch_size=4)
+    # Coefficients reproduce these small images to 1 %, the weights follow.
+    assert_close(found.mean, mean, rtol=0, atol=0.08)
+    assert_close(found.mmse, mmse, rtol=0.1, atol=1e-3)
+    assert_close(
+        found.log_evidence,
+        log_weight.logsumexp(1) - math.log(log_weight.shape[1]),
+        rtol=0,
+        atol=0.2,
+    )
+    best = poses(templates, found.index, found.psi_deg)
+    apart = angular_distance_deg(best, every_pose(templates)[log_weight.argmax(1)])
+    assert (apart < 360 / templates.turns + 0.1).all()
+
+
+def test_with_ctf_it_equals_the_sum_over_all_poses(molecule):
+    _, clean, _ = particles(molecule, 4)
+    wave = ctf(BOX, 4.0, torch.tensor([0.2, 0.3, 0.4, 0.5]))
+    noisy = apply_ctf(clean, wave)
+    noisy = noisy + SIGMA * torch.randn(noisy.shape, generator=torch.Generator().manual_seed(3))
+    templates = volume_templates(molecule, 25.0)
+    found = posterior(templates, noisy, SIGMA, ctf=wave)
+    images = project(molecule, every_pose(templates))
+    for i in range(4):
+        seen = apply_ctf(images, wave[i : i + 1])
+        norms = seen.square().sum((1, 2))
+        mean, mmse, _ = by_pixels(seen, norms, noisy[i : i + 1], images)
+        assert_close(found.mean[i : i + 1], mean, rtol=0, atol=0.12)
+        assert_close(found.mmse[i : i + 1], mmse, rtol=0.15, atol=2e-3)
+
+
+def test_forecast_of_the_error_is_borne_out(molecule):
+    """Predicted and measured error agree within three standard errors; samples have twice it."""
+    rotations, clean, noisy = particles(molecule, 128)
+    generator = torch.Generator().manual_seed(1)
+    *_, (spacing, found) = bayes_limit(
+        molecule,
+        noisy,
+        SIGMA,
+        spacings_deg=(12.0, 8.0, 5.0, 4.0, 3.0),
+        draws=2,
+        generator=generator,
+    )
+    error = (found.mean - clean).square().mean((1, 2))
+    gap = error - found.mmse
+    assert abs(gap.mean()) < 3 * gap.std() / math.sqrt(128)
+    templates = volume_templates(molecule, spacing)
+    drawn = poses(templates, found.drawn_index, found.drawn_psi_deg)
+    samples = torch.stack([project(molecule, r) for r in drawn])
+    ratio = (samples - clean).square().mean() / error.mean()
+    assert 1.7 < ratio < 2.3  # theory: 2
+    between = (samples[0] - samples[1]).square().mean()  # as far apart as from the truth
+    assert_close(between, (samples - clean).square().mean(), rtol=0.2, atol=0)
+    best = poses(templates, found.index, found.psi_deg)
+    assert angular_distance_deg(best, rotations).median() < 16  # a blurred molecule at SNR 0.16
+
+
+def test_no_denoiser_does_better(molecule):
+    _, clean, noisy = particles(molecule, 64)
+    found = posterior(volume_templates(molecule, 4.0), noisy, SIGMA)
+    best = (found.mean - clean).square().mean()
+    for scale in (0.8, 1.2):
+        assert (scale * found.mean - clean).square().mean() > best
+
+
+def test_symmetry_leaves_one_wedge_and_the_same_answer(molecule):
+    box = BOX + 1  # the centre of an odd box stays where it is when the array turns
+    subunit = phantom(box, width=1.6).float()
+    tetramer = sum(torch.rot90(subunit, k, (1, 2)) for k in range(4))
+    tetramer = tetramer / project(tetramer, random_rotations(64)).std()
+    _, _, noisy = particles(tetramer, 8)
+    small, whole = (volume_templates(tetramer, 5.0, s) for s in ("C4", "C1"))
+    assert len(small.directions_deg) == pytest.approx(len(whole.directions_deg) / 4, rel=0.03)
+    a, b = (posterior(t, noisy, SIGMA) for t in (small, whole))
+    assert (a.mean - b.mean).square().mean() < 0.1 * b.mmse.mean()
+    assert_close(a.mmse.mean(), b.mmse.mean(), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "C2", "C4", "D2", "D7"])
+def test_every_direction_has_a_mate_on_the_grid(symmetry):
+    grid = euler_to_matrix(torch.cat([view_directions(10.0, symmetry)] * 2, 1)[:, :3] * 1.0)[..., 2]
+    group = symmetry_rotations(symmetry)
+    view = random_rotations(200, torch.Generator().manual_seed(0))[..., 2]
+    mates = torch.einsum("gij,nj->gni", group, view)
+    nearest = (mates @ grid.T).amax((0, 2)).clamp(max=1).acos().rad2deg()
+    assert nearest.max() < 12  # a grid of 10° has its farthest point nearer than that
+    assert len(grid) < 1.2 * 4 * math.pi / math.radians(10) ** 2 / len(group) + 4
+
+
+def test_structure_fixed_to_the_pose_is_seen_through(molecule):
+    belt = phantom(BOX, seed=5, blobs=8, width=2.0).float() * float(molecule.abs().max())
+    generator = torch.Generator().manual_seed(0)
+    rotations = random_rotations(32, generator)
+    clean, structure = project(torch.stack([molecule, belt]), rotations)
+    noisy = clean + structure + SIGMA * torch.randn(clean.shape, generator=generator)
+    told = posterior(volume_templates(molecule, 4.0, structure=belt), noisy, SIGMA)
+    untold = posterior(volume_templates(molecule, 4.0), noisy, SIGMA)
+    error = (told.mean - clean).square().mean((1, 2))
+    assert error.mean() < 0.5 * (untold.mean - clean).square().mean()
+    gap = error - told.mmse
+    assert abs(gap.mean()) < 3 * gap.std() / math.sqrt(32) + 0.1 * error.mean()  # one 4° grid
+
+
+@pytest.mark.parametrize("box", [24, 25])
+def test_training_images_serve_as_templates_in_all_turns_and_mirrored(box):
+    volume = phantom(box, width=1.6).float()
+    clean = project(volume, random_rotations(20, torch.Generator().manual_seed(0)))
+    clean = clean / clean.std()
+    templates = image_templates(clean)
+    turned = torch.rot90(clean, 1, (1, 2))
+    mirrored = clean.flip(2)
+    if box % 2 == 0:  # the centre is index n // 2: turning and mirroring move it by one pixel
+        turned, mirrored = turned.roll(1, 1), mirrored.roll(1, 2)
+    for images in (clean, turned, mirrored):
+        found = posterior(templates, images, 0.05)
+        assert (found.mean - images).square().mean() < 0.02
+        assert (found.index % 20 == torch.arange(20)).all()
+    with pytest.raises(ValueError, match="no poses"):
+        poses(templates, found.index, found.psi_deg)
+
+
+def test_shifts_are_found_and_the_particle_stays_where_it_is(molecule):
+    _, clean, _ = particles(molecule, 6, sigma=0.0)
+    true = torch.tensor([[0, 0], [2, 0], [0, -2], [-2, 2], [2, 2], [0, 2]]).float()
+    moved = shift_images(clean, true)
+    noisy = moved + 1.0 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    steps = torch.tensor([-2.0, 0.0, 2.0])
+    grid = torch.cartesian_prod(steps, steps)
+    found, shifts = over_shifts(volume_templates(molecule, 8.0), noisy, 1.0, grid)
+    assert_close(shifts, true)
+    assert (found.mean - moved).square().mean() < 0.15
+    assert (found.mmse > 0).all()
+
+
+def test_bad_input_is_refused(molecule):
+    templates = volume_templates(molecule, 40.0)
+    _, _, noisy = particles(molecule, 2)
+    with pytest.raises(ValueError, match="sigma is 0"):
+        posterior(templates, noisy, 0.0)
+    with pytest.raises(ValueError, match="24 px"):
+        posterior(templates, noisy[:, 1:, 1:], SIGMA)
+    with pytest.raises(ValueError, match="positive angle"):
+        view_directions(0.0)
+    with pytest.raises(ValueError, match="NaN"):
+        posterior(templates, noisy * math.nan, SIGMA)
+    with pytest.raises(RuntimeError, match="finer spacings_deg"):
+        list(bayes_limit(molecule, noisy, 0.3, spacings_deg=(40.0, 30.0)))
