@@ -1,4 +1,4 @@
-"""The command line: ``cryonb run``, ``cryonb check``, ``cryonb train``.
+"""The command line: ``cryonb run``, ``check``, ``train``, ``reconstruct``, ``fsc``.
 
 A subcommand is a function that adds its arguments to a parser and sets ``call``, the function that
 takes the parsed arguments and returns an exit code. What it needs is imported when it is called.
@@ -13,7 +13,11 @@ import signal
 import sys
 
 # Subcommands whose module reads its own arguments: name -> (module, function, help).
-DELEGATED = {"train": ("cryonb.pretrain", "main_args", "train the weights that come with cryonb")}
+DELEGATED = {
+    "train": ("cryonb.pretrain", "main_args", "train the weights that come with cryonb"),
+    "reconstruct": ("cryonb.tools", "reconstruct_main", "make a map from a particle STAR file"),
+    "fsc": ("cryonb.tools", "fsc_main", "resolution of half maps, or of a map against a reference"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:

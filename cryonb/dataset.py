@@ -250,16 +250,16 @@ def score_test(images: torch.Tensor, data: Dataset) -> dict[str, float]:
     Parameters
     ----------
     images : Tensor (n, y, x)
-        One for each particle of ``data.test``, in its order.
+        One for each of the first n particles of ``data.test``, in its order.
     data : Dataset
     """
-    test = data.test
-    rotations = test.clean.rotations
-    scores = score(images, test.clean.images, projected_mask(data.mask, rotations))
+    n = len(images)
+    rotations, clean = data.test.clean.rotations[:n], data.test.clean.images[:n]
+    scores = score(images, clean, projected_mask(data.mask, rotations))
     belt = data.micelle.abs()
     if belt.any():
         region = projected_mask(belt / belt.max(), rotations).float()
-        left = structural_noise_residual(images, test.clean.images, test.structure, region)
+        left = structural_noise_residual(images, clean, data.test.structure[:n], region)
         scores["residual"] = float(left.mean())
     return scores
 

@@ -118,7 +118,7 @@ def ssim(
 def score(
     output: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
 ) -> dict[str, float]:
-    """Means over a data set: MSE, PSNR and SSIM of the whole box, PSNR inside a mask if given.
+    """Means over a data set: MSE, PSNR and SSIM of the whole box, MSE and PSNR in a mask if given.
 
     Parameters
     ----------
@@ -132,6 +132,7 @@ def score(
         "ssim": ssim(output, clean),
     }
     if mask is not None:
+        values["mse_mask"] = mse(output, clean, mask)
         values["psnr_mask_dB"] = psnr(output, clean, mask)
     return {name: float(value.mean()) for name, value in values.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from cryonb.ctf import ctf
 from cryonb.geometry import euler_to_matrix, matrix_to_euler
-from cryonb.star import ANGLES, ORIGINS, read_star, write_star
+from cryonb.star import ANGLES, ORIGINS, Stacks, read_tables, write_star
 
 DEFOCUS = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"]
 # Our own column of the optics block: 1 if the images carry the CTF (reconstruct with it), 0 if
@@ -128,6 +129,10 @@ class Particles:
             else 0,
         )
 
+    def with_ctf(self, applied: bool) -> Particles:
+        """Return the same particles, said to carry the CTF or not."""
+        return dataclasses.replace(self, optics=self.optics.assign(**{CTF_APPLIED: int(applied)}))
+
     def select(self, index) -> Particles:
         """Return the particles of `index`: a slice, a list or tensor of numbers, or a bool mask."""
         rows = torch.arange(len(self))[index].reshape(-1)
@@ -149,8 +154,7 @@ class Particles:
                 f"images have shape {tuple(images.shape)}, not {tuple(self.images.shape)}: "
                 "pass one image of the same box per particle"
             )
-        optics = self.optics.assign(**{CTF_APPLIED: int(ctf_applied)})
-        return dataclasses.replace(self, images=images, optics=optics)
+        return dataclasses.replace(self.with_ctf(ctf_applied), images=images)
 
 
 def particles_from_arrays(
@@ -273,4 +277,35 @@ def read_particles(star_path: str | os.PathLike) -> Particles:
         If a block or column is missing, a stack is damaged or too short, box sizes are mixed, or
         pixels are not finite.
     """
-    return Particles(*read_star(star_path))
+    optics, table = read_tables(star_path)
+    return Particles(Stacks(table["rlnImageName"], star_path).read(slice(None)), optics, table)
+
+
+def stream_particles(
+    star_path: str | os.PathLike, *, half: int | None = None, batch_size: int = 256
+) -> Iterator[Particles]:
+    """Read a particle STAR file as `read_particles` does, some rows at a time.
+
+    Stacks are memory-mapped, so the memory does not grow with their length.
+
+    Parameters
+    ----------
+    star_path : path
+    half : int, optional
+        Only the rows of half set 1 or 2 (rlnRandomSubset).
+    batch_size : int
+        Particles at a time.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_particles`, before the first batch; no such half set.
+    """
+    optics, table = read_tables(star_path)
+    stacks, rows = Stacks(table["rlnImageName"], star_path), np.arange(len(table))
+    if half is not None:
+        if "rlnRandomSubset" not in table or not (table["rlnRandomSubset"] == half).any():
+            raise ValueError(f"{star_path} has no half set {half} (rlnRandomSubset): leave it out")
+        rows = rows[table["rlnRandomSubset"] == half]
+    for part in np.split(rows, range(batch_size, len(rows), batch_size)):
+        yield Particles(stacks.read(part), optics, table.iloc[part].reset_index(drop=True))

@@ -87,6 +87,17 @@ def show_rows(
     return fig
 
 
+def show_denoised(images: dict[str, torch.Tensor], *, n: int = 6, title: str = "") -> Figure:
+    """Draw n particles denoised in several ways, all on the grey scale of the row "clean".
+
+    The row "noisy" has its own; arguments as in `show_rows`.
+    """
+    rows = {name: stack[:n] for name, stack in images.items()}
+    shared = grey_limits(rows["clean"])
+    limits = {name: shared for name in rows if name != "noisy"}
+    return show_rows(rows, limits=limits, title=title, width_in=1.0)
+
+
 def show_slices(
     volumes: dict[str, torch.Tensor], pixel_size_A: float, *, title: str = "", limits=None
 ) -> Figure:
@@ -135,6 +146,57 @@ def score_table(rows: dict[str, dict[str, float]], title: str = "") -> Markdown:
             f"| {name} | " + " | ".join(f"{row[k]:{SCORE_COLUMNS[k][1]}}" for k in shown) + " |"
         )
     return Markdown("\n".join(lines))
+
+
+def plot_lines(
+    lines: dict[str, tuple],
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    ax=None,
+    ticks=None,
+    theory: str = "",
+) -> Figure:
+    """Draw lines through points: name to (x values, y values).
+
+    Parameters
+    ----------
+    x, y : str
+        Labels of the axes, with units.
+    ticks : list of float, optional
+        Makes the x axis logarithmic, with these ticks.
+    theory : str, optional
+        The line drawn dashed and black, without points.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 4))[1]
+    for name, (across, up) in lines.items():
+        style = {"color": "k", "ls": "--"} if name == theory else {"marker": "o", "ms": 4}
+        ax.plot(np.asarray(across), np.asarray(up), label=name, **style)
+    if ticks is not None:
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+    ax.set(xlabel=x, ylabel=y, title=title)
+    if len(lines) > 1:
+        ax.legend(fontsize=8)
+    return ax.figure
+
+
+def plot_pairs(
+    values: dict[str, tuple[float, float]], labels: tuple[str, str], *, x: str, title: str = ""
+) -> Figure:
+    """Draw two values for each name, joined by a line, one name under the other."""
+    fig, ax = plt.subplots(figsize=(7, 0.3 * len(values) + 1.2))
+    place, pairs = np.arange(len(values)), np.array(list(values.values()))
+    ax.hlines(place, *pairs.T, color="0.8")
+    for column, label, marker in zip(pairs.T, labels, "os", strict=True):
+        ax.plot(column, place, marker, label=label)
+    ax.set_yticks(place, list(values))
+    ax.invert_yaxis()
+    ax.set(xlabel=x, title=title)
+    ax.legend(fontsize=8)
+    return fig
 
 
 def plot_fsc(
@@ -241,3 +303,13 @@ def train_live(
 def say(text: str) -> None:
     """Show Markdown text, such as a sentence with the numbers of this run."""
     display(Markdown(text))
+
+
+def say_table(columns: list[str], rows, title: str = "") -> None:
+    """Display rows of values, each with as many as there are columns, as a table.
+
+    Numbers are shown with four significant digits.
+    """
+    cells = [[v if isinstance(v, str) else f"{v:.4g}" for v in row] for row in rows]
+    lines = [" | ".join(row) for row in [columns, ["---"] * len(columns), *cells]]
+    say(f"**{title}**\n\n" * bool(title) + "\n".join(f"| {line} |" for line in lines))

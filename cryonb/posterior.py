@@ -106,8 +106,9 @@ def posterior(
         raise ValueError(f"sigma is {sigma}: give the positive deviation of the white noise")
     if not noisy.isfinite().all():
         raise ValueError("the particles hold NaN or infinite pixels: leave such images out")
-    n, turns, m = len(noisy), templates.turns, templates.observed.shape[1]
-    device, kept = templates.observed.device, len(templates.observed)
+    turns, device = templates.turns, templates.observed.device
+    kept, m, _ = templates.observed.shape
+    n, number = len(noisy), torch.arange(m, device=device)
     norms = energy(templates.observed)  # (m, rings)
     weight = torch.ones(n, norms.shape[1], device=device)
     if ctf is not None:
@@ -118,16 +119,16 @@ def posterior(
     log_weight = torch.full((n, m), -math.inf, device=device)
     parts = []
     for b in torch.arange(n).split(1 if candidates is not None else batch_size):
-        rows = slice(None) if candidates is None else candidates[b[0]].nonzero()[:, 0]
-        score = products_over_turns(x[:, b], templates.observed[:, rows], turns)  # (b, m, turns)
-        score = (score - 0.5 * (weight[b] @ norms[rows].T)[..., None]) / sigma**2
-        part = _summarise(score, templates.target[:, rows], target_norm[rows], draws, generator)
+        rows = number if candidates is None else number[candidates[b[0]].to(device)]
+        its = slice(None) if candidates is None else rows  # a slice copies nothing
+        score = products_over_turns(x[:, b], templates.observed[:, its], turns)  # (b, m, turns)
+        score = (score - 0.5 * (weight[b] @ norms[its].T)[..., None]) / sigma**2
+        part = _summarise(score, templates.target[:, its], target_norm[its], draws, generator)
         mean, second, best, drawn, by_template, highest = part
         evidence = highest + torch.log(by_template.sum(1) / (m * turns))
-        log_weight[b[:, None], torch.arange(m)[rows]] = by_template.log() + highest[:, None]
-        number = torch.arange(m, device=device)[rows]
-        poses = number[best // turns] * turns + best % turns
-        drawn = number[drawn // turns] * turns + drawn % turns
+        log_weight[b[:, None].to(device), rows] = by_template.log() + highest[:, None]
+        poses = rows[best // turns] * turns + best % turns
+        drawn = rows[drawn // turns] * turns + drawn % turns
         parts.append((mean, second, poses, drawn, evidence))
     coefficients, second, best, drawn, evidence = zip(*parts, strict=True)
     coefficients = torch.cat(coefficients, dim=1)  # (k, n, rings) of the means
@@ -223,6 +224,47 @@ def over_shifts(
     ), shifts_px[best]
 
 
+def refined(
+    volume: torch.Tensor,
+    noisy: torch.Tensor,
+    sigma: float,
+    symmetry: str = "C1",
+    *,
+    spacings_deg: tuple[float, ...],
+    structure: torch.Tensor | None = None,
+    **options,
+) -> Iterator[tuple[float, torch.Tensor, Posterior]]:
+    """Posterior over one grid of directions after another, each finer than the last.
+
+    Each particle's grid is refined only near the directions that the grid before left in question:
+    the likeliest 32, and all within a factor exp(-10) of the best.
+
+    Parameters
+    ----------
+    volume, noisy, sigma, symmetry, structure, **options
+        As in `volume_templates` and `posterior`.
+    spacings_deg : tuple of float
+        Grids, from coarse to fine.
+
+    Yields
+    ------
+    spacing_deg, directions_deg (m, 2), Posterior
+    """
+    before = directions = None
+    for i, spacing in enumerate(spacings_deg):
+        coarse, candidates = directions, None
+        templates = volume_templates(volume, spacing, symmetry, structure)
+        directions = templates.directions_deg
+        if before is not None:
+            weight = before.log_weight.cpu()
+            last = weight.topk(min(32, weight.shape[1])).values[:, -1:].clamp(max=-10)
+            radius = 1.2 * spacings_deg[i - 1]
+            candidates = neighbours(coarse, weight >= last, directions, radius, symmetry)
+        before = posterior(templates, noisy, sigma, candidates=candidates, **options)
+        del templates  # before the next, larger ones are made
+        yield spacing, directions, before
+
+
 def bayes_limit(
     volume: torch.Tensor,
     noisy: torch.Tensor,
@@ -231,26 +273,13 @@ def bayes_limit(
     *,
     spacings_deg: tuple[float, ...] = (4.0, 2.0, 1.4, 1.0, 0.7, 0.5),
     tolerance: float = 0.02,
-    structure: torch.Tensor | None = None,
     **options,
 ) -> Iterator[tuple[float, Posterior]]:
     """Refine the grid of directions until the denoised images stay where they are.
 
-    Each particle's grid is refined only near the directions that the grid before left in question:
-    the likeliest 32, and all within a factor exp(-10) of the best.
-
     The predicted error alone is no guide: a grid coarser than the posterior is sure of itself and
     wrong. So the grid is fine enough when the means of two grids in turn differ, in mean square,
-    by less than `tolerance` of the predicted error.
-
-    Parameters
-    ----------
-    volume, noisy, sigma, symmetry, structure, **options
-        As in `volume_templates` and `posterior`.
-    spacings_deg : tuple of float
-        Grids to try, from coarse to fine.
-    tolerance : float
-        See above.
+    by less than `tolerance` of the predicted error. Parameters as in `refined`.
 
     Yields
     ------
@@ -262,23 +291,14 @@ def bayes_limit(
     RuntimeError
         The finest grid has not converged.
     """
-    before = directions = None
-    for i, spacing in enumerate(spacings_deg):
-        coarse, candidates, moved = directions, None, math.inf
-        templates = volume_templates(volume, spacing, symmetry, structure)
-        directions = templates.directions_deg
-        if before is not None:
-            weight = before.log_weight.cpu()
-            last = weight.topk(min(32, weight.shape[1])).values[:, -1:].clamp(max=-10)
-            radius = 1.2 * spacings_deg[i - 1]
-            candidates = neighbours(coarse, weight >= last, directions, radius, symmetry)
-        found = posterior(templates, noisy, sigma, candidates=candidates, **options)
-        del templates  # before the next, larger ones are made
+    grids = refined(volume, noisy, sigma, symmetry, spacings_deg=spacings_deg, **options)
+    before = None
+    for spacing, _, found in grids:
         yield spacing, found
         if before is not None:
             moved = float((found.mean - before.mean).square().mean())
-        if moved < tolerance * float(found.mmse.mean()):
-            return
+            if moved < tolerance * float(found.mmse.mean()):
+                return
         before = found
     raise RuntimeError(
         f"The denoised images still moved at {spacings_deg[-1]} degrees: give finer spacings_deg."

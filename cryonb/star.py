@@ -1,4 +1,4 @@
-"""STAR file and stack of RELION 3.1, read with every check and written all or nothing."""
+"""STAR file and stacks of RELION 3.1, read with every check and written all or nothing."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def write_star(
     return star_path
 
 
-def read_star(star_path: str | os.PathLike) -> tuple[torch.Tensor, pd.DataFrame, pd.DataFrame]:
-    """Return images (n, y, x), optics and table; see `cryonb.particles.read_particles`."""
+def read_tables(star_path: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return optics and particle table; see `cryonb.particles.read_particles`."""
     star_path = Path(star_path)
     if not star_path.is_file():
         raise FileNotFoundError(f"{star_path} does not exist: check the path of the STAR file")
@@ -72,43 +72,73 @@ def read_star(star_path: str | os.PathLike) -> tuple[torch.Tensor, pd.DataFrame,
     missing = needed - set(table) | {"rlnOpticsGroup", "rlnImagePixelSize"} - set(optics)
     if missing:
         raise ValueError(f"{star_path} lacks {', '.join(sorted(missing))}: add these columns")
-    images = _read_images(table["rlnImageName"], star_path)
-    if not torch.isfinite(images).all():
-        bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten()
-        raise ValueError(
-            f"{len(bad)} images of {star_path} hold NaN or infinite pixels, the first in row "
-            f"{bad[0] + 1}: remove these rows or make the images again"
-        )
-    return images, optics, table
+    return optics, table
 
 
-def _read_images(names: pd.Series, star_path: Path) -> torch.Tensor:
-    """Images named `number@stack`, in the order of the names: (n, y, x)."""
-    parts = names.astype(str).str.extract(r"^(\d+)@(.+)$")
-    if parts.isna().any(axis=None):
-        bad = names[parts.isna().any(axis=1)].iloc[0]
-        raise ValueError(f"image name {bad!r} in {star_path}: write it as 000001@stack.mrcs")
-    images = None
-    for stack, rows in parts.groupby(1, sort=False).groups.items():
-        numbers = parts.loc[rows, 0].astype(int).to_numpy() - 1
-        with _open_stack(stack, star_path) as mrc:
-            data = mrc.data if mrc.data.ndim == 3 else mrc.data[None]
-            if numbers.max() >= len(data) or numbers.min() < 0:
-                raise ValueError(
-                    f"{star_path} asks for image {numbers.max() + 1} of {stack}, which holds "
-                    f"{len(data)}: use the stack that belongs to the STAR file"
-                )
-            if images is None:
-                images = np.empty((len(names), *data.shape[1:]), dtype=np.float32)
-            if data.shape[1:] != images.shape[1:]:
-                raise ValueError(
-                    f"{star_path} mixes box sizes {images.shape[1:]} and {data.shape[1:]} px: "
-                    "rescale to one with relion_image_handler, or read them apart"
-                )
-            images[names.index.get_indexer(rows)] = data[numbers]
-    if images is None:
-        raise ValueError(f"{star_path} lists no particles: choose another file")
-    return torch.from_numpy(images)
+class Stacks:
+    """Images that a STAR file names, read row by row from memory-mapped stacks.
+
+    All stacks are looked at when it is made, so that what is missing, cut short or of another box
+    is known before any work begins; pixels are read, and looked at for NaN, when asked for.
+
+    Attributes
+    ----------
+    box : (int, int)
+        Pixels (y, x) of every image.
+    """
+
+    def __init__(self, names: pd.Series, star_path: str | os.PathLike):
+        self.star_path = Path(star_path)
+        parts = names.astype(str).str.extract(r"^(\d+)@(.+)$")
+        if parts.isna().any(axis=None):
+            bad = names[parts.isna().any(axis=1)].iloc[0]
+            raise ValueError(f"image name {bad!r} in {star_path}: write it as 000001@stack.mrcs")
+        if len(parts) == 0:
+            raise ValueError(f"{star_path} lists no particles: choose another file")
+        self._number = parts[0].astype(int).to_numpy() - 1
+        self._stack = parts[1].to_numpy()
+        boxes = {self._check(stack) for stack in dict.fromkeys(self._stack)}
+        if len(boxes) > 1:
+            listed = " and ".join(map(str, sorted(boxes)))
+            raise ValueError(
+                f"{star_path} mixes box sizes {listed} px: "
+                "rescale to one with relion_image_handler, or read them apart"
+            )
+        self.box = boxes.pop()
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def _check(self, stack: str) -> tuple[int, int]:
+        numbers = self._number[self._stack == stack]
+        with _open_stack(stack, self.star_path) as mrc:
+            count, *box = _three_axes(mrc.data).shape
+        if numbers.max() >= count or numbers.min() < 0:
+            raise ValueError(
+                f"{self.star_path} asks for image {numbers.max() + 1} of {stack}, which holds "
+                f"{count}: use the stack that belongs to the STAR file"
+            )
+        return tuple(box)
+
+    def read(self, rows) -> torch.Tensor:
+        """Images (n, y, x), float32, of rows of the table; ValueError if one holds NaN."""
+        rows = np.arange(len(self))[rows]
+        images = np.empty((len(rows), *self.box), dtype=np.float32)
+        for stack in dict.fromkeys(self._stack[rows]):
+            its = np.flatnonzero(self._stack[rows] == stack)
+            with _open_stack(stack, self.star_path) as mrc:
+                images[its] = _three_axes(mrc.data)[self._number[rows[its]]]
+        bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))
+        if len(bad):
+            raise ValueError(
+                f"{len(bad)} images of {self.star_path} hold NaN or infinite pixels, the first in "
+                f"row {rows[bad[0]] + 1}: remove these rows or make the images again"
+            )
+        return torch.from_numpy(images)
+
+
+def _three_axes(data: np.ndarray) -> np.ndarray:
+    return data if data.ndim == 3 else data[None]
 
 
 def _open_stack(stack: str, star_path: Path):

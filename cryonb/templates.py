@@ -147,9 +147,23 @@ def poses(templates: Templates, index: torch.Tensor, psi_deg: torch.Tensor) -> t
     """Rotations (..., 3, 3) of templates of a molecule and turns, see `Posterior`."""
     if templates.directions_deg is None:
         raise ValueError("templates made from images have no poses: use volume_templates")
-    directions = templates.directions_deg.to(index.device)[index]
+    return pose_of(templates.directions_deg, index, psi_deg)
+
+
+def pose_of(
+    directions_deg: torch.Tensor, index: torch.Tensor, psi_deg: torch.Tensor
+) -> torch.Tensor:
+    """Rotations (..., 3, 3) of rows of directions (m, 2), rot and tilt, and turns in degrees."""
+    directions = directions_deg.to(index.device)[index]
     angles = torch.cat([directions, psi_deg[..., None].float()], dim=-1)
     return euler_to_matrix(angles.reshape(-1, 3)).view(*index.shape, 3, 3)
+
+
+def every_pose(templates: Templates) -> torch.Tensor:
+    """Rotations of all templates of a molecule in all turns: (m * turns, 3, 3)."""
+    m, turns = templates.target.shape[1], templates.turns
+    psi_deg = torch.arange(turns).repeat(m) * 360 / turns
+    return poses(templates, torch.arange(m).repeat_interleave(turns), psi_deg)
 
 
 def neighbours(

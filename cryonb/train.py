@@ -7,6 +7,7 @@ run that was cut off goes on exactly as if it had not been.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -145,7 +146,7 @@ def train(
     whole = step > 0  # whether the state is that after a whole step, so that it may be kept
     try:
         while step < steps:
-            rate = learning_rate * _schedule(step, steps)
+            rate = learning_rate * learning_rate_share(step, steps)
             value = _backward(
                 accelerator, precision, objective, draw, batch_size, step, steps, seed
             )
@@ -155,7 +156,7 @@ def train(
             optimiser.step()
             optimiser.zero_grad()
             step += 1
-            _update_average(average, model, step)
+            update_average(average, model, step)
             torch.set_flush_denormal(False)  # the caller's code may need them
             whole, now = True, time.perf_counter()
             yield Progress(step, step * batch_size, step / steps, value, rate, now - start)
@@ -166,6 +167,50 @@ def train(
         torch.set_flush_denormal(False)
         if checkpoint and whole and accelerator.is_main_process:
             write_checkpoint(checkpoint, run, step, modules, optimiser)
+
+
+def images_within(
+    seconds: float,
+    make_steps: Callable[..., Iterator[Progress]],
+    *modules: nn.Module,
+    trial_seconds: float = 3.0,
+) -> int:
+    """Find how many images a training run manages in `seconds`, from its first steps.
+
+    For comparing methods at equal time. The steps are taken on copies: `modules` are left as they
+    are. The first step, which sets things up, is not timed.
+
+    Parameters
+    ----------
+    seconds : float
+        Wall time of the run that is planned.
+    make_steps : callable (*copies) -> iterator of Progress
+        Starts a run on copies of `modules`, such as ``lambda model, average: train(model, average,
+        draw, loss, n_images, **options)``; `n_images` of any size, no checkpoint.
+    trial_seconds : float
+        Least length of the trial, which also takes four steps at least if the run has them.
+
+    Returns
+    -------
+    int
+        A whole number of batches, at least one.
+
+    Raises
+    ------
+    ValueError
+        `seconds` is not positive, or the run has fewer than two steps.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds is {seconds}: give a positive time.")
+    first = last = None
+    for last in make_steps(*map(copy.deepcopy, modules)):
+        first = first or last
+        if last.step >= 4 and last.seconds - first.seconds >= trial_seconds:
+            break
+    if first is None or last.step == first.step:
+        raise ValueError("The trial run has fewer than two steps: let make_steps plan more images.")
+    each = (last.seconds - first.seconds) / (last.step - first.step)
+    return first.images * max(1, int(seconds / each))
 
 
 class _Objective(nn.Module):
@@ -191,21 +236,26 @@ def _backward(accelerator, precision, objective, draw, batch_size, step, steps, 
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(objective.parameters(), 1.0)
     value = float(loss.detach())
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"The loss became {value} in step {step + 1}: lower learning_rate, or look for NaN in "
-            "the images."
-        )
+    check_finite(value, step)
     return value
 
 
-def _schedule(step: int, steps: int) -> float:
+def check_finite(loss: float, step: int) -> None:
+    """FloatingPointError, with advice, if a loss is not a number to go on from."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss became {loss} in step {step + 1}: lower learning_rate, or look for NaN in "
+            "the images."
+        )
+
+
+def learning_rate_share(step: int, steps: int) -> float:
     """Share of the highest learning rate: linear warm-up, then half a cosine down to zero."""
     warm_up = min(1.0, (step + 1) / min(100, steps // 10 + 1))
     return warm_up * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def _update_average(average: nn.Module, model: nn.Module, step: int) -> None:
+def update_average(average: nn.Module, model: nn.Module, step: int) -> None:
     """Move the average towards the model; its memory grows with the step, up to 500 steps."""
     weight = max(1 / (1 + step / 10), 0.002)
     with torch.no_grad():

@@ -64,7 +64,7 @@ from cryonb.fourier import radial_mean
 from cryonb.metrics import frc, mse, psnr
 from cryonb.plotting import grey_limits, say, score_table, show_rows, train_live, use_style
 from cryonb.refine import Refiner, refine, refine_loss
-from cryonb.train import draw_batch, sr3_loss, train
+from cryonb.train import draw_batch, images_within, sr3_loss, train
 from cryonb.volumes import load_volume
 from cryonb.weights import load_kept, load_model, save_model
 
@@ -240,11 +240,13 @@ part, model = data["white"].train, copy.deepcopy(first["white"]).train()
 draw = partial(draw_batch, (part.clean.images, part.observed))
 loss = partial(sr3_loss, sigma=sigma, snr_start=snr)
 slower = options | {"learning_rate": learning_rate / 2, "seed": seed + 1}
-trial = [
-    p.seconds for p in train(copy.deepcopy(model), model, draw, loss, 4 * batch_size, **slower)
-]
-n_images = max(batch_size, int(budget / trial[-1] * 4 * batch_size))  # what the budget buys
-model, start = copy.deepcopy(first["white"]).train(), time.perf_counter()
+n_images = images_within(  # what the budget buys
+    budget,
+    lambda *networks: train(*networks, draw, loss, 1000 * batch_size, **slower),
+    model,
+    model,
+)
+start = time.perf_counter()
 title = "diffusion model, continued"
 longer = train_live(model, draw, loss, n_images, title=title, every=0.5, **slower)
 spent = time.perf_counter() - start
@@ -458,7 +460,7 @@ for name in ("train", "validation"):
 # - The fair rival of two stages is the first stage's posterior mean at equal cost: always show it.
 # - A second stage fits one sampler.
 #
-# **Next**: `06_reconstruct_fsc` asks what all this is worth in three dimensions.
+# **Next**: `04_compare_methods` puts every method beside the best that is possible.
 #
 # **References.** Zhang, Zhao, Hu, Zhao, ICASSP 2024, arXiv 2401.01097 · Blau and Michaeli 2018, CVPR,
 # 6228 (perception and distortion) · Ronneberger, Fischer, Brox 2015, MICCAI, 234 (U-Net).

@@ -132,6 +132,30 @@ def test_smoke_03_refines(smoke):
         assert r[f"{setting}: refined, sees sample psnr_dB"] > sample
 
 
+def test_smoke_04_compares(smoke):
+    """One second of training teaches nothing, but the laws of the table hold already."""
+    r = smoke["04_compare_methods"]
+    assert abs(r["limit_mse"] - r["limit_forecast"]) < 4 * r["limit_error"]
+    assert 1.3 < r["sample_ratio"] < 3  # 16 particles; theory: 2
+    assert r["white: Bayes limit over_limit"] == pytest.approx(1)
+    dB = {k.removeprefix("white: ").removesuffix(" psnr_dB"): v for k, v in r.items()
+          if k.startswith("white: ") and k.endswith(" psnr_dB")}  # fmt: skip
+    assert len(dB) == len([k for k in r if k.startswith("white: ") and k.endswith(" over_limit")])
+    best = dB.pop("Bayes limit")
+    assert all(value < best for value in dB.values()), dB
+    assert max(dB, key=dB.get) == "template posterior"  # memory beats all that was trained
+    assert dB["best linear filter"] > dB["Gaussian blur"] > dB["noisy"] + 10
+    for title in ("BM3D", "CWF", "Topaz, contrast +1"):  # `make test` installs the peers
+        assert dB[title] > dB["noisy"] + 8, title
+    assert abs(dB["CWF"] - dB["best linear filter"]) < 1.5  # it estimates the other from 96 images
+    lost = dB["template posterior"] - r["other: template posterior psnr_dB"]
+    gained = r["other: Bayes limit psnr_dB"] - best
+    assert lost > 3 > abs(gained)  # what memory is worth on a molecule it does not know
+    told, untold = (r[f"micelle, {name}: mse"] for name in ("told of the micelle", "not told"))
+    assert told < 0.7 * untold
+    assert "structural: noisy residual" in r and "structural: Bayes limit mse" not in r
+
+
 def test_smoke_06_reconstructs(smoke):
     """Laws that hold for 32 images too: hand, mask, poses; independent halves predict the truth."""
     r = smoke["06_reconstruct_fsc"]

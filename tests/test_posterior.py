@@ -18,7 +18,7 @@ from cryonb.geometry import (
 )
 from cryonb.posterior import bayes_limit, over_shifts, posterior
 from cryonb.projection import project, shift_images
-from cryonb.templates import image_templates, poses, view_directions, volume_templates
+from cryonb.templates import every_pose, image_templates, poses, view_directions, volume_templates
 
 BOX, SIGMA = 24, 2.5
 
@@ -58,13 +58,6 @@ def test_candidates_alone_are_looked_at(molecule):
     assert torch.equal(part.index, whole.index)
     assert (part.log_weight[~likely] == -math.inf).all()
     assert_close(part.log_weight.exp().sum(1), torch.ones(5))
-
-
-def every_pose(templates):
-    """Rotations (m * turns, 3, 3) of all templates in all turns."""
-    m, turns = len(templates.directions_deg), templates.turns
-    index = torch.arange(m).repeat_interleave(turns)
-    return poses(templates, index, torch.arange(turns).repeat(m) * 360 / turns)
 
 
 def test_it_equals_the_sum_over_all_poses(molecule):

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import cryonb
-from cryonb import pretrain
+from cryonb import pretrain, tools
 from cryonb.cli import _parser
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +146,10 @@ def test_readme_commands_exist():
             options = argparse.ArgumentParser()
             pretrain.add_arguments(options)
             options.parse_args(words[2:])
+        elif words[:2] == ["cryonb", "reconstruct"]:
+            tools.reconstruct_parser().parse_args(words[2:])
+        elif words[:2] == ["cryonb", "fsc"]:
+            tools.fsc_parser().parse_args(words[2:])
         elif words[:1] == ["cryonb"]:
             _parser().parse_known_args(words[1:])
         for word in words:

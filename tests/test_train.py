@@ -18,7 +18,14 @@ from torch.testing import assert_close
 from cryonb.diffusion import SR3
 from cryonb.precision import fast_precision
 from cryonb.refine import INPUTS, Refiner, refine, refine_loss
-from cryonb.train import curriculum_sigma, draw_batch, sr3_loss, train
+from cryonb.train import (
+    Progress,
+    curriculum_sigma,
+    draw_batch,
+    images_within,
+    sr3_loss,
+    train,
+)
 from cryonb.unet import UNet
 from cryonb.weights import load_kept, load_model, save_model
 
@@ -214,6 +221,43 @@ def test_curriculum_grows_to_the_target():
     assert curriculum_sigma(0.6, 3.0) == curriculum_sigma(1.0, 3.0) == pytest.approx(3.0)
     assert curriculum_sigma(0.3, 3.0) == pytest.approx((3.0 * 3**-0.5) ** 0.5)  # geometric
     assert curriculum_sigma(0.0, 0.1) == pytest.approx(0.1)  # never above the target
+
+
+def test_images_within_counts_steps_after_the_first():
+    """A first step of 2 s, then 0.5 s for each batch of 8: 20 batches in 10 s."""
+    taken = []
+
+    def steps():
+        for k in range(1, 100):
+            taken.append(k)
+            yield Progress(k, 8 * k, k / 100, 1.0, 1e-3, 2 + 0.5 * (k - 1))
+
+    assert images_within(10.0, steps) == 160 and len(taken) == 7  # 3 s, the first not counted
+    assert images_within(10.0, steps, trial_seconds=0.1) == 160 and len(taken) == 7 + 4
+    assert images_within(0.01, steps) == 8  # a batch at least
+    with pytest.raises(ValueError, match="positive"):
+        images_within(0.0, steps)
+    with pytest.raises(ValueError, match="fewer than two"):
+        images_within(1.0, lambda: iter([Progress(1, 8, 1.0, 1.0, 1e-3, 1.0)]))
+
+
+def test_images_within_leaves_networks_and_the_run_as_they_were():
+    images = blobs()
+    torch.manual_seed(0)
+    model = SR3(**SMALL)
+    average, before = copy.deepcopy(model), copy.deepcopy(model)
+    draw, loss = partial(draw_batch, (images, images)), partial(sr3_loss, sigma=SIGMA)
+    options = dict(batch_size=16, precision="no")
+
+    def steps(*copies):
+        assert all(c is not m for c in copies for m in (model, average))
+        return train(*copies, draw, loss, 1600, **options)
+
+    n_images = images_within(60.0, steps, model, average, trial_seconds=0.1)
+    assert n_images % 16 == 0 and n_images >= 16
+    assert equal(model, before) and equal(average, before)
+    losses = [p.loss for p in train(model, average, draw, loss, 320, **options)]
+    assert losses == run()[1]
 
 
 def test_precision_is_one_of_two():

@@ -1,0 +1,124 @@
+"""Projection matching: the most probable pose and shift of each particle, given the molecule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cryonb.ctf import apply_ctf
+from cryonb.posterior import over_shifts, refined
+from cryonb.projection import project, shift_images
+from cryonb.templates import pose_of, volume_templates
+
+ALTERNATIONS = 2  # of poses and shifts; a third changes little
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Poses of a stack of particles.
+
+    Attributes
+    ----------
+    rotations : Tensor (n, 3, 3)
+    shifts_px : Tensor (n, 2)
+        Where each particle sits relative to the box centre, (y, x).
+    log_weight : Tensor (n,)
+        Logarithm of the share of the posterior that the best direction of view has: near 0 where
+        the pose is sure, far below where it is not.
+    """
+
+    rotations: torch.Tensor
+    shifts_px: torch.Tensor
+    log_weight: torch.Tensor
+
+
+def estimate_poses(
+    volume: torch.Tensor,
+    noisy: torch.Tensor,
+    sigma: float,
+    symmetry: str = "C1",
+    *,
+    ctf: torch.Tensor | None = None,
+    most_shift_px: float = 0.0,
+    spacings_deg: tuple[float, ...] = (4.0, 2.0, 1.0),
+    batch_size: int = 4,
+) -> Poses:
+    """Search all poses on a coarse grid, then refine near the best of it, for each particle.
+
+    With shifts, candidates 2 px apart are tried at twice the coarsest spacing; then the poses are
+    refined at the best shifts, and the shifts set to where the particle correlates best with the
+    projection in its pose, in turn.
+
+    Parameters
+    ----------
+    volume : Tensor (z, y, x)
+        The molecule, in the particles' unit of intensity.
+    noisy : Tensor (n, y, x)
+    sigma : float
+        Standard deviation of the white noise.
+    symmetry : str
+        The pose found is one of as many as there are symmetry mates.
+    ctf : Tensor (n, y, x // 2 + 1) or (1, ...), optional
+        CTF that the particles carry.
+    most_shift_px : float
+        Largest shift along y and x that is looked for; 0: the particles are centred.
+    spacings_deg : tuple of float
+        Grids of directions, from coarse to fine.
+    batch_size : int
+        Particles at a time.
+
+    Returns
+    -------
+    Poses
+
+    Raises
+    ------
+    ValueError
+        See `cryonb.posterior.posterior`; a negative shift.
+    """
+    if not most_shift_px >= 0:
+        raise ValueError(f"most_shift_px is {most_shift_px}: give the largest shift, 0 or more.")
+    options = {"ctf": ctf, "batch_size": batch_size}
+    shifts = torch.zeros(len(noisy), 2)
+    if most_shift_px:
+        steps = int(most_shift_px / 2 + 0.5)
+        along = 2.0 * torch.arange(-steps, steps + 1)
+        coarse = volume_templates(volume, 2 * spacings_deg[0], symmetry)
+        grid = torch.cartesian_prod(along, along)
+        found, shifts = over_shifts(coarse, noisy, sigma, grid, **options)
+        rotations = pose_of(coarse.directions_deg, found.index, found.psi_deg)
+        shifts = _best_shifts(volume, noisy, rotations, ctf, most_shift_px)
+    for _ in range(ALTERNATIONS if most_shift_px else 1):
+        centred = shift_images(noisy, -shifts) if most_shift_px else noisy
+        grids = refined(volume, centred, sigma, symmetry, spacings_deg=spacings_deg, **options)
+        *_, (_, directions, found) = grids
+        rotations = pose_of(directions, found.index, found.psi_deg)
+        if most_shift_px:
+            shifts = _best_shifts(volume, noisy, rotations, ctf, most_shift_px)
+    return Poses(rotations, shifts, found.log_weight.amax(1))
+
+
+def _best_shifts(volume, noisy, rotations, ctf, most_px: float) -> torch.Tensor:
+    """Shifts (n, 2) of the highest cross-correlation with the projections, to parts of a pixel."""
+    views = project(volume, rotations)
+    if ctf is not None:
+        views = apply_ctf(views, ctf)
+    product = torch.fft.rfft2(noisy) * torch.fft.rfft2(views).conj()
+    box, reach = noisy.shape[-1], int(most_px + 0.5)
+    correlation = torch.fft.fftshift(torch.fft.irfft2(product, s=(box, box)), dim=(-2, -1))
+    middle, rows = box // 2, torch.arange(len(noisy))
+    inner = slice(middle - reach, middle + reach + 1)
+    near = correlation[:, inner, inner].flatten(1).argmax(1)
+    y, x = near // (2 * reach + 1) + middle - reach, near % (2 * reach + 1) + middle - reach
+
+    def vertex(before, at, after):
+        """Maximum of the parabola through three values, from the middle one."""
+        return (0.5 * (before - after) / (before - 2 * at + after).clamp(max=-1e-12)).clamp(
+            -0.5, 0.5
+        )
+
+    at = correlation[rows, y, x]
+    dy = vertex(correlation[rows, y - 1, x], at, correlation[rows, (y + 1) % box, x])
+    dx = vertex(correlation[rows, y, x - 1], at, correlation[rows, y, (x + 1) % box])
+    return torch.stack([y - middle + dy, x - middle + dx], dim=1)

@@ -1,0 +1,578 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Compare every method with the limit that none can pass
+#
+# ```text
+#   worse                                                                              better
+#   noisy ── blur ── BM3D ── linear, CWF ── networks ── … the gap … ── memory ── │ Bayes limit
+#                                                                                │ no denoiser beyond
+# ```
+#
+# You will compute the best denoised image that *any* method could make of each particle, put every
+# method of the paper and its rivals into one table beside it, and find out what such a table measures.
+#
+# ## You will learn
+#
+# - to **derive** the Bayes limit from nothing but the noise model, and **check** it by its own forecast;
+# - to **set** each method at its best, and to **read** a table of denoisers for what it leaves out;
+# - to **enter** a denoiser of your own in one line;
+# - to **tell** memory of a molecule from skill at denoising;
+# - to **answer** with measurements whether two stages are better than one.
+#
+# ## Before you start
+#
+# | concept | need | where |
+# |---|---|---|
+# | posterior mean, sample, steps of a sampler | necessary | `02_train_sr3` |
+# | two stages, and their fair rival | necessary | `03_refine_unet` |
+# | Bayes' theorem, conditional expectation | necessary | any statistics course |
+# | Fourier series | helpful | any course on signals |
+#
+# **Inputs**: the data sets of `01_simulate` (made here if they are missing). **Outputs**: tables
+# `run_dir/tables/compare-*.csv` and `.md`, networks in `run_dir/models`, a figure in
+# `run_dir/figures`. **Hardware**: two CPU cores; `train_seconds` sets the length of the run, the time
+# and memory that the last run took are in the table `make tutorial` prints. BM3D, CWF and Topaz are
+# other people's programs: `pip install 'cryonb[peers]'` brings them, and without them their rows say so.
+
+# %% tags=["long"]
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch.testing import assert_close
+from tqdm.auto import tqdm
+
+from cryonb import methods
+from cryonb.baselines import linear_filter
+from cryonb.compare import Comparison, errors_by_samples, errors_by_steps
+from cryonb.dataset import read_dataset, write_dataset
+from cryonb.metrics import mse, psnr
+from cryonb.plotting import plot_lines, plot_pairs, say, say_table, show_denoised, use_style
+from cryonb.posterior import bayes_limit, posterior
+from cryonb.projection import project
+from cryonb.simulate import StructuralNoise, setting, simulate_images
+from cryonb.templates import every_pose, poses, volume_templates
+from cryonb.volumes import load_volume
+
+use_style()
+
+# %% tags=["parameters"]
+source = "channel"  # channel, prestin, or a PDB, mmCIF or MRC file
+other_source = "prestin"  # a molecule that no method was trained on
+box_size = 64  # pixels
+pixel_size_A = 3.0  # Å per pixel
+snr = 0.1  # variance of the clean images / variance of the white noise
+structural = True  # compare in the setting "structural" too, beside "white"
+n_train = 2000  # particles for training
+n_validation = 1000  # particles kept apart for settings and second stages
+n_test = 512  # particles that no method ever sees in training
+limit_images = 128  # test particles whose Bayes limit is computed
+slow_images = 64  # particles given to what takes long for each image
+train_seconds = 60.0  # wall time in seconds that each learned row may train
+held_out = 300  # validation particles that the second stage learns from
+batch_size = 16  # images per training step
+samples = 8  # samples averaged in the row "mean of samples"
+steps = 8  # network evaluations of the sampler
+sweep = [0.3, 0.1, 0.05, 0.02]  # signal-to-noise ratios of the plot of PSNR against SNR
+seeds = 1  # runs of each learned row, with different seeds
+use_kept = True  # add rows for weights that come with cryonb, where they fit these parameters
+seed = 0  # of the data and the training
+run_dir = "runs/own"  # everything is written under it
+
+# %% [markdown]
+# ## 1. The best image there can be
+#
+# **Question.** How good can a denoiser be at all?
+#
+# **Idea.** Suppose we know the molecule, and know that each particle is one of its projections plus
+# white noise. What we do not know is *which* projection. Bayes' theorem says how much to believe in
+# each candidate $y_j$ when we see $x$:
+#
+# $$ w_j = \frac{p(x \mid y_j)}{\sum_i p(x \mid y_i)}, \qquad
+#    p(x \mid y_j) \propto \exp\Bigl(-\frac{\lVert x - y_j\rVert^2}{2\sigma^2}\Bigr) . $$
+#
+# If we are judged by squared error, the best answer is the mean of the candidates under these weights,
+# $\hat y = \sum_j w_j y_j = E[y \mid x]$, and the error we must expect is their variance about it,
+# $\sum_j w_j \lVert y_j\rVert^2 - \lVert\hat y\rVert^2$. No function of $x$ can do better *in the mean*:
+# that is what a conditional expectation is. Here it is in six lines, for a few hundred candidates.
+
+# %%
+run_dir = Path(run_dir)
+volume = load_volume(source, box_size, pixel_size_A)
+counts = {"train": n_train, "validation": n_validation, "test": n_test}
+made, data = {"source": source, "snr": snr, "seed": seed}, {}
+for name in ["white", "structural"] if structural else ["white"]:
+    folder = write_dataset(run_dir / "data" / name, volume, counts, noise=name, **made)
+    data[name] = read_dataset(folder)
+white, molecule, sigma = data["white"].test, data["white"].volume, data["white"].sigma
+
+coarse = volume_templates(molecule, 30.0, volume.symmetry)
+y = project(molecule, every_pose(coarse)).flatten(1)  # (candidates, pixels)
+x = white.noisy.images[:4].flatten(1)
+log_w = (x @ y.T - y.square().sum(1) / 2) / sigma**2  # |x|^2 is the same for all of them
+w = log_w.softmax(1)
+mine = (w @ y).view_as(white.noisy.images[:4])
+mine_mse = w @ y.square().mean(1) - mine.square().mean((1, 2))
+
+cryonbs = posterior(coarse, white.noisy.images[:4], sigma)
+assert mse(mine, cryonbs.mean).max() < 0.01  # turned in polar Fourier space: 1 % in amplitude
+assert_close(mine_mse, cryonbs.mmse, rtol=0.3, atol=0.01)
+
+# %% [markdown]
+# Thirty degrees between the candidates is far too coarse, of course. With a million of them, six lines
+# would need hours. `cryonb.posterior` computes the same sums faster by one observation: if an image is
+# written in polar Fourier space, $X(\rho,\theta) = \sum_k a_k(\rho)\,e^{ik\theta}$, then turning it in
+# its plane by $\psi$ multiplies $a_k$ by $e^{ik\psi}$. So *all* turns of a candidate are compared with
+# a particle by one short Fourier transform, and only the direction of view is left to be listed.
+#
+# How fine must the list be? The forecast error is *not* the thing to watch: on a coarse grid the nearest
+# candidate gets all the weight, and the posterior is sure of itself and wrong. So the grid is refined,
+# near the directions still in question, until the denoised *images* stay where they are.
+
+# %%
+noisy, clean, table = white.noisy.images, white.clean.images, []
+start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+few, options = noisy[:limit_images], {"draws": 1, "generator": generator}
+for spacing, limit in bayes_limit(molecule, few, sigma, volume.symmetry, **options):
+    error = mse(limit.mean, clean[: len(few)])
+    standard_error = float(error.std()) / len(error) ** 0.5
+    table.append((spacing, float(limit.mmse.mean()), float(error.mean()), standard_error))
+limit_seconds, (forecast, measured, standard_error) = time.perf_counter() - start, table[-1][1:]
+say_table(["grid (degrees)", "forecast MSE", "measured MSE", "its standard error"], table)
+
+# %%
+templates = volume_templates(molecule, spacing, volume.symmetry)
+drawn = project(molecule, poses(templates, limit.drawn_index, limit.drawn_psi_deg)[0])
+strips = {"noisy": noisy, "E[y | x], the limit": limit.mean, "a posterior sample": drawn}
+figure = show_denoised(strips | {"clean": clean}, title=f"The Bayes limit at SNR {snr:g}")
+sample_ratio = float(mse(drawn, clean[: len(drawn)]).mean()) / measured
+say(f"The limit is **{psnr(limit.mean, clean[:len(few)]).mean():.2f} dB**, found in {limit_seconds:.0f} s for {len(few)} particles. A "
+    f"posterior sample has **{sample_ratio:.2f}** times the error of the mean; theory says 2.")  # fmt: skip
+
+# %% [markdown]
+# Watch the two columns approach each other. The forecast knows only the noise model and the molecule; the
+# measurement knows the hidden truth. That they meet within the standard error is a strong check of the
+# whole simulation: had the projector, the noise level or the symmetry been wrong, they would not.
+#
+# ## 2. One table for all
+#
+# **Question.** How does one compare denoisers fairly?
+#
+# Same particles, same metrics, same clock. `Comparison` holds the rows. A method is any function from
+# noisy particles `(n, y, x)` to clean ones, and enters in one line: **put your own here.**
+
+# %%
+limits = {"white": limit.mean}  # "structural" has no closed form, see section 7
+tables = {name: Comparison(part, limits.get(name)) for name, part in data.items()}
+trial = Comparison(data["white"], limit.mean)
+trial.add("my own: half the image", lambda noisy: noisy / 2)
+say(trial.markdown())
+
+# %% [markdown]
+# Why not take the numbers from the publications? The paper does not state its SNR, its box or how images
+# were scaled, and the columns of its Table 1 do not share one peak value: $\mathrm{MSE}\cdot
+# 10^{\mathrm{PSNR}/10}$, which is the squared peak, is 1.06 for CWF and 0.39 for DenoiseGAN. Its
+# Noise2Noise was retrained on clean targets, which makes it another method; its BM3D has an MSE of 0.13,
+# ten times that of CWF, which looks like a wrong noise level. What can be compared is the ranking. A ratio
+# to the Bayes limit needs none of these conventions.
+#
+# ### Classical methods
+#
+# Each at its best: what can be chosen is chosen on validation particles, never on the test. Here is how
+# that is done, for the simplest of them.
+
+# %%
+held, widths = data["white"].validation, np.arange(1, 6, 0.25)
+pair = held.noisy.images[:128], held.clean.images[:128]
+errors = [float(mse(methods.blur(pair[0], width), pair[1]).mean()) for width in widths]
+labels = {"x": "width of the blur (px)", "y": "MSE, validation"}
+figure = plot_lines({"blur": (widths, errors)}, title="Choose on validation", **labels)
+
+# %% [markdown]
+# The *best linear filter* knows the covariance of the clean images; **CWF** (the covariance Wiener filter)
+# estimates it from noisy images alone. **K-SVD** learns a dictionary of patches from the noisy images.
+# **BM3D** looks for patches that resemble each other within one image. **Topaz** is a network trained on
+# real micrographs, so its output is brought to scale by one factor and one offset, fitted on validation
+# particles, and both contrasts are tried.
+#
+# ### Learned methods, each with the same wall time
+#
+# All see the same training images, turned and mirrored, with fresh noise in each step. "Equal cost" is
+# equal *time*: a small network may see more images.
+#
+# - **U-Net, clean targets**: the control that the paper leaves out. SR3's own network, fed the noisy image
+#   and asked for the clean one. (What the paper calls Noise2Noise, retrained on clean targets, is this.)
+# - **Noise2Noise**: the same, but the target is a second noisy image. It needs no clean data; in the
+#   setting "structural" it must keep the structure, which both of its images share.
+# - **DenoiseGAN**: a discriminator looks at patches beside the noisy image; plus 100 L1.
+# - **RobustGAN**: the discriminator looks at the image alone, with a score that outliers do not
+#   dominate; plus 10 L1.
+# - **SR3** alone: one step, one sample, the mean of several samples.
+# - **SR3 → U-Net**, whose budget is the sum of both stages, in the paper's form (sees the sample) and in
+#   one that sees the noisy image as well.
+#
+# ### Memory
+#
+# **The template posterior** is a denoiser with perfect memory and no network. Take the clean training
+# images, mirrored and in all turns, as the candidates $y_j$ of section 1, and return their weighted mean.
+# Nothing is learnt; it recognises. **Kept** rows are the weights that come with cryonb, trained for longer.
+
+# %%
+trainings, rows, memories = {}, {}, {}
+for name, table in tables.items():
+    part, folder = data[name], run_dir / "models" / name
+    stacks = part.train.clean.images, part.train.observed
+    trainings[name] = methods.Training(part, train_seconds, stacks, folder, batch_size, seed)
+    rows[name] = methods.classical(part, slow_images)
+    rows[name] |= methods.learned(trainings[name], steps, samples, held_out)
+    rows[name] |= methods.kept(part) if use_kept else {}
+    rows[name]["template posterior"], memories[name] = methods.memory(part, limit_images)
+    for title, method in tqdm(rows[name].items(), desc=name):
+        table.add(title, method)
+best = methods.Method(lambda noisy: limit.mean, "molecule known; no time given", first=limit_images)
+tables["white"].add("Bayes limit", best)
+
+# %% [markdown]
+# One run of a network is one draw of chance. With `seeds` above 1 the learned rows are trained again, and
+# the table gets a column with the standard deviation between seeds.
+
+# %%
+spread = methods.spread_dB(trainings["white"], seeds, steps, samples, held_out)
+for title, value in spread.items():
+    tables["white"].rows[title]["psnr_spread_dB"] = value
+say(
+    f"Seeds: {seeds}. With one no spread is shown; `-p seeds 3` trains each learned row three times."
+)
+
+# %%
+for name, table in tables.items():
+    table.write(run_dir / "tables", f"compare-{name}")
+    say(f"**{name}, SNR {snr:g}, {n_test} test particles** (fewer where \"images\" says so)\n\n"
+        f"{table.markdown()}")  # fmt: skip
+say_table(["method", "settings, and where they come from"], tables["white"].settings.items())
+
+# %% mystnb={"image": {"alt": "Rows of test particles, each denoised by one method"}}
+left_out = "Topaz, contrast -1", "kept SR3, one step", "mean image"
+(run_dir / "figures").mkdir(exist_ok=True)
+for name, table in tables.items():
+    strips = {title: images for title, images in table.images.items() if title not in left_out}
+    strips["clean"] = data[name].test.clean.images
+    figure = show_denoised(strips, title=f"{name}, SNR {snr:g}")
+    figure.savefig(run_dir / "figures" / f"compare-{name}.png")
+    plt.show()
+
+# %% [markdown]
+# ## 3. What the table measures
+#
+# **Question.** Which row is best, and what does that mean?
+#
+# Look at the last two rows. A list of training images and a softmax stand far above every network that
+# was trained here. With one molecule, in one setting, PSNR measures how well a method *remembers the
+# molecule*; a network is a slow and lossy way to remember it.
+#
+# So we repeat the table on a molecule that no method was trained on. The networks, the linear filter and
+# the memory are those of the first molecule; blur, K-SVD, BM3D, CWF and Topaz, which learn from the noisy
+# images before them or from none of these molecules, do not care.
+
+# %%
+other_source = "channel" if other_source == source else other_source
+other_volume, part = load_volume(other_source, box_size, pixel_size_A), run_dir / "data" / "other"
+few = {"train": max(n_train // 2, 2), "validation": 128, "test": limit_images}
+other = read_dataset(write_dataset(part, other_volume, few, **made | {"source": other_source}))
+shown = other.volume, other.test.noisy.images, sigma, other_volume.symmetry
+*_, (_, other_limit) = bayes_limit(*shown)
+table, knowing = Comparison(other, other_limit.mean), ("mean image", "best linear filter")
+for title, method in (rows["white"] | methods.classical(other, slow_images)).items():
+    table.add(title, rows["white"][title] if title in knowing else method)  # these saw clean images
+table.add("Bayes limit", methods.Method(lambda noisy: other_limit.mean, "molecule known"))
+table.write(run_dir / "tables", "compare-other")
+say(f"**{other_source}, seen by methods made for {Path(source).stem}**\n\n{table.markdown()}")
+
+# %%
+dB, other_dB = tables["white"].psnr_dB, table.psnr_dB
+pairs = {title: (value, other_dB[title]) for title, value in dB.items() if title in other_dB}
+labels = f"{Path(source).stem}, trained on", f"{other_source}, never seen"
+figure = plot_pairs(pairs, labels, x="PSNR (dB)", title="The same methods on two molecules")
+change = {title: after - before for title, (before, after) in pairs.items()}
+three = [change[title] for title in ("template posterior", "best linear filter", "Bayes limit")]
+say(
+    "From the molecule it knows to one it does not, the template posterior changes by **{:.1f} dB**, the "
+    "linear filter by {:.1f} dB, the limit (which knows each) by {:.1f} dB.".format(*three)
+)
+
+# %% [markdown]
+# Look at the pictures before you look at the numbers: what has the memory of one protein made of the
+# other?
+
+# %% mystnb={"image": {"alt": "Particles of the second molecule, denoised by methods of the first"}}
+wanted = {"CWF", "best linear filter", "SR3, one step", "kept SR3, one step", "template posterior"}
+strips = {title: images for title, images in table.images.items() if title in wanted}
+strips |= {"Bayes limit": other_limit.mean, "clean": other.test.clean.images}
+strips = {"noisy": other.test.noisy.images} | strips
+figure = show_denoised(strips, title=f"{other_source}, never seen")
+
+# %% [markdown]
+# A denoiser that remembers shows you what it remembers, sharp and wrong. That is why a learned denoiser
+# must be judged on molecules it has not seen, where CWF, which needs no clean data, is the one to beat.
+#
+# ## 4. Quality against the signal-to-noise ratio
+#
+# Every method and the limit, from strong signal to weak. Networks are drawn where they were trained: from
+# SNR 3 down to the one of this run. Below it they would have to be trained again.
+
+# %%
+points, learn = {}, data["white"].train.clean.images
+networks = [title for title in ("SR3, one step", "kept SR3, one step") if title in rows["white"]]
+for ratio in tqdm(sweep, desc="SNR"):
+    generator, level = torch.Generator().manual_seed(seed + 1), ratio**-0.5
+    scale = data["white"].manifest["scale"]
+    drawn = simulate_images(volume, slow_images, setting("white"), generator, scale=scale).clean
+    given = drawn + level * torch.randn(drawn.shape, generator=generator)
+    *_, (_, best) = bayes_limit(molecule, given, level, volume.symmetry)
+    found = {"Bayes limit": best.mean}
+    found["template posterior"] = methods.recalled(memories["white"], given, level)
+    found["best linear filter"] = linear_filter(learn, learn, level)(given)
+    for title in networks if level <= sigma * 1.001 else []:
+        found[title] = rows["white"][title].denoise(given, sigma=level)
+    for title, images in found.items():
+        points.setdefault(title, []).append((ratio, float(psnr(images, drawn).mean())))
+
+# %% mystnb={"image": {"alt": "PSNR against SNR for each method, the Bayes limit on top"}}
+lines = {title: list(zip(*values, strict=True)) for title, values in points.items()}
+labels = {"x": "SNR", "y": "PSNR (dB)", "title": "No denoiser lies above the dashed line"}
+figure = plot_lines(lines, ticks=sweep, theory="Bayes limit", **labels)
+
+# %% [markdown]
+# ## 5. Two stages, honestly
+#
+# **Does SR3 → U-Net beat the direct U-Net at equal cost?** Quality on validation particles against the
+# training time, both stages counted.
+
+# %% mystnb={"image": {"alt": "PSNR on validation particles against training time, for each method"}}
+ticks = train_seconds * 2.0 ** np.arange(-5, 1)
+labels = {"x": "training time (s)", "y": "PSNR (dB), validation", "theory": "best linear filter"}
+for name, methods_of in rows.items():
+    lines = {t: tuple(zip(*m.curve, strict=True)) for t, m in methods_of.items() if m.curve}
+    lines["best linear filter"] = ticks[[0, -1]], [tables[name].psnr_dB["best linear filter"]] * 2
+    figure = plot_lines(lines, ticks=ticks, title=name, **labels)
+plt.show()
+two = [dB[f"SR3 → U-Net, sees {inputs}"] for inputs in ("sample", "sample+noisy")]
+direct, most = dB["U-Net, clean targets"], max(two)
+say(
+    "After {:g} s each, on the test particles: direct U-Net **{:.2f} dB**; SR3 → U-Net **{:.2f} dB** in the "
+    "paper's form and **{:.2f} dB** when it sees the noisy image; SR3 alone, in one step, {:.2f} dB. {} by "
+    "{:.2f} dB.".format(
+        *(train_seconds, direct, *two, dB["SR3, one step"]),
+        "Two stages win" if most > direct else "The direct U-Net wins", abs(most - direct),
+    )
+)  # fmt: skip
+
+# %% [markdown]
+# The paper states that 200 epochs of SR3 and a U-Net take nearly twelve times less training time than
+# 5,000 epochs of SR3 alone, for the better image. Put a ruler on the figure: go from the end of a two-stage
+# curve horizontally to that of a single stage. The comparison depends on *what* the single stage is asked
+# for. Its **sample** has up to twice the error of its mean, whatever the training; against that, any
+# averaging second stage looks like a miracle of speed. (In the paper's Table 1 the samples have seven
+# times the error of the refined images: more than theory grants an exact sampler.) Its **one-step mean**
+# costs nothing more.
+
+# %%
+curve = rows["white"]["SR3, one step"].curve
+when = [f"after {t:.0f} s" for t, quality in curve if quality >= most] + ["not in that time"]
+say(
+    "SR3's one-step mean reaches the best two-stage result ({:.2f} dB) **{}**; its sample is at {:.2f} dB "
+    "after {:g} s.".format(most, when[0], dB[f"SR3, one {steps}-step sample"], train_seconds)
+)
+
+# %% [markdown]
+# **Is a sample's error twice the mean's, and how does the mean of K samples fall?** Theory:
+# $\mathrm{MMSE}\,(1 + 1/K)$. We have what nobody has who only owns a network: an *exact* model. The
+# sampler of `02_train_sr3` takes any function for its network, so we give it the exact posterior mean,
+# and see what the sampler alone does. **What do steps cost?** Three solvers, 1 to 32 steps.
+
+
+# %%
+exact = methods.exact_model(volume_templates(molecule, 2.0, volume.symmetry))
+network = rows["white"]["SR3, one step"].denoise.args[0]
+solvers = {"second order": {}, "DDIM": {"second_order": False}}
+solvers["ancestral"] = {"second_order": False, "eta": 1.0}
+k, counted, few = 1 + np.arange(samples), [1, 2, 4, 8, 16, 32], slow_images // 4
+falls, means = {}, {"theory, 1 + 1/K": 1 + 1 / k}
+tried = {"network": (network, 64, counted, samples), "exact": (exact, few, counted[:5], 4)}
+for name, (model, n, some, most_samples) in tried.items():
+    given = model, noisy[:n], clean[:n], sigma
+    for title, solver in solvers.items():
+        errors = errors_by_steps(*given, some, **solver)
+        falls[f"{name}, {title}"] = some, np.array(errors) / errors[0]
+    means[name] = np.array(errors_by_samples(*given, steps, most_samples)) / errors[0]
+
+# %% mystnb={"image": {"alt": "Error of samples against the number of steps, and of the mean of K samples"}}
+labels = {"y": "MSE ÷ MSE of one step"}
+title, label = "One sample, against steps", "network evaluations"
+figure = plot_lines(falls, title=title, ticks=counted, x=label, **labels)
+lines = {name: (k[: len(values)], values[:samples]) for name, values in means.items()}
+title, label = f"Mean of K {steps}-step samples", "samples K that are averaged"
+figure = plot_lines(lines, theory="theory, 1 + 1/K", title=title, x=label, ticks=k, **labels)
+plt.show()
+ratios = {name: float(means[name][0]) for name in tried}
+say(
+    "A {}-step sample has **{:.2f}** times the error of the mean with the exact posterior, and {:.2f} times "
+    "with the network of this run.".format(steps, ratios["exact"], ratios["network"])
+)
+
+# %% [markdown]
+# A network that was trained briefly has a one-step error far above the smallest possible one, so its ratio
+# may well lie below 2, or above: what its samples add is *its own* idea of the spread.
+#
+# ## 6. Outliers in the training set
+#
+# RobustGAN has its name from an experiment: replace the targets of a share of the training pairs by
+# something else (noise, the image of another particle), and look at what is lost.
+
+# %%
+lost = {}
+for title, method in methods.with_outliers(trainings["white"], 0.2).items():
+    after = float(psnr(method.denoise(noisy), clean).mean())
+    lost[title] = dB[title], after, dB[title] - after
+columns = ["", "clean (dB)", "20 % outliers (dB)", "lost (dB)"]
+say_table(columns, [(title, *values) for title, values in lost.items()])
+
+# %% [markdown]
+# ## 7. The limit with a micelle
+#
+# In "structural" the table has no limit: where a neighbour or a carbon edge lies is anybody's guess, and
+# their distribution has no closed form. The micelle alone has, because it is fixed to the pose: every
+# candidate brings its own. So the limit stays exact if it is told of the micelle. What if it is not?
+
+# %%
+belt = StructuralNoise(micelle=1.0, neighbours=0, ice=0, carbon=0)
+counts, folder = {"train": 2, "validation": 2, "test": limit_images}, run_dir / "data" / "micelle"
+part = read_dataset(write_dataset(folder, volume, counts, noise=belt, **made))
+given, with_micelle = (part.volume, part.test.noisy.images, sigma, volume.symmetry), {}
+for name, structure in (("told of the micelle", part.micelle), ("not told", None)):
+    *_, (_, best) = bayes_limit(*given, structure=structure)
+    with_micelle[name] = (
+        float(mse(best.mean, part.test.clean.images).mean()),
+        float(best.mmse.mean()),
+    )
+say_table(["limit", "measured MSE", "forecast"], [(n, *v) for n, v in with_micelle.items()])
+
+# %% [markdown]
+# Told of the micelle, the limit keeps its promise: forecast and measurement agree, and the micelle, which
+# comes with the pose, even helps to find it. Not told, the posterior blames the micelle's density on wrong
+# poses; its error grows, and its forecast does not know. A forecast is worth as much as its model.
+#
+# ## 8. Try to break it
+#
+# The posterior was given the true $\sigma$. What if the noise level is wrong?
+
+# %%
+wrong, few = [], noisy[: slow_images // 4]
+for factor in (0.5, 0.8, 1.0, 1.25, 2.0):
+    found = posterior(templates, few, factor * sigma)
+    wrong.append(
+        (factor, float(mse(found.mean, clean[: len(few)]).mean()), float(found.mmse.mean()))
+    )
+say_table(["σ assumed ÷ true", "measured MSE", "forecast"], wrong)
+
+# %% [markdown]
+# With too small a $\sigma$ the posterior jumps to the nearest pose: the images change little, the forecast
+# collapses. With too large a $\sigma$ it averages over poses that the data exclude, and the images suffer
+# too. If you use a posterior for its error bars, measure $\sigma$.
+#
+# ## 9. Exercises
+#
+# ```{exercise}
+# :label: ex-compare-memory
+# **How much memory is enough?** Give the template posterior 1/16, 1/4 and all of its templates.
+# What would it take to reach the limit?
+# ```
+#
+# ````{solution-start} ex-compare-memory
+# :class: dropdown
+# ````
+
+# %%
+memory, n = memories["white"], slow_images // 4
+for share in (16, 4, 1):
+    part = replace(memory, target=memory.target[:, ::share], observed=memory.observed[:, ::share])
+    value = psnr(methods.recalled(part, noisy[:n], sigma), clean[:n]).mean()
+    print(f"{2 * n_train // share} templates: {value:.2f} dB")
+print(f"Bayes limit: {psnr(limit.mean[:n], clean[:n]).mean():.2f} dB")
+
+# %% [markdown]
+# Each time their number grows fourfold, the distance to the nearest one halves. Where it has
+# become smaller than the width of the posterior, more of them change nothing.
+#
+# ````{solution-end}
+# ````
+#
+# ```{exercise}
+# :label: ex-compare-own
+# **A row of your own.** The mean of two denoisers that make different errors is often better than either.
+# Enter the mean of the linear filter and SR3's one step.
+# ```
+#
+# ````{solution-start} ex-compare-own
+# :class: dropdown
+# ````
+
+# %%
+pair = [rows["white"][name].denoise for name in ("best linear filter", "SR3, one step")]
+mine = Comparison(data["white"], limit.mean)
+mine.add("mean of two", lambda noisy: (pair[0](noisy) + pair[1](noisy)) / 2)
+say(mine.markdown())
+
+# %% [markdown]
+# ````{solution-end}
+# ````
+#
+# ## Recap
+#
+# - The Bayes limit needs the molecule, the noise, and patience. Its forecast must agree with its measured
+#   error; then MSE ÷ limit is a figure that cannot be gamed.
+# - On one molecule PSNR measures memory. Repeat every table on a molecule that no method has seen.
+# - An exact sample has twice the error of the mean; averaging K of them leaves $1 + 1/K$.
+# - A second stage must be compared with the first stage's mean at equal cost, not with its sample.
+#
+# **Next**: `06_reconstruct_fsc` asks what all this is worth in three dimensions.
+#
+# **References.** Zhang, Zhao, Hu, Zhao, ICASSP 2024, arXiv 2401.01097 · Aharon, Elad, Bruckstein 2006, IEEE
+# Trans. Signal Process. 54, 4311 (K-SVD) · Dabov et al. 2007, IEEE Trans. Image Process. 16, 2080 (BM3D) ·
+# Bhamre, Zhang, Singer 2016, J. Struct. Biol. 195, 72 (CWF) · Lehtinen et al. 2018, ICML (Noise2Noise) ·
+# Su et al. 2018 (DenoiseGAN) · Gu et al. 2020, arXiv 2008.07307 (RobustGAN) · Bepler et al. 2020, Nat.
+# Commun. 11, 5208 (Topaz-Denoise) · Karras et al. 2022, NeurIPS (solvers).
+
+# %%
+results = {"limit_mse": measured, "limit_forecast": forecast, "limit_error": standard_error}
+results |= {"limit_grid_deg": spacing, "limit_seconds": limit_seconds, "sample_ratio": sample_ratio}
+results |= {f"{name}: sample ÷ mean": value for name, value in ratios.items()}
+for name, rows_of in (tables | {"other": table}).items():
+    results |= rows_of.results(name)
+for title, values in points.items():
+    results |= {f"SNR {ratio:g}: {title} (dB)": value for ratio, value in values}
+for name, values in with_micelle.items():
+    results |= {
+        f"micelle, {name}: {k}": v for k, v in zip(("mse", "forecast"), values, strict=True)
+    }
+results |= {f"outliers: {title} loses (dB)": values[2] for title, values in lost.items()}
+(run_dir / "results").mkdir(exist_ok=True)
+(run_dir / "results" / "04_compare_methods.json").write_text(json.dumps(results, indent=1))

@@ -1,0 +1,201 @@
+"""The table of denoisers: what enters it, what it refuses, and the experiments beside it."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from test_posterior import BOX, SIGMA, particles
+from test_projection import phantom
+from torch.testing import assert_close
+
+from cryonb import methods
+from cryonb.compare import (
+    Comparison,
+    errors_by_samples,
+    errors_by_steps,
+    peak_memory,
+    train_for,
+)
+from cryonb.dataset import read_dataset, write_dataset
+from cryonb.geometry import random_rotations
+from cryonb.metrics import mse, psnr
+from cryonb.projection import project
+from cryonb.templates import volume_templates
+from cryonb.train import Progress
+from cryonb.volumes import load_volume
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    volume = load_volume("channel", 32, 6.0)
+    counts = {"train": 24, "validation": 12, "test": 10}
+    folder = tmp_path_factory.mktemp("compare") / "white"
+    return read_dataset(write_dataset(folder, volume, counts, source="channel"))
+
+
+def test_any_function_enters_in_one_line(data):
+    table = Comparison(data)
+    table.add("half", lambda noisy: noisy / 2)
+    clean, noisy = data.test.clean.images, data.test.noisy.images
+    assert table.rows["half"]["mse"] == pytest.approx(float(mse(noisy / 2, clean).mean()))
+    assert table.psnr_dB["half"] == pytest.approx(float(psnr(noisy / 2, clean).mean()))
+    assert "over_limit" not in table.rows["half"] and "MSE ÷ limit" not in table.markdown()
+
+
+def test_ratio_to_the_limit_is_over_the_same_particles(data):
+    clean, noisy = data.test.clean.images, data.test.noisy.images
+    limit = 0.9 * clean[:6] + 0.1 * noisy[:6]
+    table = Comparison(data, limit)
+    table.add("the limit", methods.Method(lambda _: limit, first=6))
+    table.add("noisy", lambda noisy: noisy)
+    assert table.rows["the limit"]["over_limit"] == pytest.approx(1)
+    assert table.rows["the limit"]["images"] == 6 and table.rows["noisy"]["images"] == 10
+    assert table.rows["noisy"]["over_limit"] == pytest.approx(100, rel=1e-4)
+
+
+def test_a_method_may_learn_from_more_particles_and_do_only_a_few(data):
+    seen = []
+
+    def denoise(noisy):
+        seen.append(len(noisy))
+        return noisy * 0
+
+    more = data.train.noisy.images
+    table = Comparison(data)
+    table.add("learner", methods.Method(denoise, "by heart", 12.0, first=4, also=more))
+    assert seen == [4 + 24] and len(table.images["learner"]) == 4
+    assert table.rows["learner"]["train_seconds"] == 12.0
+    assert table.settings["learner"] == "by heart"
+
+
+def test_what_is_no_denoiser_is_refused(data):
+    table = Comparison(data)
+    with pytest.raises(ValueError, match="thirds returned"):
+        table.add("thirds", lambda noisy: noisy[::3])
+    with pytest.raises(ValueError, match="NaN"):
+        table.add("not a number", lambda noisy: noisy / 0 * 0)
+
+
+def test_a_missing_package_is_a_note_in_every_form_of_the_table(data, tmp_path):
+    def absent(noisy):
+        raise ImportError("not installed: pip install 'cryonb[peers]'")
+
+    table = Comparison(data)
+    table.add("zero", torch.zeros_like)
+    table.add("BM3D", absent)
+    assert "| BM3D | not installed" in table.markdown()
+    columns = {line.count("|") for line in table.markdown().splitlines() if "BM3D" not in line}
+    assert len(columns) == 1
+    table.write(tmp_path / "tables", "compare")
+    frame = pd.read_csv(tmp_path / "tables" / "compare.csv", index_col="method")
+    assert frame.loc["BM3D", "note"].startswith("not installed")
+    assert frame.loc["zero", "mse"] == pytest.approx(table.rows["zero"]["mse"])
+    assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == ["compare.csv", "compare.md"]
+    assert table.results("white")["white: BM3D note"].startswith("not installed")
+
+
+def test_peak_memory_sees_what_came_and_went():
+    with peak_memory() as peak:
+        held = torch.ones(50, 2**20)  # 200 MiB
+        time.sleep(0.05)
+        del held
+    assert 180 < peak[0] < 260
+
+
+def test_training_time_does_not_count_what_is_evaluated():
+    """Steps of 1 s by the clock in Progress; the evaluation between them takes real time."""
+
+    def start(n_images):
+        begun = time.perf_counter()
+        n = min(n_images, 64)
+        for k in range(1, n + 1):
+            yield Progress(k, k, k / n, 1.0, 1e-3, k + time.perf_counter() - begun)
+
+    def evaluate():
+        time.sleep(0.05)
+        return 7.0
+
+    curve = train_for(64.0, start, evaluate=evaluate, title="fake")
+    times = torch.tensor([t for t, _ in curve])
+    assert_close(times, torch.tensor([2.0, 4, 8, 16, 32, 64]), rtol=0, atol=1.1)  # a step
+    assert abs(times[-1] - times[-1].round()) < 0.05  # six evaluations took 0.3 s
+    assert {quality for _, quality in curve} == {7.0}
+    assert math.isnan(train_for(64.0, start)[0][1])
+
+
+@pytest.fixture(scope="module")
+def molecule():
+    volume = phantom(BOX, width=1.6).float()
+    return volume / project(volume, random_rotations(64, torch.Generator().manual_seed(9))).std()
+
+
+def test_the_sampler_with_an_exact_model_obeys_theory(molecule):
+    """A sample has twice the error of the mean, the mean of K samples 1 + 1/K times."""
+    _, clean, noisy = particles(molecule, 64)
+    exact = methods.exact_model(volume_templates(molecule, 6.0))
+    one, eight = errors_by_steps(exact, noisy, clean, SIGMA, [1, 8])
+    assert 1.6 < eight / one < 2.4  # 64 particles: 15 %
+    means = torch.tensor(errors_by_samples(exact, noisy, clean, SIGMA, 8, 4)) / one
+    assert means[0] == pytest.approx(eight / one)
+    assert_close(means, 1 + 1 / torch.arange(1.0, 5.0), rtol=0.2, atol=0)
+    assert (means[1:] < means[:-1]).all()
+
+
+def test_classical_rows_are_chosen_on_validation_and_beat_the_noise(data):
+    rows, table = methods.classical(data, 2), Comparison(data)
+    for name in ("noisy", "mean image", "Gaussian blur", "best linear filter"):
+        table.add(name, rows[name])
+    dB = table.psnr_dB
+    assert dB["best linear filter"] > dB["Gaussian blur"] > dB["noisy"] + 10
+    width = float(table.settings["Gaussian blur"].split()[0])
+    held = data.validation
+    errors = [
+        float(mse(methods.blur(held.noisy.images, w), held.clean.images).mean())
+        for w in (width - 0.25, width, width + 0.25)
+    ]
+    assert errors[1] == min(errors)
+
+
+def test_memory_knows_its_own_training_images(data):
+    method, templates = methods.memory(data, 5)
+    assert method.first == 5 and templates.target.shape[1] == 2 * 24
+    noisy, clean = data.train.noisy.images, data.train.clean.images
+    assert psnr(method.denoise(noisy), clean).mean() > psnr(noisy, clean).mean() + 20
+
+
+def test_kept_rows_are_for_the_data_they_were_made_for(data):
+    assert methods.kept(data) == {}  # made at 64 px
+
+
+def test_a_run_that_was_cut_off_finds_its_networks_again(data, tmp_path):
+    stacks = data.train.clean.images, data.train.observed
+    training = methods.Training(data, 0.2, stacks, tmp_path, batch_size=4)
+    first = methods.direct(training)
+    start = time.perf_counter()
+    again = methods.direct(training)
+    assert time.perf_counter() - start < 1 and again.curve == [list(p) for p in first.curve]
+    noisy = data.test.noisy.images
+    assert_close(again.denoise(noisy), first.denoise(noisy), rtol=0, atol=0.05)
+    other = methods.direct(methods.replace(training, seconds=0.3))  # asked for something else
+    assert not torch.equal(other.denoise(noisy), again.denoise(noisy))
+
+
+def test_outliers_do_not_touch_the_training_set(data):
+    stacks = data.train.clean.images, data.train.observed
+    before = stacks[0].clone()
+    rows = methods.with_outliers(methods.Training(data, 0.2, stacks, batch_size=4), 0.5)
+    assert list(rows) == ["U-Net, clean targets", "DenoiseGAN", "RobustGAN"]
+    assert torch.equal(stacks[0], before)
+    for method in rows.values():
+        assert method.denoise(data.test.noisy.images).shape == data.test.clean.images.shape
+
+
+def test_blur_keeps_the_mean():
+    images = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    out = partial(methods.blur, width_px=2.0)(images)
+    assert out.dtype == images.dtype and out.var() < 0.1

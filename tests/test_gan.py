@@ -1,0 +1,199 @@
+"""Adversarial denoisers: proper scores, fitting shapes, repeatable and useful training."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from test_direct import SIGMA, discs
+from torch.testing import assert_close
+
+from cryonb.direct import denoise_direct
+from cryonb.gan import (
+    KINDS,
+    LEAST,
+    Discriminator,
+    Generator,
+    beta_score,
+    contaminate,
+    judge_loss,
+    pass_loss,
+    train_gan,
+)
+from cryonb.train import draw_batch, images_within
+from cryonb.weights import load_model, save_model
+
+PAIRS = [(0, 0), (0.5, 0.5), (1, 1)]
+
+
+def run(kind, n_images=64, seed=0, images=None, **options):
+    images = discs() if images is None else images
+    torch.manual_seed(0)
+    generator, discriminator = Generator(kind, shrink=4, blocks=1), Discriminator(kind, shrink=8)
+    average = copy.deepcopy(generator)
+    draw = partial(draw_batch, (images, images))
+    steps = train_gan(
+        generator, discriminator, average, draw, n_images, kind=kind, sigma=SIGMA, seed=seed,
+        **options,
+    )  # fmt: skip
+    return average.eval(), list(steps), discriminator
+
+
+@pytest.mark.parametrize("alpha, beta", PAIRS)
+def test_beta_scores_have_the_derivatives_of_their_law(alpha, beta):
+    t = torch.linspace(0.02, 0.98, 49, dtype=torch.float64, requires_grad=True)
+    laws = {
+        1: t.detach() ** (alpha - 1) * (1 - t.detach()) ** beta,
+        0: -(t.detach() ** alpha) * (1 - t.detach()) ** (beta - 1),
+    }
+    for label, law in laws.items():
+        score = beta_score(t, label, alpha, beta)
+        (slope,) = torch.autograd.grad(score.sum(), t)
+        assert_close(slope, law)
+        assert (score < 0).all()
+        best = torch.tensor(float(label), dtype=torch.float64)
+        assert_close(beta_score(best, label, alpha, beta), 0 * best)
+
+
+@pytest.mark.parametrize("alpha, beta", PAIRS)
+def test_beta_scores_are_proper(alpha, beta):
+    """If a share p of the images is clean, the expected score is greatest for t = p."""
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    for p in (0.2, 0.5, 0.9):
+        expected = p * beta_score(t, 1, alpha, beta) + (1 - p) * beta_score(t, 0, alpha, beta)
+        assert float(t[expected.argmax()]) == pytest.approx(p)
+
+
+def test_beta_scores_without_closed_form_are_refused():
+    with pytest.raises(ValueError, match="closed form"):
+        beta_score(torch.tensor(0.5), 1, 2, 3)
+    with pytest.raises(ValueError, match="label"):
+        beta_score(torch.tensor(0.5), 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_players_are_rewarded_for_what_they_should_do(kind):
+    clean, fake = torch.full((4, 9), 2.0), torch.full((4, 9), -2.0, requires_grad=True)
+    assert judge_loss(kind, clean, fake) < judge_loss(kind, fake, clean)
+    (slope,) = torch.autograd.grad(pass_loss(kind, fake), fake)
+    assert (slope < 0).all()  # a better judgement lowers the loss
+    if kind == "robust":  # beyond the clamp a judgement counts no more
+        far = torch.full((4, 1), 20.0, requires_grad=True)
+        assert_close(judge_loss(kind, far, -far), -2 * beta_score(torch.tensor(1 - LEAST), 1))
+        (slope,) = torch.autograd.grad(pass_loss(kind, -far), far)
+        assert (slope == 0).all()
+
+
+@pytest.mark.parametrize("box", [32, 64])
+@pytest.mark.parametrize(
+    "kind, patches", [("denoise", {32: 4, 64: 36}), ("robust", {32: 1, 64: 1})]
+)
+def test_shapes(kind, patches, box):
+    torch.manual_seed(0)
+    noisy = torch.randn(2, box, box)
+    generator, discriminator = Generator(kind, shrink=8), Discriminator(kind, shrink=8)
+    assert generator(noisy, SIGMA).shape == noisy.shape
+    logits = discriminator(noisy, noisy, SIGMA)
+    assert logits.shape == (2, patches[box])
+    moved = discriminator(noisy, noisy + torch.randn(2, box, box), SIGMA)
+    assert torch.equal(logits, moved) == (kind == "robust")  # it does not see the condition
+
+
+def test_boxes_and_kinds_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="40 × 40.*multiple of 16"):
+        Generator("denoise", shrink=8)(torch.zeros(1, 40, 40), SIGMA)
+    assert Generator("robust", shrink=8)(torch.zeros(1, 40, 40), SIGMA).shape == (1, 40, 40)
+    with pytest.raises(ValueError, match="33 × 33.*multiple of 8"):
+        Generator("robust", shrink=8)(torch.zeros(1, 33, 33), SIGMA)
+    with pytest.raises(ValueError, match="24 at least"):  # no patch to judge
+        Generator("robust", shrink=8)(torch.zeros(1, 16, 16), SIGMA)
+    for build in (Generator, Discriminator):
+        with pytest.raises(ValueError, match="choose one of"):
+            build("wasserstein")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_repeats_bit_for_bit_and_another_does_not(kind):
+    (a, pa, da), (b, pb, db), (_, pc, _) = run(kind), run(kind), run(kind, seed=1)
+    assert [p.loss for p in pa] == [p.loss for p in pb] != [p.loss for p in pc]
+    for one, other in ((a, b), (da, db)):
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs)
+    assert [p.images for p in pa] == list(range(8, 65, 8)) and pa[-1].fraction == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_beats_the_noisy_and_the_mean_image(kind):
+    images = discs()
+    average, _, _ = run(kind, 1920, images=images)
+    noisy = images + SIGMA * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    error = (denoise_direct(average, noisy, SIGMA) - images).square().mean()
+    mean = (images.mean(0) - images).square().mean()
+    # gradients in another memory layout than the weights train too, but only to 0.36 of the mean
+    assert error < 0.3 * mean < SIGMA**2
+
+
+def test_each_loss_moves_its_own_player_only():
+    images = discs(32)
+    still, _, judge = run("denoise", 16, images=images, rates=(0.0, 1e-3))
+    torch.manual_seed(0)
+    before = Generator("denoise", shrink=4, blocks=1), Discriminator("denoise", shrink=8)
+    pairs = zip(still.parameters(), before[0].parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+    pairs = zip(judge.parameters(), before[1].parameters(), strict=True)
+    assert not all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_time_limit_curriculum_and_nan():
+    _, steps, _ = run("robust", 8000, seconds=0.0)
+    assert len(steps) == 1
+    assert run("robust", 16)[1][1].loss < run("robust", 16, snr_start=None)[1][1].loss
+    with pytest.raises(FloatingPointError, match="NaN"):
+        run("robust", images=torch.full((16, 32, 32), torch.nan))
+
+
+def test_images_within_leaves_the_players_alone():
+    generator, discriminator = Generator("robust", shrink=8), Discriminator("robust", shrink=8)
+    players = generator, discriminator, copy.deepcopy(generator)
+    before = [p.clone() for m in players for p in m.parameters()]
+    draw = partial(draw_batch, (discs(16), discs(16)))
+    n_images = images_within(
+        60.0,
+        lambda *copies: train_gan(*copies, draw, 800, kind="robust", sigma=SIGMA),
+        *players,
+        trial_seconds=0.1,
+    )
+    assert n_images >= 8 and n_images % 8 == 0
+    after = [p for m in players for p in m.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+def test_generator_round_trips_as_weights(tmp_path):
+    generator = Generator("robust", shrink=8, blocks=2)
+    path = save_model(tmp_path / "g.safetensors", generator, {})
+    x = torch.randn(1, 32, 32)
+    assert_close(load_model(path, Generator)[0](x, SIGMA), generator(x, SIGMA))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_contamination_is_of_the_right_share_and_keeps_the_rest(share):
+    clean, observed = discs(100), torch.randn(100, 32, 32)
+    kept = clean.clone(), observed.clone()
+    new, same, outlier = contaminate(clean, observed, share, torch.Generator().manual_seed(0))
+    assert_close((clean, observed), kept, rtol=0, atol=0)
+    assert torch.equal(same, observed) and int(outlier.sum()) == round(100 * share)
+    assert torch.equal((new != clean).flatten(1).any(1), outlier)
+    if share:
+        from_elsewhere = (new[outlier][:, None] == clean[None]).flatten(2).all(2).any(1)
+        assert int(from_elsewhere.sum()) == int(outlier.sum()) // 2
+        noise = new[outlier][~from_elsewhere]
+        assert float(noise.std()) == pytest.approx(float(clean.std()), rel=0.02)
+    again = contaminate(clean, observed, share, torch.Generator().manual_seed(0))[0]
+    assert torch.equal(new, again)
+
+
+def test_contamination_share_is_a_share():
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        contaminate(discs(4), discs(4), 1.5, torch.Generator())
