@@ -1,4 +1,4 @@
-"""The command line: ``cryonb run``, ``check``, ``train``, ``reconstruct``, ``fsc``.
+"""The command line: ``cryonb run``, ``check``, ``train``, ``reconstruct``, ``fsc``, ``audit``.
 
 A subcommand is a function that adds its arguments to a parser and sets ``call``, the function that
 takes the parsed arguments and returns an exit code. What it needs is imported when it is called.
@@ -16,6 +16,7 @@ import sys
 DELEGATED = {
     "train": ("cryonb.pretrain", "main_args", "train the weights that come with cryonb"),
     "reconstruct": ("cryonb.tools", "reconstruct_main", "make a map from a particle STAR file"),
+    "audit": ("cryonb.report", "audit_main", "what a denoiser invents: a report with verdicts"),
     "fsc": ("cryonb.tools", "fsc_main", "resolution of half maps, or of a map against a reference"),
 }
 

@@ -462,8 +462,9 @@ assert bright > 0 > dark
 # | [03 refine](03_refine_unet.ipynb) | what does a second, simple network add? | the two-stage denoiser of the paper |
 # | [04 compare](04_compare_methods.ipynb) | which denoiser is best, and how far from the best possible? | a table of all methods beside the Bayes limit |
 # | [06 reconstruct](06_reconstruct_fsc.ipynb) | do denoised images give a better map? | volumes, Fourier shell correlation, resolution |
+# | [07 trust](07_trust.ipynb) | when may I believe what a denoiser shows? | experiments that provoke it, and an audit of your own |
 #
-# The numbers 05 and from 07 on are kept for later chapters. The book follows one paper, Zhang, Zhao, Hu and Zhao (2024), and says at every step what the paper states, what it leaves open and what we chose. Two settings run through everything: `white`, molecule plus white noise as in the paper's tables, and `structural`, with all that a real micrograph adds. The target is the clean molecule in both.
+# The numbers 05 and from 08 on are kept for later chapters. The book follows one paper, Zhang, Zhao, Hu and Zhao (2024), and says at every step what the paper states, what it leaves open and what we chose. Two settings run through everything: `white`, molecule plus white noise as in the paper's tables, and `structural`, with all that a real micrograph adds. The target is the clean molecule in both.
 #
 # Ways to run it:
 #

@@ -550,7 +550,7 @@ display(Markdown(f"Mean distance from the truth: estimate **{cross_error:.3f}**,
 # - The half maps of images denoised by one network share its errors. Their FSC measures self-consistency; only the truth, or the raw images of the other half, can judge them.
 # - Shared errors of any kind, such as the hand, go unseen by half maps.
 #
-# **What next.** Go back to [03_refine_unet](03_refine_unet.ipynb) with this notebook's table at hand, change one thing in the training, and see which column of the table it moves.
+# **What next.** [07_trust](07_trust.ipynb) provokes denoisers into showing what they invent. Or go back to [03_refine_unet](03_refine_unet.ipynb) with this notebook's table at hand, change one thing in the training, and see which column of the table it moves.
 #
 # ## References
 #

@@ -170,6 +170,19 @@ def test_smoke_06_reconstructs(smoke):
     assert r["structural_noisy_micelle_left"] == 1
 
 
+def test_smoke_07_provokes(smoke):
+    """Knowledge tells: memory draws molecules from noise, the linear filter cannot."""
+    r = smoke["07_trust"]
+    memory, linear = "template posterior", "best linear filter"
+    assert r[f"{memory}: noise resemblance"] > r[f"{memory}: noise control"] + 0.04
+    assert r[f"{memory}: noise variation"] > 1.5 * r[f"{linear}: noise variation"]
+    assert r[f"{memory}: pull"] > r["pull control"] + 0.02
+    assert r[f"{memory}: missing part drawn"] > 0.5
+    assert r[f"{memory}: returned"] > r[f"{linear}: returned"]
+    assert 0.75 < r["exact posterior: spread"] < 1.3  # theory: 1; 24 particles
+    assert abs(r["exact posterior: coverage"] - 3 / 5) < 0.1  # (K - 1) / (K + 1), K = 4
+
+
 def test_smoke_00_measures_what_it_says(smoke):
     r = smoke["00_start_here"]
     assert abs(r["snr_measured"] / r["snr"] - 1) < 0.15  # one image of 1,024 pixels: 4 %

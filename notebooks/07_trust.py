@@ -1,0 +1,409 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Find out when to believe a denoiser
+#
+# ```text
+#   what the image says          what the denoiser knows
+#            └───────────┬───────────┘
+#                 denoised image        which of the two do you see?
+# ```
+#
+# You will give denoisers input that holds nothing, or the wrong thing, or less than it should, and
+# measure what they draw nevertheless.
+#
+# ## You will learn
+#
+# - to **provoke** a denoiser into showing what it knows instead of what it sees;
+# - to **choose** a control for each such number, without which it means nothing;
+# - to **test** whether error bars made of posterior samples are right;
+# - to **decide** what denoised particles may be used for, and what not;
+# - to **audit** a denoiser of your own by one command.
+#
+# ## Before you start
+#
+# | concept | need | where |
+# |---|---|---|
+# | posterior mean, sample, template posterior | necessary | `02_train_sr3`, `04_compare_methods` |
+# | reconstruction, Fourier shell correlation | necessary | `06_reconstruct_fsc` |
+# | correlation, histogram | necessary | any statistics course |
+#
+# **Inputs**: the data set `white` of `01_simulate` (made here if it is missing), the network of
+# `02_train_sr3` or the weights that come with cryonb. **Outputs**: figures of merit in
+# `run_dir/results`. **Hardware**: two CPU cores; no network is trained here.
+
+# %% tags=["long"]
+import json
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from cryonb import audit, methods
+from cryonb.dataset import read_dataset, write_dataset
+from cryonb.diffusion import SR3
+from cryonb.geometry import random_rotations
+from cryonb.metrics import fsc, mse, resolution_at
+from cryonb.plotting import plot_fsc, plot_lines, say, say_table, show_denoised, use_style
+from cryonb.posterior import bayes_limit
+from cryonb.projection import project
+from cryonb.reconstruct import reconstruct
+from cryonb.simulate import clean_scale, projected_mask
+from cryonb.templates import pose_of, view_directions
+from cryonb.volumes import load_volume
+from cryonb.weights import load_kept, load_model
+
+use_style()
+
+# %% tags=["parameters"]
+source = "channel"  # channel, prestin, or a PDB, mmCIF or MRC file
+other_source = "prestin"  # a molecule that no denoiser knows
+box_size = 64  # pixels
+pixel_size_A = 3.0  # Å per pixel
+snr = 0.1  # variance of the clean images / variance of the white noise
+n_train = 2000  # particles for training
+n_validation = 1000  # particles kept apart
+n_test = 512  # particles that no denoiser ever sees in training
+trust_images = 128  # particles, or images of noise, in each experiment
+samples = 8  # posterior samples for each particle
+steps = 8  # network evaluations of each
+cutoff_A = 20.0  # Å; finer detail is taken away in section 5
+use_kept = True  # prefer the weights that come with cryonb, where they fit these parameters
+seed = 0  # of the data and of all noise
+run_dir = "runs/own"  # everything is written under it
+
+# %% [markdown]
+# Four denoisers stand trial. The **best linear filter** knows the mean and the covariance of the molecule's
+# projections and nothing else. **SR3** gives its posterior mean (one step) and a sample. The **template
+# posterior** remembers its training images and knows nothing but them. They are ordered by how much they
+# know about the molecule; watch how the trouble grows with knowledge.
+
+# %%
+run_dir, n = Path(run_dir), min(trust_images, n_test)
+volume = load_volume(source, box_size, pixel_size_A)
+counts = {"train": n_train, "validation": n_validation, "test": n_test}
+folder = run_dir / "data" / "white"
+data = read_dataset(write_dataset(folder, volume, counts, source=source, snr=snr, seed=seed))
+molecule, sigma, symmetry = data.volume, data.sigma, volume.symmetry
+noisy, clean = data.test.noisy.images[:n], data.test.clean.images[:n]
+made = {"box_size": box_size, "pixel_size_A": pixel_size_A, "snr": snr}
+kept = load_kept(Path(source).stem, "white", "sr3", SR3, **made) if use_kept else None
+network = (kept or load_model(run_dir / "models" / "white-sr3.safetensors", SR3))[0]
+denoisers = {"best linear filter": methods.linear(data).denoise}
+denoisers["SR3, one step"] = partial(methods.one_step, network, sigma=sigma)
+denoisers["SR3, sample"] = partial(methods.one_step, network, sigma=sigma, steps=steps)
+denoisers["template posterior"] = methods.memory(data, n)[0].denoise
+say(f"SR3: {'weights that come with cryonb' if kept else 'the network of 02_train_sr3'}.")
+
+# %% [markdown]
+# ## 1. Noise alone
+#
+# **Question.** What comes out when there is no particle at all?
+#
+# **Idea.** Average a thousand images of pure noise, each turned to fit a portrait of Einstein as well as it
+# can, and Einstein appears (Henderson 2013). A denoiser that knows a molecule is such a portrait. Three
+# numbers, each with a control: how much do the outputs vary (as a share of what true particles vary); how
+# well does each correlate with the projection it resembles most (control: what differs between the outputs
+# gets random phases; a mere blob resembles every projection a little); and if the outputs are
+# reconstructed in those poses, what does the map's FSC with the molecule say (control: the noise itself,
+# reconstructed in the same poses)?
+
+# %%
+options = {"symmetry": symmetry, "pixel_size_A": pixel_size_A, "seed": seed}
+alone = {
+    name: audit.noise_only(denoise, molecule, sigma, n, **options)
+    for name, denoise in denoisers.items()
+}
+resolved = {name: resolution_at(*found.fsc, 0.5) for name, found in alone.items()}
+columns = ["", "variation", "resemblance", "its control", "map: FSC 0.5 at (Å)", "its control (Å)"]
+rows = [
+    (name, r.energy, r.resemblance, r.control, resolved[name], resolution_at(*r.fsc_control, 0.5))
+    for name, r in alone.items()
+]
+say_table(columns, rows)
+
+# %% mystnb={"image": {"alt": "What each denoiser makes of pure noise, in rows"}}
+noise = sigma * torch.randn(6, box_size, box_size, generator=torch.Generator().manual_seed(seed))
+strips = {"noisy": noise} | {name: found.images for name, found in alone.items()}
+figure = show_denoised(strips | {"clean": clean}, title="Noise alone (last row: real particles)")
+
+# %% mystnb={"image": {"alt": "FSC with the molecule of maps made from pure noise"}}
+curves = {name: found.fsc for name, found in alone.items()}
+curves["noise itself, same poses"] = alone["template posterior"].fsc_control
+figure = plot_fsc(curves, thresholds=(0.5,), title="Maps from pure noise, against the molecule")
+
+# %% [markdown]
+# Nothing was in the images. Where a curve stands high, the map is a portrait of the denoiser's memory.
+# Note the control: choosing poses by themselves already makes noise look like the molecule at low
+# resolution. A mean (one step) is tame, because it answers doubt with a blur; a *sample* must always show
+# a particle, so it shows one.
+#
+# ## 2. Half maps that agree with each other
+#
+# **Question.** Two half sets, denoised by the same denoiser: what does their FSC measure?
+#
+# Half maps of raw images have independent noise, so what they share is signal. Denoised by one network,
+# they share the network too. If the halves were independent and the full map correlated with the truth by
+# $C$, the halves would correlate by $C^2/(2-C^2)$ (solve $C = \sqrt{2F/(1+F)}$ for $F$). What their FSC
+# shows beyond that is invented.
+
+# %%
+poses, halves = data.test.clean.rotations[:n], (slice(0, None, 2), slice(1, None, 2))
+gaps, halves_of = {}, {"raw images": lambda images: images} | denoisers
+for name, denoise in halves_of.items():
+    images = denoise(noisy)
+    maps = [reconstruct(images[h], poses[h], symmetry=symmetry) for h in halves]
+    frequency, between = fsc(*maps, pixel_size_A)
+    with_truth = fsc(maps[0] + maps[1], molecule, pixel_size_A)[1]
+    gaps[name] = frequency, between - with_truth**2 / (2 - with_truth**2)
+
+# %% mystnb={"image": {"alt": "Gap between what half maps promise and what is true, by frequency"}}
+labels = {"x": "spatial frequency (1/Å)", "y": "FSC of halves − justified"}
+figure = plot_lines(gaps, title="What half maps promise and do not keep", **labels)
+invented = {name: float(gap[1:].mean()) for name, (_, gap) in gaps.items()}
+say_table(["", "mean gap"], invented.items())
+
+# %% [markdown]
+# For raw images the gap is near zero: the promise is kept. `06_reconstruct_fsc` shows the remedy, one
+# network for each half, trained on disjoint particles. Even then both know the same molecule: two students
+# of one teacher agree where the teacher was wrong.
+#
+# ## 3. The wrong protein
+#
+# **Question.** What does a denoiser make of a molecule that it has never seen?
+
+# %%
+other_source = "channel" if other_source == source else other_source
+stranger = load_volume(other_source, box_size, pixel_size_A)
+generator = torch.Generator().manual_seed(seed + 1)
+truth = project(stranger.map / clean_scale(stranger), random_rotations(n, generator))
+given = truth + sigma * torch.randn(truth.shape, generator=generator)
+pulls = {
+    name: audit.pull(denoise, given, truth, molecule, symmetry)
+    for name, denoise in denoisers.items()
+}
+columns = ["", "with the truth", "with the known molecule", "truth with the known"]
+say_table(columns, [(name, p.with_truth, p.with_known, p.control) for name, p in pulls.items()])
+strips = {"noisy": given} | {name: found.images for name, found in pulls.items()}
+figure = show_denoised(
+    strips | {"clean": truth}, title=f"{other_source}, seen by those who know another"
+)
+
+# %% [markdown]
+# Compare the second column with the third. If the output resembles the known molecule more than the truth
+# itself does, the denoiser has pulled it there.
+#
+# ## 4. A missing subunit
+#
+# **Question.** A biologist's question: one quarter of the molecule is not there. Would you notice?
+#
+# We cut away all density in one quadrant around the axis, denoise, and measure how much of what is missing
+# has been drawn: the projection of the error on the missing density, 0 for an honest denoiser and 1 for
+# one that completes the molecule.
+
+# %%
+axis = torch.arange(box_size) - box_size // 2
+away = torch.sigmoid(axis / 1.0)  # a soft step, one pixel wide
+part = molecule * (1 - away[:, None] * away)  # the quadrant x > 0, y > 0
+share, strips = {}, {}
+for name, denoise in denoisers.items():
+    strips[name], cut, share[name] = audit.restored(denoise, molecule, part, poses, sigma, seed)
+say_table(["", "share of the missing density that was drawn"], share.items())
+figure = show_denoised(strips | {"whole": clean, "clean": cut}, title="One quarter is missing")
+
+# %% [markdown]
+# ## 5. Detail that returns
+#
+# **Question.** Is the fine detail in the output taken from the image?
+#
+# Keep each particle's coarse shape, and replace the phases of all detail finer than `cutoff_A` by random
+# ones. Whatever correlates with the *true* detail afterwards cannot come from the image.
+
+# %% mystnb={"image": {"alt": "Ring correlation with the removed detail, for each denoiser"}}
+back = {
+    name: audit.reappearance(denoise, clean, sigma, pixel_size_A, cutoff_A, seed)
+    for name, denoise in denoisers.items()
+}
+lines = {name: (found.frequency_per_A, found.with_removed) for name, found in back.items()}
+labels = {"x": "spatial frequency (1/Å)", "y": "correlation with the true detail"}
+figure = plot_lines(lines, title=f"Random phases beyond {cutoff_A:g} Å", **labels)
+figure.axes[0].axvline(back["SR3, one step"].cutoff_per_A, color="0.5", ls="--", lw=0.8)
+columns = ["", "beyond the cutoff: with what was removed", "with what was given"]
+say_table(columns, [(name, *found.beyond) for name, found in back.items()])
+
+# %% [markdown]
+# Right of the dashed line every correlation is memory. Is that bad? If the molecule *is* the one in memory,
+# the detail is right, as a textbook is right. It is no evidence.
+#
+# ## 6. Error bars
+#
+# **Question.** Several samples of one particle differ. Is their spread the size of the error?
+#
+# Given a particle, the truth and an exact sample are draws from the same distribution. So
+# $E\lVert s_1-s_2\rVert^2 = E\lVert s-y\rVert^2$, the truth lies between the lowest and the highest of $K$
+# samples in $(K-1)/(K+1)$ of the pixels, and its rank among them is uniform. The exact posterior of
+# `04_compare_methods` is the control that must pass.
+
+# %%
+options = {"draws": samples, "generator": torch.Generator().manual_seed(seed)}
+*_, (spacing, exact) = bayes_limit(molecule, noisy, sigma, symmetry, **options)
+directions = view_directions(spacing, symmetry)
+drawn = {"exact posterior": [], "SR3": []}
+for k in range(samples):
+    rotations = pose_of(directions, exact.drawn_index[k], exact.drawn_psi_deg[k])
+    drawn["exact posterior"].append(project(molecule, rotations))
+    drawn["SR3"].append(methods.one_step(network, noisy, sigma, steps, seed + k))
+inside = projected_mask(data.mask, poses)
+drawn = {name: torch.stack(images) for name, images in drawn.items()}
+judged = {name: audit.calibration(images, clean, inside) for name, images in drawn.items()}
+columns = ["", "between samples ÷ to the truth", "truth among the samples", "should be"]
+rows = [(n, j.between_to_truth, j.coverage[0], j.nominal[0]) for n, j in judged.items()]
+say_table(columns, rows)
+
+# %% mystnb={"image": {"alt": "Left: coverage against nominal. Right: ranks of the truth"}}
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+lines = {name: (found.nominal, found.coverage) for name, found in judged.items()}
+lines["exact"] = ([0, 1], [0, 1])
+labels = {"x": "nominal share", "y": "share of pixels", "title": "Coverage", "theory": "exact"}
+plot_lines(lines, ax=left, **labels)
+lines = {name: (range(samples + 1), found.ranks) for name, found in judged.items()}
+lines["exact"] = ([0, samples], [1 / (samples + 1)] * 2)
+labels = {"x": "samples below the truth", "y": "share of pixels", "theory": "exact"}
+plot_lines(lines, ax=right, title="Rank of the truth", **labels)
+plt.show()
+
+# %% [markdown]
+# A curve below the diagonal, or a rank histogram with horns, says that the samples are too sure of
+# themselves: the truth lies outside more often than they admit.
+#
+# ## 7. Sharp or right
+#
+# **Question.** A sample looks like a particle; the mean looks blurred. Which is better?
+#
+# Go from one to the other, $\hat y + a\,(s - \hat y)$, and watch two things: the squared error (distortion)
+# and the power of detail finer than `cutoff_A`, compared with the truth's (perception). No denoiser can have
+# both at their best (Blau and Michaeli 2018).
+
+# %% mystnb={"image": {"alt": "Squared error against power of fine detail between mean and sample"}}
+amounts, shown = np.linspace(0, 1, 6), {}
+fine = audit.power_to_truth(clean, clean).numel() * 2 * pixel_size_A / cutoff_A
+for name, mean in {"exact posterior": exact.mean, "SR3": denoisers["SR3, one step"](noisy)}.items():
+    between = [mean + float(a) * (drawn[name][0] - mean) for a in amounts]
+    power = [audit.power_to_truth(images, clean)[int(fine) :].mean() for images in between]
+    shown[name] = torch.tensor(power), [float(mse(images, clean).mean()) for images in between]
+labels = {"x": "power of fine detail ÷ the truth's", "y": "mean squared error"}
+figure = plot_lines(shown, title="From the mean (left) to a sample (right)", **labels)
+
+# %% [markdown]
+# The mean's missing power is honest: it says "I do not know". The sample's power is right and its place is
+# partly wrong, and it costs twice the error. Show a sample together with others, never alone.
+#
+# ## 8. A checklist
+#
+# | before you … | ask | and do |
+# |---|---|---|
+# | look at denoised particles | does noise alone come out flat? | section 1 |
+# | pick or classify with them | was my molecule among those it was trained on? | section 3 |
+# | estimate poses from them | fine, if sections 1 and 3 hold | then **reconstruct from the raw images** |
+# | reconstruct from them | are both halves free of a shared network? | section 2; report the FSC of raw halves |
+# | believe a new detail | does it survive random phases, another network, other training data? | section 5 |
+# | report an error bar | is the coverage right? | section 6 |
+# | call something absent or present | would the denoiser complete it? | section 4 |
+#
+# All of it on your own denoiser, SR3 weights or any function `(n, y, x) → (n, y, x)`:
+#
+# ```bash
+# cryonb audit runs/quick/models/white-sr3.safetensors --data runs/quick/data/white --out audit.md
+# cryonb audit my_module:denoise --data runs/quick/data/white
+# ```
+#
+# ## 9. Exercises
+#
+# ```{exercise}
+# :label: ex-trust-shrink
+# **An honest liar.** Multiply the template posterior's output by 0.2. Which tests of this notebook does it
+# pass now that it failed before, and is it more honest?
+# ```
+#
+# ````{solution-start} ex-trust-shrink
+# :class: dropdown
+# ````
+
+# %%
+shy = lambda images: 0.2 * denoisers["template posterior"](images)  # noqa: E731
+found = audit.noise_only(shy, molecule, sigma, n, symmetry=symmetry, seed=seed)
+print(f"variation {found.energy:.3f}, resemblance {found.resemblance:.2f}")
+
+# %% [markdown]
+# The variation fell to a twenty-fifth, the resemblance did not: correlations do not care about scale. Look at both.
+#
+# ````{solution-end}
+# ````
+#
+# ```{exercise}
+# :label: ex-trust-snr
+# **Less to see, more to invent.** Give the missing subunit of section 4 at SNR 1 and 0.03. How does the share
+# that is drawn change for the template posterior?
+# ```
+#
+# ````{solution-start} ex-trust-snr
+# :class: dropdown
+# ````
+
+# %%
+memory = methods.memory(data, n)[1]
+for ratio in (1.0, 0.1, 0.03):
+    level = ratio**-0.5
+    recall = partial(methods.recalled, memory, sigma=level)
+    value = audit.restored(recall, molecule, part, poses[:32], level, seed)[2]
+    print(f"SNR {ratio:g}: {value:.2f} of the missing density is drawn")
+
+# %% [markdown]
+# It is drawn at *every* SNR: a memory without the case cannot see it, however good the image. More signal
+# helps a denoiser only where its knowledge leaves room for what is there.
+#
+# ````{solution-end}
+# ````
+#
+# ## Recap
+#
+# - A denoiser answers from the image and from what it knows. Only controls tell which.
+# - Outputs that look like particles prove nothing: pure noise gives them too.
+# - Half maps that share a network promise more than they keep.
+# - Use denoised particles to find poses; reconstruct from the raw ones.
+#
+# **References.** Henderson 2013, PNAS 110, 18037 (Einstein from noise) · Chen et al. 2013, Ultramicroscopy
+# 135, 24 (random phases) · Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721 (FSC) · Blau and Michaeli
+# 2018, CVPR, 6228 (perception and distortion) · Talagrand, Vautard, Strauss 1997, ECMWF (rank histogram).
+
+# %%
+results = {}
+for name in denoisers:
+    results |= {f"{name}: noise variation": alone[name].energy}
+    results |= {f"{name}: noise resemblance": alone[name].resemblance}
+    results |= {f"{name}: noise control": alone[name].control, f"{name}: gap": invented[name]}
+    results |= {f"{name}: pull": pulls[name].with_known, f"{name}: truth": pulls[name].with_truth}
+    results |= {
+        f"{name}: missing part drawn": share[name],
+        f"{name}: returned": back[name].beyond[0],
+    }
+results |= {"raw images: gap": invented["raw images"], "pull control": pulls[name].control}
+results |= {f"{name}: spread": found.between_to_truth for name, found in judged.items()}
+results |= {f"{name}: coverage": float(found.coverage[0]) for name, found in judged.items()}
+(run_dir / "results").mkdir(parents=True, exist_ok=True)
+(run_dir / "results" / "07_trust.json").write_text(json.dumps(results, indent=1))
