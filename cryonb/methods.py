@@ -72,21 +72,22 @@ def one_step(model, noisy, sigma: float, steps: int = 1, seed: int = 0) -> torch
     return torch.cat(list(denoise(model, noisy, sigma, steps, seed=seed)))
 
 
-def classical(data: Dataset, few: int) -> dict[str, Method]:
-    """Rows that no network is trained for; slow ones are to denoise `few` particles."""
+def classical(data: Dataset, few: int, *, knowing: bool = True) -> dict[str, Method]:
+    """Rows that no network is trained for; slow ones are to denoise `few` particles.
+
+    `knowing` False leaves out those that are made from the clean training images.
+    """
     held, learn, noise = data.validation, data.train, {"sigma": data.sigma}
-    mean = dihedral(learn.clean.images.mean(0, keepdim=True)).mean(0)
     noisy, clean = held.noisy.images[:128], held.clean.images[:128]
     width = min(np.arange(1, 6, 0.25), key=lambda w: mse(blur(noisy, w), clean).mean())
-    rows = {
-        "noisy": Method(lambda noisy: noisy, "as it is"),
-        "mean image": Method(mean.expand_as, "of the training images, in all turns"),
-        "Gaussian blur": Method(partial(blur, width_px=width), f"{width} px, by validation"),
-        "best linear filter": linear(data),
-    }
-    rows["K-SVD"] = Method(
-        partial(ksvd, **noise), "patch 12 px, tolerance 1.08 σ, by validation", first=few
-    )
+    rows = {"noisy": Method(lambda noisy: noisy, "as it is")}
+    if knowing:
+        mean = dihedral(learn.clean.images.mean(0, keepdim=True)).mean(0)
+        rows["mean image"] = Method(mean.expand_as, "of the training images, in all turns")
+        rows["best linear filter"] = linear(data)
+    rows["Gaussian blur"] = Method(partial(blur, width_px=width), f"{width} px, by validation")
+    learnt = partial(ksvd, n_patches=min(20_000, 400 * few), **noise)
+    rows["K-SVD"] = Method(learnt, "patch 12 px, tolerance 1.08 σ, by validation", first=few)
     bm3d, cwf, learned = (PEERS[name] for name in ("bm3d", "cwf", "topaz"))
     rows["BM3D"] = Method(partial(bm3d.denoise, **noise), bm3d.settings, first=few)
     rows["CWF"] = Method(partial(cwf.denoise, **noise), cwf.settings, also=learn.noisy.images)
