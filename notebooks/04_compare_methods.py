@@ -277,7 +277,6 @@ for name, table in tables.items():
     strips["clean"] = data[name].test.clean.images
     figure = show_denoised(strips, title=f"{name}, SNR {snr:g}")
     figure.savefig(run_dir / "figures" / f"compare-{name}.png")
-    plt.show()
 
 # %% [markdown]
 # ## 3. What the table measures
