@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from simulate_train_sample import PeakMemory, spread
+from simulate_train_sample import measure, spread
 
 from cryonb.ctf import apply_ctf, ctf
 from cryonb.geometry import angular_distance_deg, random_rotations
@@ -64,9 +64,9 @@ def memory(volume, counts: list[int], folder: Path) -> None:
     print("\nMemory of a reconstruction")
     for n in counts:
         star = particle_file(volume, n, folder)
-        with PeakMemory() as peak:
-            reconstruct_file(star, folder / "map.mrc", symmetry=volume.symmetry)
-        print(f"  {n:7,} particles: +{peak.rise_MB:.0f} MB")
+        out = folder / "map.mrc"
+        rise_MB = measure(lambda s=star, o=out: reconstruct_file(s, o, symmetry=volume.symmetry))[1]
+        print(f"  {n:7,} particles: +{rise_MB:.0f} MB")
 
 
 def particle_file(volume, n: int, folder: Path) -> Path:
@@ -110,13 +110,17 @@ def search(volume, n: int) -> None:
     rotations = random_rotations(n, generator)
     noisy = project(molecule, rotations)
     noisy += sigma * torch.randn(noisy.shape, generator=generator)
-    start = time.perf_counter()
-    with PeakMemory() as peak:
+    found = None
+
+    def find() -> None:
+        nonlocal found
         found = estimate_poses(molecule, noisy, sigma, volume.symmetry)
+
+    seconds, rise_MB = measure(find)
     error = angular_distance_deg(found.rotations, rotations, volume.symmetry)
     print(
-        f"\nPose search, {n:,} particles at SNR 0.1: {time.perf_counter() - start:.0f} s, "
-        f"+{peak.rise_MB:.0f} MB; error median {error.median():.2f}°, 90 % below "
+        f"\nPose search, {n:,} particles at SNR 0.1: {seconds:.0f} s, "
+        f"+{rise_MB:.0f} MB; error median {error.median():.2f}°, 90 % below "
         f"{error.quantile(0.9):.2f}°"
     )
 

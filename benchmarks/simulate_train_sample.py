@@ -10,18 +10,16 @@ maximum) over the repeats, and how far the resident memory rose while either sid
 from __future__ import annotations
 
 import argparse
-import ctypes
 import resource
-import threading
 import time
 from collections.abc import Callable
 from statistics import median
 
 import numpy as np
-import psutil
 import torch
 from scipy import ndimage
 
+from cryonb.compare import peak_memory
 from cryonb.diffusion import SR3, denoise
 from cryonb.fourier import low_pass
 from cryonb.geometry import random_rotations
@@ -35,41 +33,13 @@ SIGMA = noise_sigma(0.1)
 FULL_RESOLUTION = {"unshuffle": 1, "widths": (32, 64, 112, 208)}  # as many parameters, 64 px wide
 
 
-class PeakMemory:
-    """Context: `rise_MB` is how far the resident memory rose above its level at the start."""
-
-    def __enter__(self) -> PeakMemory:
-        give_memory_back()
-        self.process, self.stop = psutil.Process(), threading.Event()
-        self.start = self.peak = self.process.memory_info().rss
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.003):
-            self.peak = max(self.peak, self.process.memory_info().rss)
-
-    def __exit__(self, *_) -> None:
-        self.stop.set()
-        self.thread.join()
-        self.rise_MB = (self.peak - self.start) / 1e6
-
-
-def give_memory_back() -> None:
-    """Return freed memory to the system where the C library can (glibc), for a fair start."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
 def measure(call: Callable[[], object]) -> tuple[float, float]:
     """Seconds and rise of the memory in MB of one call."""
-    with PeakMemory() as memory:
+    with peak_memory(every=0.003) as rise_MiB:
         start = time.perf_counter()
         call()
         seconds = time.perf_counter() - start
-    return seconds, memory.rise_MB
+    return seconds, rise_MiB[0] * 2**20 / 1e6
 
 
 def spread(values: list[float], digits: int = 1) -> str:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +68,32 @@ def peak_memory(every: float = 0.01) -> Iterator[list[float]]:
         found.append((max(highest, process.memory_info().rss) - start) / 2**20)
 
 
+@dataclass(frozen=True)
+class Method:
+    """A denoiser and what a table says of it.
+
+    Attributes
+    ----------
+    denoise : callable (n, y, x) -> (n, y, x)
+    settings : str
+        What it was set to, and where that comes from.
+    train_seconds : float
+    first : int or None
+        Only so many particles are worth the time.
+    also : Tensor (m, y, x) or None
+        More noisy particles that it learns from.
+    curve : list of (seconds, PSNR)
+        On validation particles, while it was trained.
+    """
+
+    denoise: Callable[[torch.Tensor], torch.Tensor]
+    settings: str = ""
+    train_seconds: float = 0.0
+    first: int | None = None
+    also: torch.Tensor | None = None
+    curve: list = field(default_factory=list)
+
+
 class Comparison:
     """Denoisers on the test particles of one data set, row by row.
 
@@ -92,14 +119,14 @@ class Comparison:
         self.images: dict[str, torch.Tensor] = {}
         self.settings: dict[str, str] = {}
 
-    def add(self, name: str, method) -> None:
+    def add(self, name: str, method: Method | Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Run a denoiser on the test particles, and enter its scores and costs.
 
         Parameters
         ----------
         name : str
             Of the row; one that is there already is replaced.
-        method : callable (n, y, x) -> (n, y, x), or `cryonb.methods.Method`
+        method : Method, or callable (n, y, x) -> (n, y, x)
             From noisy particles to clean ones, same order, same unit. An ImportError (a package
             that is not installed) becomes the row's note.
 
@@ -108,15 +135,14 @@ class Comparison:
         ValueError
             The result has another shape, or is not finite.
         """
-        denoise = getattr(method, "denoise", method)
-        first, also = getattr(method, "first", None), getattr(method, "also", None)
-        noisy = self.data.test.noisy.images[:first]
-        given = noisy if also is None else torch.cat([noisy, also])
-        self.settings[name] = getattr(method, "settings", "")
+        method = method if isinstance(method, Method) else Method(method)
+        noisy = self.data.test.noisy.images[: method.first]
+        given = noisy if method.also is None else torch.cat([noisy, method.also])
+        self.settings[name] = method.settings
         start = time.perf_counter()
         try:
             with peak_memory() as peak:
-                images = denoise(given)
+                images = method.denoise(given)
         except ImportError as problem:
             self.rows[name] = {"note": str(problem)}
             return
@@ -132,8 +158,7 @@ class Comparison:
             n, clean = min(len(images), len(self.limit)), self.data.test.clean.images
             best = mse(self.limit[:n], clean[:n]).mean()
             row["over_limit"] = float(mse(images[:n], clean[:n]).mean() / best)
-        train_seconds = getattr(method, "train_seconds", 0.0)
-        row |= {"train_seconds": train_seconds, "ms_per_image": 1e3 * seconds / len(given)}
+        row |= {"train_seconds": method.train_seconds, "ms_per_image": 1e3 * seconds / len(given)}
         self.rows[name] = row | {"peak_MiB": peak[0], "images": len(images)}
 
     @property

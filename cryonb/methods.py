@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from cryonb.baselines import dihedral, linear_filter, over_turns
-from cryonb.compare import train_for
+from cryonb.compare import Method, train_for
 from cryonb.dataset import Dataset
 from cryonb.diffusion import SR3, denoise, fuse
 from cryonb.direct import Denoiser, denoise_direct, noise2noise_loss, supervised_loss
@@ -34,32 +33,6 @@ from cryonb.train import draw_batch, sr3_loss, train
 from cryonb.weights import load_kept, load_model, save_model
 
 SR3_SHARE = 0.6  # of the time of two stages that the first gets
-
-
-@dataclass(frozen=True)
-class Method:
-    """A denoiser and what a table says of it.
-
-    Attributes
-    ----------
-    denoise : callable (n, y, x) -> (n, y, x)
-    settings : str
-        What it was set to, and where that comes from.
-    train_seconds : float
-    first : int or None
-        Only so many particles are worth the time.
-    also : Tensor (m, y, x) or None
-        More noisy particles that it learns from.
-    curve : list of (seconds, PSNR)
-        On validation particles, while it was trained.
-    """
-
-    denoise: Callable[[torch.Tensor], torch.Tensor]
-    settings: str = ""
-    train_seconds: float = 0.0
-    first: int | None = None
-    also: torch.Tensor | None = None
-    curve: list = field(default_factory=list)
 
 
 def blur(noisy: torch.Tensor, width_px: float) -> torch.Tensor:

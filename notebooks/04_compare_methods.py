@@ -112,7 +112,7 @@ run_dir = "runs/own"  # everything is written under it
 # If we are judged by squared error, the best answer is the mean of the candidates under these weights,
 # $\hat y = \sum_j w_j y_j = E[y \mid x]$, and the error we must expect is their variance about it,
 # $\sum_j w_j \lVert y_j\rVert^2 - \lVert\hat y\rVert^2$. No function of $x$ can do better *in the mean*:
-# that is what a conditional expectation is. Here it is in six lines, for a few hundred candidates.
+# that is what a conditional expectation is. Here it is in six lines, for a few thousand candidates.
 
 # %%
 run_dir = Path(run_dir)
@@ -138,7 +138,7 @@ assert_close(mine_mse, cryonbs.mmse, rtol=0.3, atol=0.01)
 
 # %% [markdown]
 # Thirty degrees between the candidates is far too coarse, of course. With a million of them, six lines
-# would need hours. `cryonb.posterior` computes the same sums faster by one observation: if an image is
+# would need a million images in memory. `cryonb.posterior` computes the same sums by one observation: if an image is
 # written in polar Fourier space, $X(\rho,\theta) = \sum_k a_k(\rho)\,e^{ik\theta}$, then turning it in
 # its plane by $\psi$ multiplies $a_k$ by $e^{ik\psi}$. So *all* turns of a candidate are compared with
 # a particle by one short Fourier transform, and only the direction of view is left to be listed.
@@ -337,7 +337,7 @@ figure = show_denoised(strips, title=f"{other_source}, never seen")
 #
 # ## 4. Quality against the signal-to-noise ratio
 #
-# Every method and the limit, from strong signal to weak. Networks are drawn where they were trained: from
+# The limit, the memory, the linear filter and SR3, from strong signal to weak. Networks are drawn where they were trained: from
 # SNR 3 down to the one of this run. Below it they would have to be trained again.
 
 # %%
@@ -478,8 +478,8 @@ for name, structure in (("told of the micelle", part.micelle), ("not told", None
 say_table(["limit", "measured MSE", "forecast"], [(n, *v) for n, v in with_micelle.items()])
 
 # %% [markdown]
-# Told of the micelle, the limit keeps its promise: forecast and measurement agree, and the micelle, which
-# comes with the pose, even helps to find it. Not told, the posterior blames the micelle's density on wrong
+# Told of the micelle, the limit keeps its promise: forecast and measurement agree, because the micelle
+# comes with the pose. Not told, the posterior blames the micelle's density on wrong
 # poses; its error grows, and its forecast does not know. A forecast is worth as much as its model.
 #
 # ## 8. Try to break it
