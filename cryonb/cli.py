@@ -1,4 +1,4 @@
-"""The command line: ``cryonb run``, ``check``, ``train``, ``reconstruct``, ``fsc``, ``audit``.
+"""The command line: ``cryonb run``, ``check``, ``train``, ``denoise``, ``reconstruct`` and others.
 
 A subcommand is a function that adds its arguments to a parser and sets ``call``, the function that
 takes the parsed arguments and returns an exit code. What it needs is imported when it is called.
@@ -15,6 +15,7 @@ import sys
 # Subcommands whose module reads its own arguments: name -> (module, function, help).
 DELEGATED = {
     "train": ("cryonb.pretrain", "main_args", "train the weights that come with cryonb"),
+    "denoise": ("cryonb.inference", "denoise_main", "denoise particles of a STAR file or stack"),
     "reconstruct": ("cryonb.tools", "reconstruct_main", "make a map from a particle STAR file"),
     "audit": ("cryonb.report", "audit_main", "what a denoiser invents: a report with verdicts"),
     "fsc": ("cryonb.tools", "fsc_main", "resolution of half maps, or of a map against a reference"),

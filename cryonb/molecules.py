@@ -170,7 +170,7 @@ def _trace(table, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pieces = []
     for i, (kind, start, end) in enumerate(table):
         facing = start - np.mean(strands, 0) if kind == "E" else np.array([np.cos(i), np.sin(i), 0])
-        pieces.append(_element(kind, np.array(start), np.array(end), facing))
+        pieces.append(element(kind, np.array(start), np.array(end), facing))
     for i in range(len(table) - 1, 0, -1):
         before, after = pieces[i - 1], pieces[i]
         others = np.concatenate([before[:-1], after[1:], *pieces[: i - 1], *pieces[i + 1 :]])
@@ -198,7 +198,7 @@ def _roomiest(ways: list[np.ndarray], others: np.ndarray) -> tuple[np.ndarray, f
     return ways[best], room[best]
 
 
-def _element(kind: str, start: np.ndarray, end: np.ndarray, facing: np.ndarray) -> np.ndarray:
+def element(kind: str, start: np.ndarray, end: np.ndarray, facing: np.ndarray) -> np.ndarray:
     """Ideal helix or strand (residue, 3, 3) along an axis, its first CA turned to `facing`."""
     rise, turn, atoms = IDEAL[kind]
     length = np.linalg.norm(end - start)
@@ -244,7 +244,7 @@ def _add_side_chains(backbone: np.ndarray, turns: np.ndarray, rng) -> tuple[np.n
     """
     weights = np.array(list(FREQUENCIES.values())) / sum(FREQUENCIES.values())
     letters = rng.choice(list(FREQUENCIES), len(backbone), p=weights)
-    core = _with_o_and_cb(backbone)
+    core = with_o_and_cb(backbone)
     placed = np.concatenate([_copies(core.reshape(-1, 3), turns), AXIS])
     owner = np.full(len(placed), -1)  # residue of the first subunit that an atom belongs to
     owner[: 5 * len(core)] = np.repeat(np.arange(len(core)), 5)
@@ -261,7 +261,7 @@ def _add_side_chains(backbone: np.ndarray, turns: np.ndarray, rng) -> tuple[np.n
     return xyz, np.concatenate(names), np.repeat(np.arange(len(core)), [len(a) for a in names])
 
 
-def _with_o_and_cb(backbone: np.ndarray) -> np.ndarray:
+def with_o_and_cb(backbone: np.ndarray) -> np.ndarray:
     """N, CA, C, O, CB (residue, 5, 3): O trigonal at C, CB tetrahedral at CA, an L amino acid."""
     n, ca, c = backbone[:, 0], backbone[:, 1], backbone[:, 2]
     n_next = np.concatenate([n[1:], 2 * c[-1:] - ca[-1:] + [[0.0, 0.0, 0.5]]])

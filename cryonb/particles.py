@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from cryonb.ctf import ctf
+from cryonb.fourier import fourier_crop
 from cryonb.geometry import euler_to_matrix, matrix_to_euler
 from cryonb.star import ANGLES, ORIGINS, Stacks, read_tables, write_star
 
@@ -100,7 +101,13 @@ class Particles:
         """Mean defocus in µm, positive for underfocus, shape (n,), or None."""
         if not set(DEFOCUS[:2]) <= set(self.table.columns):
             return None
-        return self._column(*DEFOCUS[:2]).mean(1) * 1e-4
+        defocus_um = self._column(*DEFOCUS[:2]).mean(1) * 1e-4
+        if not defocus_um.abs().median() > 0.02:
+            raise ValueError(
+                f"rlnDefocusU and V are about {defocus_um.median() * 1e4:g}: RELION has them in Å, "
+                "such as 15000; multiply by 10,000 what is in µm"
+            )
+        return defocus_um
 
     @property
     def ctf_applied(self) -> bool:
@@ -112,7 +119,7 @@ class Particles:
     @property
     def ctf(self) -> torch.Tensor | None:
         """CTF of each image in rfft layout, (n, y, x // 2 + 1), or None if they carry none."""
-        if not self.ctf_applied:
+        if not self.ctf_applied or self.defocus_um is None:
             return None
         u, v, angle = self._column(*DEFOCUS).unbind(1)
         return ctf(
@@ -132,6 +139,15 @@ class Particles:
     def with_ctf(self, applied: bool) -> Particles:
         """Return the same particles, said to carry the CTF or not."""
         return dataclasses.replace(self, optics=self.optics.assign(**{CTF_APPLIED: int(applied)}))
+
+    def resampled(self, box_size: int) -> Particles:
+        """Return the particles in another box size of the same width in Å, by Fourier cropping."""
+        if box_size == self.box_size:
+            return self
+        pixel_A = self.optics["rlnImagePixelSize"].astype(float) * self.box_size / box_size
+        optics = self.optics.assign(rlnImagePixelSize=pixel_A, rlnImageSize=box_size)
+        images = fourier_crop(self.images, box_size, dims=2)
+        return dataclasses.replace(self, images=images, optics=optics)
 
     def select(self, index) -> Particles:
         """Return the particles of `index`: a slice, a list or tensor of numbers, or a bool mask."""

@@ -2,20 +2,24 @@
 
 ``cryonb train channel --setting white --out kept`` writes
 ``kept/channel-white-sr3.safetensors`` and ``kept/channel-white-refine.safetensors``, whose headers
-hold the options and the result on test images that neither network has seen.
+hold the options and the result on test images that neither network has seen. ``cryonb train many``
+trains a first stage for any molecule, on random ones (`cryonb.families`), at SNRs from 0.02 to 1;
+it is what `cryonb denoise` uses.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from cryonb.diffusion import SR3, denoise
+from cryonb.diffusion import SR3, denoise, draw_gamma
+from cryonb.families import training_images
 from cryonb.metrics import psnr
 from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
@@ -24,12 +28,14 @@ from cryonb.volumes import load_volume
 from cryonb.weights import load_model, save_model
 
 STEPS = 8  # of the sampler in the report
+MANY_SNR = (0.02, 1.0)  # range that the model for any molecule is trained in
+VIEWS = 32  # of each random molecule
 REFINER = {"inputs": "sample+noisy", "widths": (64, 128), "transformers": 2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `cryonb train`."""
-    parser.add_argument("source", help="channel, prestin, or a PDB, mmCIF or MRC file")
+    parser.add_argument("source", help="channel, prestin, a PDB, mmCIF or MRC file, or many")
     parser.add_argument("--setting", default="white", help="white or structural")
     parser.add_argument("--snr", type=float, default=0.1, help="signal variance / noise variance")
     parser.add_argument("--box-size", type=int, default=64, help="pixels")
@@ -57,6 +63,8 @@ def main_args(arguments: list[str]) -> int:
 
 def main(args: argparse.Namespace) -> int:
     """Run both stages; a run that was cut off goes on where it was."""
+    if args.source == "many":
+        return many(args)
     out, name = Path(args.out), f"{Path(args.source).stem}-{args.setting}"
     sigma, amounts = noise_sigma(args.snr), setting(args.setting)
     volume = load_volume(args.source, args.box_size, args.pixel_size_A)
@@ -68,8 +76,7 @@ def main(args: argparse.Namespace) -> int:
         images = simulate_images(volume, n, amounts, generator, scale=scale)
         return images.clean, images.observed(volume.pixel_size_A)
 
-    options = {k: v for k, v in vars(args).items() if isinstance(v, str | int | float)}
-    manifest = {"made_by": "cryonb train", "options": options, "scale": scale, "sigma": sigma}
+    manifest = _manifest(args) | {"scale": scale, "sigma": sigma}
     sr3_path = out / f"{name}-sr3.safetensors"
     if not sr3_path.is_file():
         model = first_stage(
@@ -85,6 +92,44 @@ def main(args: argparse.Namespace) -> int:
     save_model(out / f"{name}-refine.safetensors", refiner, manifest | {"test": result}, half=True)
     print(name, result, flush=True)
     return 0
+
+
+def many(args: argparse.Namespace) -> int:
+    """Train one model for any molecule; the report is on the two that it has never seen."""
+    out = Path(args.out) / "many-sr3.safetensors"
+    stacks = training_images(args.projections // VIEWS, VIEWS, args.box_size, args.seed)
+    torch.manual_seed(args.seed)
+    model = load_model(args.init, SR3)[0].train() if args.init else SR3()
+    loss = partial(any_level_loss, start=args.start)
+    model = _run(args, "SR3", model, stacks, loss, args.images, out.with_suffix(".checkpoint"))
+    result = {}
+    for name in ("channel", "prestin"):
+        volume = load_volume(name, args.box_size, args.pixel_size_A)
+        generator = torch.Generator().manual_seed(args.seed + 2)
+        white = setting("white")
+        clean = simulate_images(volume, 256, white, generator, scale=clean_scale(volume)).clean
+        result[name] = evaluate(model, None, clean, clean, noise_sigma(args.snr))
+    manifest = _manifest(args)
+    manifest["options"]["snr_range"] = MANY_SNR
+    save_model(out, model, manifest | {"test": result}, half=True)
+    print("many", result, flush=True)
+    return 0
+
+
+def any_level_loss(
+    model: SR3, batch, fraction: float, generator, *, start: float, snr: tuple = MANY_SNR
+) -> torch.Tensor:
+    """Loss of an SR3 on a batch (target, observed), each image with an SNR of its own."""
+    clean, observed = batch
+    low, high = (math.log(noise_sigma(s)) for s in snr)
+    sigma = torch.exp(low + (high - low) * torch.rand(len(clean), generator=generator))
+    gamma = draw_gamma(len(clean), sigma, generator, start)
+    return model.loss(clean, observed, gamma, sigma, generator)
+
+
+def _manifest(args: argparse.Namespace) -> dict:
+    options = {k: v for k, v in vars(args).items() if isinstance(v, str | int | float)}
+    return {"made_by": "cryonb train", "options": options}
 
 
 def first_stage(args, stacks, sigma: float, checkpoint: Path) -> SR3:

@@ -1,4 +1,4 @@
-"""STAR file and stacks of RELION 3.1, read with every check and written all or nothing."""
+"""STAR files and stacks of RELION, read with every check and written all or nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import starfile
 import torch
 
 ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
+OPTICS = ["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]
 ORIGINS = ["rlnOriginYAngst", "rlnOriginXAngst"]  # (y, x), as in shifts_px
 
 
@@ -53,23 +54,79 @@ def write_star(
     return star_path
 
 
-def read_tables(star_path: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return optics and particle table; see `cryonb.particles.read_particles`."""
+def read_blocks(star_path: str | os.PathLike) -> dict[str, pd.DataFrame]:
+    """Return all tables of a STAR file as they stand; FileNotFoundError, ValueError if none."""
     star_path = Path(star_path)
     if not star_path.is_file():
         raise FileNotFoundError(f"{star_path} does not exist: check the path of the STAR file")
-    blocks = starfile.read(star_path, always_dict=True)
-    if not {"optics", "particles"} <= set(blocks):
-        raise ValueError(
-            f"{star_path} lacks the optics or the particles block of RELION 3.1: "
-            "convert it with relion_convert_star"
-        )
-    optics, table = (
-        b if isinstance(b, pd.DataFrame) else pd.DataFrame([b])
-        for b in (blocks["optics"], blocks["particles"])
+    try:
+        blocks = starfile.read(star_path, always_dict=True)
+    except (ValueError, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"{star_path} is not a readable STAR file ({error})") from error
+    return {
+        name: block if isinstance(block, pd.DataFrame) else pd.DataFrame([block])
+        for name, block in blocks.items()
+    }
+
+
+def particle_block(blocks: dict[str, pd.DataFrame], star_path: str | os.PathLike) -> str:
+    """Name of the block that lists the particles, in RELION 3.1's words or those of 3.0."""
+    listing = [name for name, table in blocks.items() if "rlnImageName" in table]
+    if "particles" in listing or len(listing) == 1:
+        return "particles" if "particles" in listing else listing[0]
+    raise ValueError(f"{star_path} lists no particles (rlnImageName): choose another file")
+
+
+def modern_tables(
+    blocks: dict[str, pd.DataFrame], star_path: str | os.PathLike
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Optics and particle table in the words of RELION 3.1, also of a file of RELION 3.0.
+
+    Raises
+    ------
+    ValueError
+        No optics and no pixel size, or an optics group that is not listed.
+    """
+    table = blocks[particle_block(blocks, star_path)]
+    optics = blocks.get("optics")
+    if optics is None:
+        optics, table = _upgraded(table, star_path)
+    missing = {"rlnOpticsGroup"} - set(table) | {"rlnOpticsGroup", "rlnImagePixelSize"} - set(
+        optics
     )
-    needed = {"rlnImageName", "rlnOpticsGroup", *ANGLES, *ORIGINS}
-    missing = needed - set(table) | {"rlnOpticsGroup", "rlnImagePixelSize"} - set(optics)
+    if missing:
+        raise ValueError(f"{star_path} lacks {', '.join(sorted(missing))}: add these columns")
+    unknown = set(table["rlnOpticsGroup"]) - set(optics["rlnOpticsGroup"])
+    if unknown:
+        raise ValueError(f"{star_path} has particles of optics group {unknown}, not listed: add it")
+    return optics, table
+
+
+def _upgraded(table: pd.DataFrame, star_path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Optics groups and shifts in Å for a table of RELION 3.0, which has neither."""
+    if "rlnImagePixelSize" in table:
+        pixel = table["rlnImagePixelSize"].astype(float)
+    elif {"rlnDetectorPixelSize", "rlnMagnification"} <= set(table):  # µm on the detector
+        pixel = 1e4 * table["rlnDetectorPixelSize"] / table["rlnMagnification"]
+    else:
+        raise ValueError(
+            f"{star_path} lacks the optics block of RELION 3.1, and the pixel size of 3.0 "
+            "(rlnDetectorPixelSize, rlnMagnification): convert it with relion_convert_star"
+        )
+    kept = [name for name in OPTICS if name in table]
+    groups = table[kept].assign(rlnImagePixelSize=pixel.round(6)).astype(float)
+    optics = groups.drop_duplicates().reset_index(drop=True)
+    optics["rlnOpticsGroup"] = np.arange(1, len(optics) + 1)
+    number = groups.merge(optics, how="left")["rlnOpticsGroup"].to_numpy()
+    in_px = {"rlnOriginYAngst": "rlnOriginY", "rlnOriginXAngst": "rlnOriginX"}
+    shifts = {new: table[old] * pixel for new, old in in_px.items() if old in table}
+    return optics, table.assign(rlnOpticsGroup=number, **shifts)
+
+
+def read_tables(star_path: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return optics and particle table with poses; see `cryonb.particles.read_particles`."""
+    optics, table = modern_tables(read_blocks(star_path), star_path)
+    missing = {*ANGLES, *ORIGINS} - set(table)
     if missing:
         raise ValueError(f"{star_path} lacks {', '.join(sorted(missing))}: add these columns")
     return optics, table
@@ -109,9 +166,15 @@ class Stacks:
     def __len__(self) -> int:
         return len(self._number)
 
+    @property
+    def paths(self) -> list[Path]:
+        """Files of the stacks."""
+        return [_path_of(stack, self.star_path) for stack in dict.fromkeys(self._stack)]
+
     def _check(self, stack: str) -> tuple[int, int]:
         numbers = self._number[self._stack == stack]
         with _open_stack(stack, self.star_path) as mrc:
+            _check_images(mrc, stack)
             count, *box = _three_axes(mrc.data).shape
         if numbers.max() >= count or numbers.min() < 0:
             raise ValueError(
@@ -137,17 +200,40 @@ class Stacks:
         return torch.from_numpy(images)
 
 
+def _check_images(mrc, name: str) -> None:
+    """ValueError unless an open file holds real square images, and no volume."""
+    data = _three_axes(mrc.data)
+    if np.iscomplexobj(data):
+        raise ValueError(f"{name} holds a Fourier transform (complex numbers): give real images")
+    if data.ndim != 3 or data.shape[1] != data.shape[2]:
+        raise ValueError(
+            f"{name} holds images of {' × '.join(map(str, data.shape[1:]))} px: particles are "
+            "square; extract them from the micrograph first"
+        )
+    cubic = data.shape[0] == data.shape[1] > 1
+    if cubic and mrc.is_volume() and not name.endswith(".mrcs"):
+        raise ValueError(
+            f"{name} is a volume ({len(data)}³, space group {int(mrc.header.ispg)}): give a stack "
+            "of particles; if it is one, rename it to .mrcs"
+        )
+
+
 def _three_axes(data: np.ndarray) -> np.ndarray:
     return data if data.ndim == 3 else data[None]
 
 
-def _open_stack(stack: str, star_path: Path):
+def _path_of(stack: str, star_path: Path) -> Path:
     path = next((p for p in (star_path.parent / stack, Path(stack)) if p.is_file()), None)
     if path is None:
         raise FileNotFoundError(
             f"{stack}, named in {star_path}, exists neither beside it nor here: "
             "put the stack there or run in RELION's project folder"
         )
+    return path
+
+
+def _open_stack(stack: str, star_path: Path):
+    path = _path_of(stack, star_path)
     try:
         return mrcfile.mmap(path, mode="r")
     except ValueError as error:

@@ -1,0 +1,177 @@
+"""Random molecules, to train one denoiser for proteins that it has never seen.
+
+A molecule is drawn from a family of globular, membrane and ring-like assemblies: helices and
+strands with ideal backbones are packed into one to five domains, and a symmetry copies them. The
+folds mean nothing; sizes, densities and shapes at 5 Å and coarser are those of proteins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+from scipy.spatial.transform import Rotation
+from tqdm.auto import tqdm
+
+from cryonb import molecules
+from cryonb.ctf import ctf
+from cryonb.fourier import filter_radially, fourier_crop
+from cryonb.projection import shift_images
+from cryonb.simulate import StructuralNoise, clean_scale, simulate_images
+from cryonb.volumes import Volume
+
+RESIDUE_A3 = 135.0  # volume of a residue in a folded protein
+SYMMETRIES = (1, 1, 1, 2, 2, 3, 4, 4, 5, 6)  # of the cyclic groups, as often as they are drawn
+MOST = StructuralNoise(micelle=1.0, neighbours=0.7, ice=0.5, carbon=0.15)
+
+
+def random_molecule(rng: np.random.Generator) -> molecules.Atoms:
+    """Draw a molecule of 150 to 4,000 residues; half of those with helices along z are in a slab.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    Atoms
+        Backbone and CB atoms, the symmetry axis along z.
+    """
+    n_fold = int(rng.choice(SYMMETRIES))
+    residues = np.exp(rng.uniform(np.log(150), np.log(4000))) / n_fold
+    upright = rng.random() < 0.5
+    backbone = _subunit(max(residues, 60), upright, rng)
+    radius = np.linalg.norm(backbone.reshape(-1, 3), axis=1).max()
+    if n_fold > 1:  # beside the axis, near enough to touch its neighbour
+        backbone = backbone + [rng.uniform(0.5, 0.9) * radius / np.sin(np.pi / n_fold), 0, 0]
+    turns = Rotation.from_euler("z", 360 / n_fold * np.arange(n_fold)[:, None], degrees=True)
+    atoms = molecules.with_o_and_cb(backbone).reshape(-1, 3)
+    xyz = np.concatenate([turn.apply(atoms) for turn in turns])
+    xyz[:, 2] -= xyz[:, 2].mean()
+    if n_fold == 1:
+        xyz -= xyz.mean(0)
+    element = np.tile(np.array(["N", "C", "C", "O", "C"]), len(xyz) // 5)
+    b_factor = np.full(len(xyz), np.exp(rng.uniform(np.log(50), np.log(400))))
+    slab = (-15.0, 15.0) if upright and rng.random() < 0.5 else None
+    return molecules.Atoms(xyz, element, b_factor, "random", f"C{n_fold}", slab)
+
+
+def _subunit(residues: float, upright: bool, rng: np.random.Generator) -> np.ndarray:
+    """Backbone (residue, 3, 3) of one subunit around its own centre."""
+    domains = int(np.clip(rng.poisson(residues / 250), 1, 5))
+    share = rng.dirichlet(np.full(domains, 4.0)) * residues
+    centre, radius, placed = np.zeros(3), 0.0, []
+    for i, n in enumerate(share):
+        before, radius = radius, (RESIDUE_A3 * n * 3 / (4 * np.pi)) ** (1 / 3)
+        if i:
+            centre = centre + 0.95 * (before + radius) * _direction(rng, upright=False)
+        stretch = np.exp(rng.normal(0, 0.25, 3))
+        stretch /= stretch.prod() ** (1 / 3)
+        placed += _domain(n, centre, radius * stretch, upright and i == 0, rng)
+    backbone = np.concatenate(placed)
+    return backbone - backbone.mean((0, 1))
+
+
+def _domain(n: float, centre, radii, upright: bool, rng) -> list[np.ndarray]:
+    """Helices and strands of `n` residues in an ellipsoid, each in the roomiest of ten places."""
+    pieces, count, strands = [], 0, rng.choice([0.0, 0.3, 0.8])
+    while count < n:
+        kind = "E" if rng.random() < strands else "H"
+        length = rng.uniform(12, 25) if kind == "E" else rng.uniform(12, 40)
+        length = min(length, 1.6 * radii.max())
+        tree = KDTree(np.concatenate([p[:, 1] for p in pieces])) if pieces else None
+        ways = [_place(kind, length, centre, radii, upright, rng) for _ in range(10)]
+        room = [tree.query(way[:, 1])[0].min() if tree else 0.0 for way in ways]
+        pieces.append(ways[int(np.argmax(room))])
+        count += len(pieces[-1])
+    return pieces
+
+
+def _place(kind: str, length: float, centre, radii, upright: bool, rng) -> np.ndarray:
+    """One element (residue, 3, 3) about a random point of the ellipsoid."""
+    middle = centre + radii * _direction(rng, upright=False) * 0.85 * rng.random() ** (1 / 3)
+    half = 0.5 * length * _direction(rng, upright)
+    return molecules.element(kind, middle - half, middle + half, rng.normal(size=3))
+
+
+def _direction(rng: np.random.Generator, upright: bool) -> np.ndarray:
+    """Unit vector, uniform on the sphere or within about 25° of the z axis."""
+    v = rng.normal(size=3) * (0.3 if upright else 1.0) + [0, 0, 1.0 if upright else 0.0]
+    return v / np.linalg.norm(v)
+
+
+def training_images(
+    n_molecules: int, views: int, box_size: int = 64, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Simulate what a denoiser for any molecule is trained on.
+
+    Each molecule gets its own pixel size (it fills 0.35 to 0.8 of the box), structural noise of
+    its own (neighbours, an ice gradient, a carbon edge, in a membrane a micelle), a defocus of 0.4
+    to 3.5 µm for each image (a quarter of the molecules are without CTF), and a filter such as
+    whitening by the measured noise spectrum makes. Images are phase-flipped, as
+    `cryonb.inference` feeds them: the target is ``|CTF| filter * projection``.
+
+    Returns
+    -------
+    target, observed : Tensor (n_molecules * views, y, x)
+        Both in units of the target's pooled standard deviation per molecule, times a random
+        contrast; without white noise.
+    """
+    rng = np.random.default_rng(seed)
+    pairs = [
+        _of_molecule(random_molecule(rng), views, box_size, rng)
+        for _ in tqdm(range(n_molecules), desc="molecules")
+    ]
+    target, observed = (torch.cat(stack) for stack in zip(*pairs, strict=True))
+    return target, observed
+
+
+def coarse_volume(atoms: molecules.Atoms, box_size: int, pixel_size_A: float) -> Volume:
+    """Volume of atoms that are all alike, Gaussians of one B factor: a thirtieth of the time of
+    `cryonb.volumes.from_atoms`, and at 2 Å per pixel and more nearly the same shape.
+    """
+    fine, step_A = 2 * box_size, pixel_size_A / 2
+    edges = [(np.arange(fine + 1) - fine // 2 - 0.5) * step_A] * 3
+    counts, _ = np.histogramdd(atoms.xyz_A[:, ::-1], edges)  # (z, y, x)
+    grid = fourier_crop(torch.from_numpy(counts).float(), box_size)
+    decay = float(atoms.b_factor.mean()) / (4 * pixel_size_A**2)
+    blurred = filter_radially(grid, lambda f: torch.exp(-decay * f**2))
+    return Volume(blurred, pixel_size_A, atoms.name, atoms.symmetry, atoms.membrane_z_A)
+
+
+def _of_molecule(atoms, views: int, box: int, rng) -> tuple[torch.Tensor, torch.Tensor]:
+    reach_A = np.linalg.norm(atoms.xyz_A, axis=1).max() + 4.0
+    pixel_A = max(2 * reach_A / (rng.uniform(0.35, 0.8) * box), 1.8)
+    volume = coarse_volume(atoms, box, pixel_A)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    dirty = rng.random() < 0.5
+    amounts = replace(MOST, micelle=1.0 if atoms.membrane_z_A else 0.0) if dirty else None
+    images = simulate_images(
+        volume,
+        views,
+        amounts or StructuralNoise(0, 0, 0, 0),
+        generator,
+        scale=clean_scale(volume, 32),
+    )
+    shifts = 2.0 * torch.randn(views, 2, generator=generator)
+    both = torch.stack([images.clean, images.clean + images.structure])
+    both = torch.stack([shift_images(stack, shifts) for stack in both])
+    transfer = _transfer(views, box, pixel_A, rng, generator)
+    both = torch.fft.irfft2(torch.fft.rfft2(both) * transfer, s=(box, box))
+    both = both / both[0].std() * torch.exp(0.2 * torch.randn(views, 1, 1, generator=generator))
+    return both[0], both[1]
+
+
+def _transfer(n: int, box: int, pixel_A: float, rng, generator) -> torch.Tensor:
+    """|CTF| times a whitening filter, rfft layout (n or 1, y, x // 2 + 1)."""
+    ky, kx = torch.fft.fftfreq(box)[:, None], torch.fft.rfftfreq(box)
+    f = (ky**2 + kx**2).sqrt()
+    strength, width = rng.exponential(2.0), np.exp(rng.uniform(np.log(0.02), np.log(0.3)))
+    whitening = (1 + strength * torch.exp(-((f / width) ** 2))).rsqrt()
+    if rng.random() < 0.25:
+        return whitening[None]
+    defocus = 0.4 + 3.1 * torch.rand(n, generator=generator)
+    voltage = float(rng.choice([200.0, 300.0]))
+    return ctf(box, pixel_A, defocus, voltage_kv=voltage).abs() * whitening

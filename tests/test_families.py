@@ -1,0 +1,72 @@
+"""Random molecules: plausible, different, symmetric, and the same for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cryonb.diffusion import SR3
+from cryonb.families import RESIDUE_A3, coarse_volume, random_molecule, training_images
+from cryonb.pretrain import any_level_loss
+from cryonb.volumes import from_atoms, load_volume
+
+
+def test_molecules_have_the_density_and_symmetry_that_they_say():
+    rng = np.random.default_rng(0)
+    drawn = [random_molecule(rng) for _ in range(12)]
+    assert len({atoms.symmetry for atoms in drawn}) > 2
+    for atoms in drawn:
+        n = int(atoms.symmetry[1:])
+        angle = 2 * np.pi / n
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        first, second = np.split(atoms.xyz_A, n)[0], np.split(atoms.xyz_A, n)[-1]
+        if n > 1:
+            np.testing.assert_allclose(second[:, :2] @ turn.T, first[:, :2], atol=1e-8)
+        residues = len(atoms.xyz_A) / 5
+        assert 100 < residues < 6000
+        # A ball of the molecule's radius of gyration holds its residues, give or take the shape.
+        gyration = np.linalg.norm(atoms.xyz_A - atoms.xyz_A.mean(0), axis=1).std()
+        assert 4 / 3 * np.pi * (3 * gyration) ** 3 > 0.1 * RESIDUE_A3 * residues
+
+
+def test_the_quick_volume_is_nearly_that_of_the_atoms():
+    atoms = random_molecule(np.random.default_rng(3))
+    pixel_A = 2.2 * np.linalg.norm(atoms.xyz_A, axis=1).max() / 40
+    quick, slow = coarse_volume(atoms, 48, pixel_A).map, from_atoms(atoms, 48, pixel_A).map
+    both = torch.stack([quick.flatten(), slow.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.97
+
+
+def test_training_images_are_scaled_and_repeatable():
+    target, observed = training_images(3, 4, 32, seed=1)
+    assert target.shape == observed.shape == (12, 32, 32)
+    assert float(target.std()) == pytest.approx(1, abs=0.25)
+    again = training_images(3, 4, 32, seed=1)
+    assert torch.equal(target, again[0]) and torch.equal(observed, again[1])
+    assert not torch.allclose(training_images(3, 4, 32, seed=2)[0], target)
+
+
+def test_no_random_molecule_is_one_of_the_two_that_judge():
+    """The shapes that the model is judged on are not among those that it is trained on."""
+    channel = load_volume("channel", 32, 6.0).map
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        other = coarse_volume(random_molecule(rng), 32, 6.0).map
+        both = torch.stack([channel.flatten(), other.flatten()])
+        assert torch.corrcoef(both)[0, 1] < 0.8
+
+
+def test_the_loss_draws_a_level_for_each_image():
+    torch.manual_seed(0)
+    model = SR3(widths=(16, 32), transformers=1, embedding=32)
+    seen = []
+    loss = model.loss
+    model.loss = lambda c, o, gamma, sigma, g: seen.append(sigma) or loss(c, o, gamma, sigma, g)
+    images = torch.randn(64, 32, 32)
+    value = any_level_loss(
+        model, (images, images), 0.0, torch.Generator().manual_seed(0), start=0.5
+    )
+    assert torch.isfinite(value)
+    snr = seen[0] ** -2
+    assert snr.min() > 0.019 and snr.max() < 1.01 and snr.log().std() > 0.8

@@ -1,0 +1,137 @@
+"""Micrographs against simulated ones, whose defocus and particles are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+
+from cryonb.ctf import ctf
+from cryonb.micrographs import (
+    extract,
+    fit_ctf,
+    pick,
+    power_spectrum,
+    read_micrograph,
+    remove_hot_pixels,
+    shrink,
+    simulate_micrograph,
+)
+from cryonb.volumes import load_volume
+
+PIXEL_A = 3.0
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    volume = load_volume("channel", 64, PIXEL_A)
+    return simulate_micrograph(volume, 60, 720, snr=1.0, defocus_um=1.7)
+
+
+def test_power_of_white_noise_is_its_variance():
+    white = 3 * torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    power = power_spectrum(white, 128)
+    assert power.shape == (128, 65)
+    assert float(power[4:60, 4:].mean()) == pytest.approx(9, rel=0.03)
+
+
+@pytest.mark.parametrize("defocus_um", [0.9, 2.4])
+@pytest.mark.parametrize("astigmatism_um", [0.0, 0.08])
+def test_the_fit_finds_defocus_and_astigmatism(defocus_um, astigmatism_um):
+    g = torch.Generator().manual_seed(1)
+    optics = {"astigmatism_um": astigmatism_um, "astigmatism_angle_deg": 35.0}
+    transfer = ctf(256, 1.5, defocus_um, **optics)[0]
+    envelope = torch.exp(-torch.arange(129) / 60)
+    power = (0.3 * transfer**2 + 1) * (0.2 + envelope)
+    power = power * (1 + 0.05 * torch.randn(power.shape, generator=g))
+    fit = fit_ctf(power, 1.5)
+    assert fit.defocus_um == pytest.approx(defocus_um, abs=0.02)
+    assert fit.astigmatism_um == pytest.approx(astigmatism_um, abs=0.015)
+    if astigmatism_um:
+        assert abs((fit.angle_deg - 35 + 90) % 180 - 90) < 8
+    assert fit.correlation > 0.3
+
+
+def test_noise_has_no_rings():
+    power = 1 + 0.05 * torch.randn(256, 129, generator=torch.Generator().manual_seed(0))
+    assert fit_ctf(power, 1.5).correlation < 0.1
+
+
+def test_picks_are_the_particles(simulated):
+    micrograph, positions, _ = simulated
+    found, response = pick(micrograph, PIXEL_A, 110.0)
+    away = torch.cdist(torch.from_numpy(found).float(), positions.float())
+    assert response.shape == micrograph.shape
+    assert (away.min(1).values < 8).float().mean() > 0.9, "precision"
+    inside = ((positions > 40) & (positions < 680)).all(1)
+    assert (away.min(0).values[inside] < 8).float().mean() > 0.8, "recall"
+
+
+def test_extracted_particles_are_bright_and_centred(simulated):
+    micrograph, positions, _ = simulated
+    boxes = extract(micrograph, positions.numpy(), 64)
+    assert boxes.shape == (len(positions), 64, 64)
+    middle = boxes[:, 24:40, 24:40].mean()
+    assert middle > boxes.mean(), "bright"
+    one = positions[:1].numpy()
+    y, x = one[0]
+    assert torch.equal(extract(micrograph, one, 8)[0], -micrograph[y - 4 : y + 4, x - 4 : x + 4])
+    with pytest.raises(ValueError, match="rim"):
+        extract(micrograph, np.array([[3, 3]]), 64)
+
+
+def test_hot_pixels_take_their_neighbours_value():
+    image = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    hot = image.clone()
+    hot[10, 20], hot[0, 63] = 500.0, -500.0
+    healed = remove_hot_pixels(hot)
+    changed = (healed != image).nonzero().tolist()
+    assert changed == [[0, 63], [10, 20]] and healed.abs().max() < 6
+
+
+def test_shrinking_keeps_the_mean_and_the_field_of_view():
+    image = torch.rand(100, 120)
+    small, pixel_A = shrink(image, 1.0, 2.0)
+    assert small.shape == (50, 50) and pixel_A == 2.0
+    torch.testing.assert_close(small.mean(), image[:100, :100].mean())
+    assert shrink(image, 1.0, 0.5)[0].shape == (100, 100)
+
+
+def write(path: Path, data, pixel_A: float = 1.5) -> Path:
+    with mrcfile.new(path, overwrite=True) as mrc:
+        mrc.set_data(data)
+        mrc.voxel_size = pixel_A
+    return path
+
+
+def test_a_micrograph_comes_back(tmp_path):
+    data = np.random.default_rng(0).integers(0, 100, (40, 50)).astype(np.uint16)
+    image, pixel_A = read_micrograph(write(tmp_path / "m.mrc", data))
+    assert pixel_A == pytest.approx(1.5) and np.array_equal(image.numpy(), data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("data", "pixel_A", "message"),
+    [
+        (np.ones((3, 40, 40), np.float32), 1.0, "align movies"),
+        (np.ones((40, 40), np.complex64), 1.0, "no micrograph"),
+        (np.ones((40, 40), np.float32), 0.0, "pixel size"),
+        (np.full((40, 40), np.nan, np.float32), 1.0, "NaN"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, data, pixel_A, message):
+    with pytest.raises(ValueError, match=message):
+        read_micrograph(write(tmp_path / "m.mrc", data, pixel_A))
+
+
+def test_a_cut_or_missing_file_is_refused(tmp_path):
+    path = write(tmp_path / "m.mrc", np.ones((40, 40), np.float32))
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="cut short"):
+        read_micrograph(path)
+    with pytest.raises(FileNotFoundError, match="check the path"):
+        read_micrograph(tmp_path / "no.mrc")
