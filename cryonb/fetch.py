@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
+import gzip
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pooch
 
+from cryonb.cache import check_sha256, keep
+from cryonb.download import OFFLINE, TIMEOUT_S, connect, download, used
+from cryonb.empiar import Rows, fetch_images, read_rows
+
 # A source distribution with two micrographs in its test data. pip checks its sha256 before it runs
 # anything of it.
 SDIST = "mrcfile", "1.5.4", "8fa9eb2e237d87d99b301c61bf02854dd85a451db25eefcbe142c09b36d8d601"
-OFFLINE = "without a network, use channel, prestin or a file of your own"
+MIRROR = "https://ftp.ebi.ac.uk"  # EMDB, the PDB and EMPIAR, below these folders:
+EMDB, PDB, EMPIAR = (
+    "pub/databases/emdb/structures/EMD-{0}/map/emd_{0}.map.gz",
+    "pub/databases/pdb/data/structures/divided/mmCIF/{1}/{0}.cif.gz",
+    "empiar/world_availability",
+)
+MAP_MARK, CIF_MARK = (208, b"MAP "), (0, b"data_")  # what must stand where in the file
+SHA256 = {  # of files as their archive sends them, where known
+    "emd_8511.map.gz": "1f03ec4a0cadb407b6b972c803ffe1e97ff5087d4c2ce9fec2c404747a7fb3fe",
+}
+STARS = {"10081": "data/particle_stacks/data.star"}
+NAMES = (
+    "EMD-8511 (or any map of EMDB), 5U6O (or any model of the PDB), EMPIAR-10081 (or "
+    "EMPIAR-NUMBER/path/of/a.star), micrograph-epu, micrograph-fei"
+)
 
 
 class Micrograph(NamedTuple):
@@ -47,38 +65,77 @@ MICROGRAPHS = {
 }
 
 
-def fetch(name: str, *, cache: str | os.PathLike | None = None) -> Path:
+def fetch(
+    name: str,
+    *,
+    max_images: int | None = None,
+    cache: str | os.PathLike | None = None,
+    mirror: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Path:
     """Get real data by name: from the cache, or else from where it is published.
 
     Parameters
     ----------
     name : str
+        "EMD-8511", or the number of any other entry of EMDB: its map, header and all.
+        "5U6O", or any other entry of the PDB: its mmCIF file.
+        "EMPIAR-10081", or another entry with the path of its particle file below the entry's
+        folder, "EMPIAR-10028/data/particles.star": the particles.
         "micrograph-epu" or "micrograph-fei": 300 kV micrographs that were contributed to the test
         data of the package mrcfile, with permission to distribute them. What the samples are is
         not stated. They come through pip.
+    max_images : int, optional
+        Of an EMPIAR entry, only the first so many particles: they become one stack, and no other
+        images are downloaded. By default all.
     cache : path, optional
         Folder for the files; by default that of the environment variable CRYONB_CACHE, or else
         the system's folder for caches.
+    mirror : str, optional
+        Address to put before the paths of archives; by default that of the environment variable
+        CRYONB_MIRROR, or else EMBL-EBI's, which holds all three.
+    timeout_s : float
+        How long a server may be silent, in seconds.
 
     Returns
     -------
     Path
-        The file in the cache.
+        The file in the cache; of an EMPIAR entry the STAR file, with its stack beside it.
 
     Raises
     ------
     ValueError
-        An unknown name, or a file with another sha256 than the known one; it is not kept.
+        A malformed name; a file that is damaged, another than its name says, or has another sha256
+        than the known or recorded one. It is not kept.
+    FileNotFoundError
+        The archive has no such entry.
     OSError
-        No network, no such file, a full disk or a cache that cannot be written to.
+        No network, or one that fails again and again (what has come is kept for the next call);
+        a full disk, or a cache that cannot be written to.
     """
     folder = Path(cache or os.environ.get("CRYONB_CACHE") or pooch.os_cache("cryonb"))
+    base = (mirror or os.environ.get("CRYONB_MIRROR") or MIRROR).rstrip("/")
+    particles = re.fullmatch(r"(EMPIAR-(\d{5,6}))(?:/([\w./-]+\.star))?", name, re.IGNORECASE)
+    if max_images is not None and (max_images < 1 or not particles):
+        raise ValueError("max_images is a number above 0, and only for an entry of EMPIAR")
     if name in MICROGRAPHS:
-        wanted = MICROGRAPHS[name]
-        source = f"{wanted.member} of {SDIST[0]} {SDIST[1]}"
-        make = partial(_unpack_micrograph, wanted.member)
-        return _keep(folder / f"{name}.mrc", make, source, wanted.sha256)
-    raise ValueError(f"unknown name {name!r}: give one of {', '.join(MICROGRAPHS)}")
+        return _fetch_micrograph(name, folder)
+    if is_volume(name):
+        return _fetch_volume(connect(timeout_s), base, name, folder)
+    if particles:
+        entry, number, star = particles.groups()
+        star = star or STARS.get(number)
+        if not star or ".." in star:
+            raise ValueError(f"name the particle file of {entry}, as {entry}/data/particles.star")
+        source = f"{base}/{EMPIAR}/{number}/{star}"
+        path = folder / entry.upper() / star
+        return _fetch_particles(connect(timeout_s), source, path, max_images)
+    raise ValueError(f"unknown name {name!r}: give {NAMES}")
+
+
+def is_volume(name: str) -> bool:
+    """Whether a name is that of an entry of EMDB or the PDB: a map, or a model to make one of."""
+    return bool(re.fullmatch(r"EMD-\d{4,6}|(?!\d{4})\d[A-Z0-9]{3}", name, re.IGNORECASE))
 
 
 def fetch_parser() -> argparse.ArgumentParser:
@@ -87,15 +144,24 @@ def fetch_parser() -> argparse.ArgumentParser:
         prog="cryonb fetch", description="Get real data by name and print where the file lies."
     )
     add = parser.add_argument
-    add("name", help=", ".join(MICROGRAPHS))
+    add("name", help=NAMES)
+    add("--max-images", type=int, metavar="N", help="of EMPIAR only the first N particles")
     add("--cache", help="folder to keep files in (default $CRYONB_CACHE, or the system's cache)")
+    add("--mirror", help="address before the archives' paths (default $CRYONB_MIRROR, or EMBL-EBI)")
+    add("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="longest silence of a server")
     return parser
 
 
 def fetch_main(arguments: list[str]) -> int:
     """Get data by name, with these command-line arguments; standard output is the path alone."""
     args = fetch_parser().parse_args(arguments)
-    path = fetch(args.name, cache=args.cache)
+    path = fetch(
+        args.name,
+        max_images=args.max_images,
+        cache=args.cache,
+        mirror=args.mirror,
+        timeout_s=args.timeout,
+    )
     if args.name in MICROGRAPHS:
         note = f"{MICROGRAPHS[args.name].header}; what the sample is, is not stated"
         print(f"{args.name}: {note}", file=sys.stderr)
@@ -103,64 +169,10 @@ def fetch_main(arguments: list[str]) -> int:
     return 0
 
 
-def _keep(path: Path, make: Callable[[Path], None], source: str, sha256: str | None = None) -> Path:
-    """Return `path`; unless it is there and whole, `make` it beside, check it and rename it.
-
-    It is whole if it has the known sha256, or else the one that was recorded in a JSON file beside
-    it when it was first got.
-    """
-    record = path.with_name(f"{path.name}.json")
-    known = sha256 or (json.loads(record.read_text())["sha256"] if record.is_file() else None)
-    if path.is_file():
-        found = pooch.file_hash(path)
-        if found == known:
-            return path
-        if known is None:  # put there by hand
-            with contextlib.suppress(OSError):  # a cache for all may be read-only
-                _write_record(record, path, found, source)
-            return path
-        print(f"{path} is damaged (sha256 {found[:12]}…): fetching it again", file=sys.stderr)
-    _check_writable(path.parent)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        make(beside)
-        found = pooch.file_hash(beside)
-        _check_sha256(found, known, path.name, None if sha256 else record)
-        _write_record(record, beside, found, source)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
-
-
-def _check_sha256(found: str, known: str | None, what: str, record: Path | None = None) -> None:
-    if known in (None, found):
-        return
-    advice = "fetch it again, or from elsewhere"
-    if record:
-        advice = f"if its archive has revised it, delete {record} and fetch again"
-    raise ValueError(
-        f"{what} came with sha256 {found[:12]}… and not the known {known[:12]}…, and is not kept: "
-        f"{advice}"
-    )
-
-
-def _write_record(record: Path, file: Path, sha256: str, source: str) -> None:
-    fetched = datetime.now(UTC).isoformat(timespec="seconds")
-    size = file.stat().st_size
-    content = {"source": source, "sha256": sha256, "bytes": size, "fetched": fetched}
-    record.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise OSError(
-            f"the cache {folder} cannot be written to ({error.strerror}): "
-            "name another one, --cache or CRYONB_CACHE"
-        ) from error
+def _fetch_micrograph(name: str, folder: Path) -> Path:
+    member, sha256, _ = MICROGRAPHS[name]
+    source = f"{member} of {SDIST[0]} {SDIST[1]}"
+    return keep(folder / f"{name}.mrc", partial(_unpack_micrograph, member), source, sha256)
 
 
 def _unpack_micrograph(member: str, path: Path) -> None:
@@ -186,3 +198,61 @@ def _unpack_micrograph(member: str, path: Path) -> None:
             inside = archive.extractfile(f"{package}-{version}/{member}")
             with open(path, "wb") as file:
                 shutil.copyfileobj(inside, file)
+
+
+def _fetch_volume(get: Callable, base: str, name: str, folder: Path) -> Path:
+    key = name.lower().removeprefix("emd-")
+    path, mark = (PDB, CIF_MARK) if len(key) == len(name) else (EMDB, MAP_MARK)
+    url = f"{base}/{path.format(key, key[1:3])}"
+    return keep(folder / Path(url).stem, partial(_unzip, get, url, mark), url)
+
+
+def _unzip(get: Callable, url: str, mark: tuple[int, bytes], path: Path) -> None:
+    """Download a gzip file and write what is in it, which must bear its mark."""
+    name = Path(url).name
+    part = _part(path.parent, name)
+    download(get, url, part)
+    with used(part):
+        check_sha256(name, pooch.file_hash(part), SHA256.get(name))
+        try:
+            with gzip.open(part) as packed, open(path, "wb") as file:
+                shutil.copyfileobj(packed, file)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{url} came as something else than a whole gzip file ({error}), perhaps as an "
+                "error page: run the same command again, or try another --mirror"
+            ) from error
+        with open(path, "rb") as file:
+            file.seek(mark[0])
+            if file.read(len(mark[1])) != mark[1]:
+                raise ValueError(f"{url} holds something else than it is named for")
+
+
+def _fetch_particles(get: Callable, url: str, star: Path, max_images: int | None) -> Path:
+    """Get the STAR file at `url`, then its first images as one stack and a STAR that names them."""
+    rows = read_rows(keep(star, partial(_get_star, get, url), url)).first(max_images)
+    first = star.with_name(f"{star.stem}_first_{len(rows.names)}.star")
+    stack = first.with_suffix(".mrcs")
+    folders = [url.rpartition("/")[0]]
+    while not folders[-1].endswith(EMPIAR):
+        folders.append(folders[-1].rpartition("/")[0])
+    keep(stack, partial(_get_stack, get, rows, folders, _part(stack.parent, stack.name)), url)
+    return keep(first, partial(rows.write, stack.name), url)
+
+
+def _get_star(get: Callable, url: str, path: Path) -> None:
+    part = _part(path.parent, Path(url).name)
+    download(get, url, part)
+    with used(part):
+        read_rows(part)
+        os.replace(part, path)
+
+
+def _get_stack(get: Callable, rows: Rows, folders: list[str], part: Path, path: Path) -> None:
+    fetch_images(get, rows, folders, part)
+    with used(part):
+        os.replace(part, path)
+
+
+def _part(folder: Path, name: str) -> Path:
+    return folder / f".{name}.part"
