@@ -58,7 +58,8 @@ def keep(path: Path, make: Callable[[Path], None], source: str, sha256: str | No
         found = file_hash(beside)
         advice = f"if its archive has revised it, delete {record} and run the same command again"
         check_sha256(path.name, found, known, RETRY if sha256 else advice)
-        _write_record(record, beside, found, source)
+        if not record.is_file():
+            _write_record(record, beside, found, source)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -87,7 +88,11 @@ def _write_record(record: Path, file: Path, sha256: str, source: str) -> None:
     fetched = datetime.now(UTC).isoformat(timespec="seconds")
     size = file.stat().st_size
     content = {"source": source, "sha256": sha256, "bytes": size, "fetched": fetched}
-    record.write_text(json.dumps(content, indent=1) + "\n")
+    try:
+        record.write_text(json.dumps(content, indent=1) + "\n")
+    except OSError:
+        record.unlink(missing_ok=True)  # no half record
+        raise
 
 
 def _check_writable(folder: Path) -> None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 TIMEOUT_S = 30.0  # the longest silence of a server
+CONNECT_S = 10.0  # the longest wait for a connection: many firewalls answer nothing at all
 TRIES = 3  # in a row, without a byte
 WAIT_S = 1.0  # before the second try; longer before the next
 CHUNK = 1 << 18
@@ -54,7 +55,9 @@ class Interrupted(ConnectionError):
 
 def connect(timeout_s: float = TIMEOUT_S) -> Callable[..., requests.Response]:
     """Return the function ``get(url, headers=...)`` of a session with this longest silence."""
-    return partial(requests.Session().get, stream=True, timeout=timeout_s)
+    return partial(
+        requests.Session().get, stream=True, timeout=(min(CONNECT_S, timeout_s), timeout_s)
+    )
 
 
 def look(get: Callable, url: str) -> Remote:

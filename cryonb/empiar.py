@@ -88,7 +88,7 @@ def read_rows(star: Path) -> Rows:
     lines = star.read_bytes().decode(*CODEC).splitlines(keepends=True)
     label = next((i for i, line in enumerate(lines) if line.split()[:1] == [LABEL]), None)
     if label is None:
-        raise ValueError(f"{star} has no column {LABEL}: it lists no particles")
+        raise ValueError(f"{star} has no column {LABEL}: choose a file that lists particles")
     top = first = label
     while top and lines[top - 1].startswith("_"):
         top -= 1
@@ -97,6 +97,8 @@ def read_rows(star: Path) -> Rows:
     last = first
     while last < len(lines) and lines[last].strip() and not lines[last].startswith("data_"):
         last += 1
+    if first == last:
+        raise ValueError(f"{star} has no rows below {LABEL}: choose a file that lists particles")
     names = [_image_name(line, label - top, star) for line in lines[first:last]]
     return Rows(lines[:first], lines[first:last], lines[last:], names)
 

@@ -36,6 +36,7 @@ MAP_MARK, CIF_MARK = (208, b"MAP "), (0, b"data_")  # what must stand where in t
 SHA256 = {  # of files as their archive sends them, where known
     "emd_8511.map.gz": "1f03ec4a0cadb407b6b972c803ffe1e97ff5087d4c2ce9fec2c404747a7fb3fe",
 }
+ANY_CASE = re.IGNORECASE | re.ASCII
 STARS = {"10081": "data/particle_stacks/data.star"}
 NAMES = (
     "EMD-8511 (or any map of EMDB), 5U6O (or any model of the PDB), EMPIAR-10081 (or "
@@ -115,7 +116,7 @@ def fetch(
     """
     folder = Path(cache or os.environ.get("CRYONB_CACHE") or pooch.os_cache("cryonb"))
     base = (mirror or os.environ.get("CRYONB_MIRROR") or MIRROR).rstrip("/")
-    particles = re.fullmatch(r"(EMPIAR-(\d{5,6}))(?:/([\w./-]+\.star))?", name, re.IGNORECASE)
+    particles = re.fullmatch(r"(EMPIAR-(\d{5,6}))(?:/([\w./-]+\.star))?", name, ANY_CASE)
     if max_images is not None and (max_images < 1 or not particles):
         raise ValueError("max_images is a number above 0, and only for an entry of EMPIAR")
     if name in MICROGRAPHS:
@@ -135,7 +136,7 @@ def fetch(
 
 def is_volume(name: str) -> bool:
     """Whether a name is that of an entry of EMDB or the PDB: a map, or a model to make one of."""
-    return bool(re.fullmatch(r"EMD-\d{4,6}|(?!\d{4})\d[A-Z0-9]{3}", name, re.IGNORECASE))
+    return bool(re.fullmatch(r"EMD-\d{4,6}|(?!\d{4})\d[A-Z0-9]{3}", name, ANY_CASE))
 
 
 def fetch_parser() -> argparse.ArgumentParser:

@@ -73,7 +73,8 @@ class Archive(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(body)}")
         for name, value in archive.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(stop - start))
+        if archive.lengths:
+            self.send_header("Content-Length", str(stop - start))
         self.end_headers()
         self.send(body[start:stop], fault)
 
@@ -83,7 +84,7 @@ class Archive(BaseHTTPRequestHandler):
         self.wfile.flush()
         if stalls:
             self.server.woken.wait(60)
-        if upto is not None:
+        if upto is not None or not self.server.lengths:
             self.close_connection = True
 
     def log_message(self, *_):
@@ -95,7 +96,8 @@ def archive(cache, monkeypatch):
     """A local archive without faults, to which CRYONB_MIRROR points."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
         server.files, server.faults, server.asked = {}, {}, []
-        server.headers, server.ranges, server.woken = {"ETag": '"1"'}, True, Event()
+        server.headers, server.woken = {"ETag": '"1"'}, Event()
+        server.ranges = server.lengths = True
         Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True).start()
         monkeypatch.setenv("CRYONB_MIRROR", f"http://127.0.0.1:{server.server_port}/")
         monkeypatch.setattr(download, "WAIT_S", 0.01)
@@ -357,6 +359,9 @@ def test_an_error_page_in_place_of_a_file_is_not_kept(archive, density, cache, c
     archive.faults[MAP_PATH] = [403]
     assert main(["fetch", "EMD-24928"]) == 2
     assert "is not given out (403 Forbidden)" in capsys.readouterr().err
+    archive.ranges = archive.lengths = False
+    assert main(["fetch", "EMD-24928"]) == 2
+    assert "does not say how long" in capsys.readouterr().err
 
 
 def test_a_wrong_checksum_is_not_kept(archive, density, cache, monkeypatch, capsys):
@@ -606,6 +611,7 @@ def test_particles_that_cannot_be_had(archive, entry, cache, tmp_path, capsys):
     assert "names no image 000001@stack.mrcs: 1.0 a.mrcs" in complaint(
         star=STAR_HEAD.encode() + b"1.0 a.mrcs\n"
     )
+    assert "has no rows below" in complaint(star=star_of("").encode())
     assert kept(cache) == []
     assert "asks for image 8 of 7" in complaint(star=star_of("a1 a8").encode())
     assert "asks for image 0 of 7" in complaint(star=star_of("a0").encode())
