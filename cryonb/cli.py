@@ -1,4 +1,4 @@
-"""The command line: ``cryonb run``, ``check``, ``train``, ``denoise``, ``reconstruct`` and others.
+"""The command line: ``cryonb run``, ``check``, ``fetch``, ``train``, ``denoise`` and others.
 
 A subcommand is a function that adds its arguments to a parser and sets ``call``, the function that
 takes the parsed arguments and returns an exit code. What it needs is imported when it is called.
@@ -14,6 +14,7 @@ import sys
 
 # Subcommands whose module reads its own arguments: name -> (module, function, help).
 DELEGATED = {
+    "fetch": ("cryonb.fetch", "fetch_main", "get real data by name, and print its path"),
     "train": ("cryonb.pretrain", "main_args", "train the weights that come with cryonb"),
     "denoise": ("cryonb.inference", "denoise_main", "denoise particles of a STAR file or stack"),
     "reconstruct": ("cryonb.tools", "reconstruct_main", "make a map from a particle STAR file"),

@@ -17,6 +17,7 @@ from scipy.fft import next_fast_len
 from scipy.spatial import KDTree
 
 from cryonb import molecules
+from cryonb.fetch import fetch, is_volume
 from cryonb.fourier import filter_radially, fourier_crop
 from cryonb.maps import read_placed_map, resample
 
@@ -65,7 +66,8 @@ def load_volume(
     ----------
     source : str or path
         "channel" or "prestin" (written by code), an atomic model (.pdb, .ent, .cif, .mmcif), or a
-        map (.mrc, .map, .ccp4); files may be gzipped.
+        map (.mrc, .map, .ccp4); files may be gzipped. Or an entry of EMDB or the PDB, "EMD-8511",
+        "5U6O", see `cryonb.fetch.fetch`.
     box_size : int
         Voxels along each edge, even or odd.
     pixel_size_A : float
@@ -79,6 +81,8 @@ def load_volume(
     ------
     FileNotFoundError
         No such file.
+    OSError
+        An entry that is not in the cache, and no network.
     ValueError
         An unknown source, a damaged or empty file, a molecule larger than the box.
     """
@@ -86,12 +90,13 @@ def load_volume(
         raise ValueError(f"A box of {box_size} px at {pixel_size_A} Å/px: give positive numbers.")
     if str(source) in MOLECULES:
         return from_atoms(MOLECULES[str(source)](), box_size, pixel_size_A)
-    path = Path(source)
+    path = fetch(str(source)) if is_volume(str(source)) else Path(source)
     suffix = Path(path.stem if path.suffix.lower() == ".gz" else path).suffix.lower()
     if suffix not in MODEL_SUFFIXES + MAP_SUFFIXES:
         raise ValueError(
             f"Unknown source {str(source)!r}: give one of {', '.join(MOLECULES)}, or a file ending "
-            f"in {', '.join(MODEL_SUFFIXES + MAP_SUFFIXES)} (also with .gz)."
+            f"in {', '.join(MODEL_SUFFIXES + MAP_SUFFIXES)} (also with .gz), or an entry such as "
+            "EMD-8511 or 5U6O."
         )
     if suffix in MODEL_SUFFIXES:
         return from_atoms(read_atoms(path, centre=centre), box_size, pixel_size_A, centre=centre)

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import cryonb
-from cryonb import pretrain, report, tools
+from cryonb import fetch, pretrain, report, tools
 from cryonb.cli import _parser
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +148,8 @@ def test_readme_commands_exist():
             options.parse_args(words[2:])
         elif words[:2] == ["cryonb", "reconstruct"]:
             tools.reconstruct_parser().parse_args(words[2:])
+        elif words[:2] == ["cryonb", "fetch"]:
+            fetch.fetch_parser().parse_args(words[2:])
         elif words[:2] == ["cryonb", "audit"]:
             report.audit_parser().parse_args(words[2:])
         elif words[:2] == ["cryonb", "fsc"]:
