@@ -103,15 +103,31 @@ def _direction(rng: np.random.Generator, upright: bool) -> np.ndarray:
 
 
 def training_images(
-    n_molecules: int, views: int, box_size: int = 64, seed: int = 0
+    n_molecules: int,
+    views: int,
+    box_size: int = 64,
+    seed: int = 0,
+    *,
+    pixel_size_A: float | None = None,
+    diameter_A: float | None = None,
+    transfer: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Simulate what a denoiser for any molecule is trained on.
+    """Simulate what a denoiser for any molecule is trained on, or for any that is like one's own.
 
     Each molecule gets its own pixel size (it fills 0.35 to 0.8 of the box), structural noise of
     its own (neighbours, an ice gradient, a carbon edge, in a membrane a micelle), a defocus of 0.4
     to 3.5 µm for each image (a quarter of the molecules are without CTF), and a filter such as
     whitening by the measured noise spectrum makes. Images are phase-flipped, as
-    `cryonb.inference` feeds them: the target is ``|CTF| filter * projection``.
+    `cryonb.whitening` feeds them: the target is ``|CTF| filter * projection``.
+
+    Parameters
+    ----------
+    n_molecules, views : int
+        Random molecules, and projections of each.
+    pixel_size_A, diameter_A : float, optional
+        Take this pixel size, and molecules within 30 % of this diameter.
+    transfer : Tensor (n, y, x // 2 + 1), optional
+        Measured |CTF| filters, one of which is drawn for each image.
 
     Returns
     -------
@@ -120,12 +136,18 @@ def training_images(
         contrast; without white noise.
     """
     rng = np.random.default_rng(seed)
-    pairs = [
-        _of_molecule(random_molecule(rng), views, box_size, rng)
-        for _ in tqdm(range(n_molecules), desc="molecules")
-    ]
+    pairs = []
+    for _ in tqdm(range(n_molecules), desc="molecules"):
+        atoms = random_molecule(rng)
+        while diameter_A and not 0.7 < 2 * _reach_A(atoms) / diameter_A < 1.3:
+            atoms = random_molecule(rng)
+        pairs.append(_of_molecule(atoms, views, box_size, rng, pixel_size_A, transfer))
     target, observed = (torch.cat(stack) for stack in zip(*pairs, strict=True))
     return target, observed
+
+
+def _reach_A(atoms: molecules.Atoms) -> float:
+    return float(np.linalg.norm(atoms.xyz_A, axis=1).max())
 
 
 def coarse_volume(atoms: molecules.Atoms, box_size: int, pixel_size_A: float) -> Volume:
@@ -141,9 +163,9 @@ def coarse_volume(atoms: molecules.Atoms, box_size: int, pixel_size_A: float) ->
     return Volume(blurred, pixel_size_A, atoms.name, atoms.symmetry, atoms.membrane_z_A)
 
 
-def _of_molecule(atoms, views: int, box: int, rng) -> tuple[torch.Tensor, torch.Tensor]:
-    reach_A = np.linalg.norm(atoms.xyz_A, axis=1).max() + 4.0
-    pixel_A = max(2 * reach_A / (rng.uniform(0.35, 0.8) * box), 1.8)
+def _of_molecule(atoms, views: int, box: int, rng, pixel_A, transfer) -> tuple[torch.Tensor, ...]:
+    width_A = 2 * _reach_A(atoms) + 8
+    pixel_A = pixel_A or max(width_A / (rng.uniform(0.35, 0.8) * box), 1.8)
     volume = coarse_volume(atoms, box, pixel_A)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     dirty = rng.random() < 0.5
@@ -158,7 +180,10 @@ def _of_molecule(atoms, views: int, box: int, rng) -> tuple[torch.Tensor, torch.
     shifts = 2.0 * torch.randn(views, 2, generator=generator)
     both = torch.stack([images.clean, images.clean + images.structure])
     both = torch.stack([shift_images(stack, shifts) for stack in both])
-    transfer = _transfer(views, box, pixel_A, rng, generator)
+    if transfer is None:
+        transfer = _transfer(views, box, pixel_A, rng, generator)
+    else:
+        transfer = transfer[torch.randint(len(transfer), (views,), generator=generator)]
     both = torch.fft.irfft2(torch.fft.rfft2(both) * transfer, s=(box, box))
     both = both / both[0].std() * torch.exp(0.2 * torch.randn(views, 1, 1, generator=generator))
     return both[0], both[1]

@@ -54,13 +54,14 @@ def fourier_crop(x: torch.Tensor, size: int, *, dims: int | None = None) -> torc
     if size == n:
         return x.clone()
     axes = tuple(range(-dims, 0))
-    x = torch.fft.ifftshift(x, dim=axes)
+    even = n % 2 == size % 2 == 0  # then moving the centre to 0 and back is (-1)^k twice: nothing
+    x = x if even else torch.fft.ifftshift(x, dim=axes)
     for axis in axes:
         x_ft = torch.fft.rfft(x, dim=axis).narrow(axis, 0, min(n, size) // 2 + 1)
         if min(n, size) % 2 == 0:  # +-Nyquist: both when cropping, half each when padding
             x_ft.narrow(axis, min(n, size) // 2, 1).mul_(2.0 if size < n else 0.5)
         x = torch.fft.irfft(x_ft, n=size, dim=axis) * (size / n)
-    return torch.fft.fftshift(x, dim=axes)
+    return x if even else torch.fft.fftshift(x, dim=axes)
 
 
 def frequency_grid(box_size: int, dims: int, device: torch.device | str = "cpu") -> torch.Tensor:

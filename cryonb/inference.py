@@ -155,7 +155,7 @@ def denoise_file(
     model = model.to(device)
     batch_size = batch_size or (64 if device == "cpu" else 512)
     box = _network_box(source.stacks.box[0], manifest)
-    noise = _measured(source, box, diameter_A, {"auto": 0, "bright": 1, "dark": -1}[contrast])
+    noise = measured_noise(source, box, diameter_A, {"auto": 0, "bright": 1, "dark": -1}[contrast])
     _say(source, box, noise, manifest)
     options = {"steps": steps, "seed": seed, "samples": samples, "batch_size": batch_size}
     asked = options | {
@@ -290,7 +290,8 @@ def _network_box(box: int, manifest: dict) -> int:
     return min(known, box // 8 * 8)
 
 
-def _measured(source: Source, box: int, diameter_A: float | None, sign: int) -> NoiseModel:
+def measured_noise(source: Source, box: int, diameter_A: float | None, sign: int) -> NoiseModel:
+    """Noise of a file, from rows spread over all of it, in a box of the network."""
     rows = np.unique(np.linspace(0, len(source.table) - 1, MEASURED).round().astype(int))
     given = source.read(rows, box)
     radius_px = None if diameter_A is None else diameter_A / 2 / given.pixel_size_A

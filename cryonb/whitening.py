@@ -129,7 +129,7 @@ def to_network(particles: Particles, noise: NoiseModel) -> tuple[torch.Tensor, t
         Of each background, for `from_network`.
     """
     flat, deviation = level(particles.images, noise.radius_px)
-    factor = noise.sign * noise.sigma * _phase_signs(particles) / _amplitude(noise)
+    factor = noise.sign * noise.sigma * _phase_signs(particles) / amplitude(noise)
     return _times(flat, factor), deviation
 
 
@@ -137,7 +137,7 @@ def from_network(
     denoised: torch.Tensor, deviation: torch.Tensor, particles: Particles, noise: NoiseModel
 ) -> torch.Tensor:
     """Undo `to_network`, but for the background plane: images in the unit of the particles."""
-    factor = noise.sign / noise.sigma * _phase_signs(particles) * _amplitude(noise)
+    factor = noise.sign / noise.sigma * _phase_signs(particles) * amplitude(noise)
     return _times(denoised, factor) * deviation
 
 
@@ -150,8 +150,8 @@ def _radius(box: int) -> torch.Tensor:
     return (at[:, None] ** 2 + at**2).float().sqrt()
 
 
-def _amplitude(noise: NoiseModel) -> torch.Tensor:
-    """Root of the noise power, rfft layout; corners as the last shell."""
+def amplitude(noise: NoiseModel) -> torch.Tensor:
+    """Root of the noise power, rfft layout (n, n // 2 + 1); corners as the last shell."""
     shells, box = len(noise.spectrum), 2 * (len(noise.spectrum) - 1)
     radius = frequency_grid(box, 2).square().sum(-1).sqrt() * box
     at = np.interp(radius.numpy(), np.arange(shells), noise.spectrum.sqrt().numpy())

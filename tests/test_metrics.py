@@ -20,6 +20,7 @@ from cryonb.metrics import (
     resolution_at,
     ssim,
     structural_noise_residual,
+    sure,
 )
 
 
@@ -168,3 +169,25 @@ def test_mask_correction_takes_back_what_the_mask_brings():
     # The same noise in both halves is a real correlation, and the correction leaves it.
     same = fsc_mask_corrected(half1, half1, sharp, 2.0)
     torch.testing.assert_close(same.corrected, torch.ones_like(same.corrected))
+
+
+@pytest.mark.parametrize("snr", [0.1, 1.0])
+def test_the_error_is_estimated_without_the_truth(snr):
+    """A filter, shrinkage, copying, and a curved function: Stein's estimate meets the error."""
+    g = torch.Generator().manual_seed(0)
+    clean = low_pass(torch.randn(200, 24, 24, generator=g), 6.0, 1.0, dims=2)
+    clean = clean / clean.std()
+    sigma = snr**-0.5
+    noisy = clean + sigma * torch.randn(clean.shape, generator=g)
+    denoisers = {
+        "copy": lambda x: x,
+        "nothing": torch.zeros_like,
+        "shrink": lambda x: x / (1 + sigma**2),
+        "low-pass": lambda x: low_pass(x, 6.0, 1.0, dims=2),
+        "curved": lambda x: torch.tanh(x),
+    }
+    for name, denoiser in denoisers.items():
+        true = (denoiser(noisy) - clean).square().mean()
+        guess = sure(denoiser, noisy, sigma, torch.Generator().manual_seed(1)).mean()
+        # 115,200 pixels: each of the three terms scatters by about sigma^2 times 0.01.
+        assert float(guess) == pytest.approx(float(true), abs=0.03 * sigma**2), name

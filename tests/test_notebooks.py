@@ -156,6 +156,17 @@ def test_smoke_04_compares(smoke):
     assert "structural: noisy residual" in r and "structural: Bayes limit mse" not in r
 
 
+def test_smoke_05_measures_what_the_simulation_put_in(smoke):
+    """Offline, on a simulated micrograph; the network for many proteins is what the package has."""
+    r = smoke["05_real_data"]
+    assert r["data"] == "simulated" and r["particles"] > 30
+    assert 0.3 < r["twin_snr"] / r["snr"] < 3  # two noisy measurements of one SNR
+    assert r["twin: many proteins"] < 1 < r["twin: one protein, transferred"] + 0.5
+    for name in ("linear filter", "many proteins"):  # Stein's estimate, 48 particles of 32 px
+        assert r[f"twin SURE: {name}"] == pytest.approx(r[f"twin: {name}"], abs=0.35)
+    assert r["command_correlation"] > 0.95
+
+
 def test_smoke_06_reconstructs(smoke):
     """Laws that hold for 32 images too: hand, mask, poses; independent halves predict the truth."""
     r = smoke["06_reconstruct_fsc"]

@@ -1,0 +1,102 @@
+"""Cost of `cryonb denoise` beside the network itself, and its memory against the stack's length.
+
+    python benchmarks/denoise_stacks.py
+
+Reading, measuring and preparing images (Fourier crop, levels, phase flips, whitening, and back) is
+timed apart from the network on the same images, in turn; then whole runs on stacks of two lengths,
+and of 64 and 256 px, say what a user waits for and what memory it takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import torch
+from maps_and_poses import in_turn, report
+from simulate_train_sample import measure
+
+from cryonb.diffusion import SR3, denoise
+from cryonb.inference import MANY, denoise_file, measured_noise, open_source
+from cryonb.weights import load_model
+from cryonb.whitening import from_network, to_network
+
+
+def write_stack(path: Path, n: int, box: int) -> Path:
+    """Write a stack of noisy discs, a thousand images at a time."""
+    rng, at = np.random.default_rng(0), np.arange(box) - box // 2
+    disc = (at[:, None] ** 2 + at**2 < (0.25 * box) ** 2).astype(np.float32)
+    with mrcfile.new_mmap(path, (n, box, box), mrc_mode=2, overwrite=True) as mrc:
+        for first in range(0, n, 1000):
+            part = mrc.data[first : first + 1000]
+            part[:] = disc + 2 * rng.standard_normal(part.shape, dtype=np.float32)
+        mrc.set_image_stack()
+        mrc.voxel_size = 192 / box
+    return path
+
+
+def parts(folder: Path, n: int, box: int, repeats: int) -> None:
+    """Time everything but the network, and the network, on the same images."""
+    model, _ = load_model(MANY, SR3)
+    source = open_source(write_stack(folder / "parts.mrcs", n, box))
+    noise = measured_noise(source, 64, None, 1)
+    given = source.read(range(n), 64)
+    white, deviation = to_network(given, noise)
+
+    def around() -> None:
+        for first in range(0, n, 64):
+            part = source.read(range(first, min(first + 64, n)), 64)
+            images, deviations = to_network(part, noise)
+            back = from_network(images, deviations, part, noise)
+            type(part)(back, part.optics, part.table).resampled(box)
+
+    def network() -> None:
+        list(denoise(model, white, noise.sigma, 1))
+
+    print(f"\n{n} images of {box} px")
+    report(
+        in_turn({"the network": network, "all else (reading, whitening, back)": around}, repeats)
+    )
+
+
+def whole(folder: Path, counts: list[int], box: int) -> None:
+    """Run the command on stacks of several lengths: time, and rise of the memory."""
+    print(f"\ncryonb denoise, {box} px")
+    for n in counts:
+        stack = write_stack(folder / f"{n}.mrcs", n, box)
+        out = folder / "out.mrcs"
+
+        def run(stack=stack, out=out) -> None:
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                denoise_file(stack, out)
+
+        seconds, rise_MB = measure(run)
+        print(f"  {n:7,} images: {n / seconds:6.0f} images/s, +{rise_MB:.0f} MB")
+        stack.unlink()
+
+
+def main() -> None:
+    """Run all comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=512, help="in the comparison of parts")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 50_000])
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as folder:
+        for box in (64, 256):
+            parts(Path(folder), args.images, box, args.repeats)
+        whole(Path(folder), args.counts, 64)
+        whole(Path(folder), args.counts[:1], 256)
+
+
+if __name__ == "__main__":
+    main()
