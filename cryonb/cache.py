@@ -56,7 +56,10 @@ def keep(path: Path, make: Callable[[Path], None], source: str, sha256: str | No
     try:
         make(beside)
         found = file_hash(beside)
-        advice = f"if its archive has revised it, delete {record} and run the same command again"
+        advice = (
+            f"if its archive has revised it, delete {record} and what you made of the old one, and "
+            "run the same command again"
+        )
         check_sha256(path.name, found, known, RETRY if sha256 else advice)
         if not record.is_file():
             _write_record(record, beside, found, source)
