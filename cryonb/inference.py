@@ -27,10 +27,9 @@ from tqdm import tqdm
 from cryonb.diffusion import SR3, denoise
 from cryonb.particles import CTF_APPLIED, Particles
 from cryonb.star import Stacks, modern_tables, particle_block, read_blocks
-from cryonb.weights import KEPT, load_model
+from cryonb.weights import MANY, load_model
 from cryonb.whitening import NoiseModel, from_network, measure_noise, to_network
 
-MANY = KEPT / "many-sr3.safetensors"
 STACKS = (".mrcs", ".mrc", ".st")
 MEASURED = 1000  # images, spread over the file, that the noise is measured on
 HEADER = 1024  # bytes of an MRC header

@@ -30,7 +30,7 @@ from cryonb.posterior import posterior
 from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.templates import Templates, image_templates
 from cryonb.train import draw_batch, sr3_loss, train
-from cryonb.weights import load_kept, load_model, save_model
+from cryonb.weights import MANY, load_kept, load_model, save_model
 
 SR3_SHARE = 0.6  # of the time of two stages that the first gets
 
@@ -107,7 +107,14 @@ def recalled(templates: Templates, noisy: torch.Tensor, sigma: float) -> torch.T
 
 
 def kept(data: Dataset) -> dict[str, Method]:
-    """Rows of the weights that come with cryonb, if they were made for such data; else none."""
+    """Rows of the weights that come with cryonb: for any molecule, and those made for such data."""
+    many, manifest = load_model(MANY, SR3)
+    settings = f"`cryonb train many`: {manifest['options']['images']:,} images of random molecules"
+    any_molecule = Method(partial(one_step, many, sigma=data.sigma), settings)
+    return {"SR3 for any molecule, one step": any_molecule} | _kept_for(data)
+
+
+def _kept_for(data: Dataset) -> dict[str, Method]:
     made = {key: data.manifest[key] for key in ("box_size", "pixel_size_A", "snr")}
     where, sigma = (Path(data.manifest["source"]).stem, data.manifest["setting"]), data.sigma
     found = load_kept(*where, "sr3", SR3, **made), load_kept(*where, "refine", Refiner, **made)

@@ -210,7 +210,7 @@ def _hash(content) -> str:
 def hash_package() -> str:
     """Hash the source of cryonb and the weights that come with it."""
     folder = Path(__file__).parent
-    files = sorted(p for s in ("*.py", "weights/*") for p in folder.glob(s) if p.is_file())
+    files = sorted(p for s in ("*.py", "kept/*") for p in folder.glob(s) if p.is_file())
     return _hash([[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in files])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -120,6 +121,39 @@ def show_slices(
             ax.annotate(f"{normal} = 0", (0.04, 0.92), xycoords="axes fraction", color="w", size=8)
         column[0].set_title(name)
     fig.suptitle(title)
+    return fig
+
+
+def show_micrograph(
+    micrograph: torch.Tensor,
+    pixel_size_A: float,
+    power_ft: torch.Tensor,
+    power_pixel_A: float,
+    *,
+    grey_values: torch.Tensor,
+) -> Figure:
+    """Draw a micrograph (y, x) blurred to 15 Å, a histogram, and a power spectrum with its rings.
+
+    Parameters
+    ----------
+    power_ft : Tensor (n, n // 2 + 1)
+        Of `cryonb.micrographs.power_spectrum`, at `power_pixel_A` Å per pixel.
+    grey_values : Tensor
+        For the histogram.
+    """
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6))
+    smooth = gaussian_filter(micrograph.numpy(), 15 / pixel_size_A / 2)
+    edge_nm = len(micrograph) * pixel_size_A / 10
+    low, high = grey_limits(smooth, 98)
+    left.imshow(smooth, vmin=low, vmax=high, extent=(0, edge_nm, edge_nm, 0))
+    left.set(title="micrograph, blurred to 15 Å", xlabel="x (nm)", ylabel="y (nm)")
+    middle.hist(np.asarray(grey_values)[::4, ::4].ravel(), 200, log=True)
+    middle.set(title="grey values", xlabel="grey value", ylabel="pixels")
+    half = power_ft.roll(len(power_ft) // 2, 0).clamp_min(1e-30).log()
+    rings, edge = torch.cat([half.flip(0, 1), half], 1), 0.5 / power_pixel_A
+    low, high = np.percentile(rings, [5, 99])
+    right.imshow(rings, vmin=low, vmax=high, extent=(-edge, edge, -edge, edge))
+    right.set(title="log power: Thon rings", xlabel="$k_x$ (1/Å)", ylabel="$k_y$ (1/Å)")
     return fig
 
 

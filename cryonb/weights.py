@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 KEPT = Path(__file__).parent / "kept"
+MANY = KEPT / "many-sr3.safetensors"  # an SR3 for any molecule, see `cryonb.families`
 
 
 def _write(path: Path, tensors: dict, header: dict) -> None:

@@ -86,11 +86,14 @@ def measure_noise(
     ends = torch.cat([spectrum[:1], spectrum, spectrum[-1:]])
     spectrum = ((ends[:-2] + ends[1:-1] + ends[2:]) / 3).float()
     found = replace(plain, spectrum=spectrum)
+    outside = _radius(box) > radius_px
+    level_left = to_network(particles, found)[0][:, outside].var()  # near one; make it one
+    found = replace(found, spectrum=spectrum * level_left)
     white, _ = to_network(particles, found)
     if not sign:
         middle = white[:, _radius(box) < radius_px / 2].mean(1)
         sign = -1 if middle.mean() < -4 * middle.std() / len(middle) ** 0.5 else 1
-    excess = float(white.var()) - float(white[:, _radius(box) > radius_px].var())
+    excess = float(white.var()) - 1.0
     return replace(found, snr=max(excess, 1e-3), sign=sign)
 
 

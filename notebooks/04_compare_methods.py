@@ -234,6 +234,8 @@ figure = plot_lines({"blur": (widths, errors)}, title="Choose on validation", **
 # **The template posterior** is a denoiser with perfect memory and no network. Take the clean training
 # images, mirrored and in all turns, as the candidates $y_j$ of section 1, and return their weighted mean.
 # Nothing is learnt; it recognises. **Kept** rows are the weights that come with cryonb, trained for longer.
+# **SR3 for any molecule** comes with cryonb too, and is the opposite of a memory: trained on hundreds of
+# random molecules, at all noise levels, with and without a CTF, and never on this one (`05_real_data`).
 
 # %%
 trainings, rows, memories = {}, {}, {}
@@ -325,7 +327,7 @@ say(
 # other?
 
 # %% mystnb={"image": {"alt": "Particles of the second molecule, denoised by methods of the first"}}
-wanted = {"CWF", "best linear filter", "SR3, one step", "kept SR3, one step", "template posterior"}
+wanted = {"CWF", "best linear filter", "kept SR3, one step", "SR3 for any molecule, one step", "template posterior"}  # fmt: skip
 strips = {title: images for title, images in table.images.items() if title in wanted}
 strips |= {"Bayes limit": other_limit.mean, "clean": other.test.clean.images}
 strips = {"noisy": other.test.noisy.images} | strips

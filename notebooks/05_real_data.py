@@ -56,7 +56,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from cryonb import peers
+from cryonb import micrographs, peers
 from cryonb.baselines import linear_filter
 from cryonb.ctf import apply_ctf, ctf
 from cryonb.diffusion import SR3
@@ -64,32 +64,32 @@ from cryonb.families import training_images
 from cryonb.fetch import fetch
 from cryonb.fourier import radial_mean
 from cryonb.geometry import random_rotations
-from cryonb.inference import MANY, denoise_file
+from cryonb.inference import denoise_file
 from cryonb.maps import write_map
 from cryonb.methods import one_step
 from cryonb.metrics import frc, sure
-from cryonb.micrographs import (
-    extract,
-    fit_ctf,
-    pick,
-    power_spectrum,
-    read_micrograph,
-    shrink,
-    simulate_micrograph,
+from cryonb.particles import particles_from_arrays, stream_particles, write_particles
+from cryonb.plotting import (
+    plot_lines,
+    say,
+    say_table,
+    show_micrograph,
+    show_rows,
+    train_live,
+    use_style,
 )
-from cryonb.particles import particles_from_arrays, read_particles, write_particles
-from cryonb.plotting import plot_lines, say, say_table, show_rows, train_live, use_style
 from cryonb.pretrain import any_level_loss
 from cryonb.projection import project
 from cryonb.train import draw_batch
 from cryonb.volumes import load_volume
-from cryonb.weights import KEPT, load_model
+from cryonb.weights import KEPT, MANY, load_model
 from cryonb.whitening import amplitude, level, measure_noise, to_network
 
 use_style()
 
 # %% tags=["parameters"]
-data = "auto"  # auto, simulated, micrograph-epu, micrograph-fei, a micrograph (.mrc) or particles (.star)
+data = "auto"  # or simulated, micrograph-epu, -fei, EMPIAR-10081, file.mrc, file.star
+most_particles = 500  # of EMPIAR or of a STAR file
 diameter_A = 110.0  # Å, of the particle
 voltage_kv = 300.0  # kV
 spherical_aberration_mm = 2.7  # mm; the header of the micrograph does not say
@@ -129,13 +129,13 @@ if data == "auto":
     except (OSError, ValueError) as error:
         say(f"No real micrograph ({error}): a simulated one takes its place.")
         data = "simulated"
-elif data.startswith("micrograph-"):
-    path = fetch(data)
+elif data.startswith(("micrograph-", "EMPIAR-")):
+    path = fetch(data, max_images=most_particles if data.startswith("EMPIAR-") else None)
 else:
     path = Path(data)
 if data == "simulated":
-    scene = load_volume("channel", box_size, pixel_size_A)
-    image, *_ = simulate_micrograph(scene, 80, 14 * box_size, snr=0.5, defocus_um=1.7, seed=seed)
+    scene = load_volume("channel", box_size, pixel_size_A), 80, 14 * box_size
+    image = micrographs.simulate_micrograph(*scene, snr=0.5, defocus_um=1.7, seed=seed)[0]
     path = folder / "simulated.mrc"
     write_map(path, image[None], pixel_size_A)
 own_particles = path.suffix == ".star"
@@ -143,25 +143,13 @@ say(f"Data: **{data}**, `{path.name}`.")
 
 # %% mystnb={"image": {"alt": "Micrograph, grey values, and power spectrum with Thon rings"}}
 if not own_particles:
-    micrograph, camera_A = read_micrograph(path)
-    fine, fine_A = shrink(micrograph, camera_A, min(1.5, pixel_size_A / 2))
+    micrograph, camera_A = micrographs.read_micrograph(path)
+    fine, fine_A = micrographs.shrink(micrograph, camera_A, min(1.5, pixel_size_A / 2))
     tile = min(512, fine.shape[0] // 4 * 2)
-    power = power_spectrum(fine, tile)
-    small, small_A = shrink(micrograph, camera_A, pixel_size_A)
+    power = micrographs.power_spectrum(fine, tile)
+    small, small_A = micrographs.shrink(micrograph, camera_A, pixel_size_A)
     say(f"{tuple(micrograph.shape)} px of {camera_A:.4g} Å; grey value {micrograph.mean():.4g} ± {micrograph.std():.3g}")  # fmt: skip
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6))
-    smooth = gaussian_filter(small.numpy(), 15 / small_A)
-    extent_nm = small.shape[0] * small_A / 10
-    low, high = np.percentile(smooth, [1, 99])
-    left.imshow(smooth, vmin=low, vmax=high, extent=(0, extent_nm, extent_nm, 0))
-    left.set(title="micrograph, blurred to 15 Å", xlabel="x (nm)", ylabel="y (nm)")
-    middle.hist(micrograph[::4, ::4].flatten().numpy(), 200, log=True)
-    middle.set(title="grey values", xlabel="grey value", ylabel="pixels")
-    rings = torch.cat([power.roll(tile // 2, 0).flip(0, 1), power.roll(tile // 2, 0)], 1).log()
-    edge = 0.5 / fine_A
-    low, high = np.percentile(rings, [5, 99])
-    right.imshow(rings, vmin=low, vmax=high, extent=(-edge, edge, -edge, edge))
-    right.set(title="log power: Thon rings", xlabel="$k_x$ (1/Å)", ylabel="$k_y$ (1/Å)")
+    figure = show_micrograph(small, small_A, power, fine_A, grey_values=micrograph)
 
 # %% [markdown]
 # Single particles can hardly be seen, and yet the power spectrum shows rings: many weak particles add up in
@@ -175,7 +163,7 @@ if not own_particles:
 
 # %% mystnb={"image": {"alt": "Radial power spectrum with the fitted CTF squared"}}
 if not own_particles:
-    fit = fit_ctf(power, fine_A, **optics)
+    fit = micrographs.fit_ctf(power, fine_A, **optics)
     profile = radial_mean(power.log(), tile, dims=2)
     frequency = torch.arange(len(profile)) / (tile * fine_A)
     window = max(5, tile // 25)
@@ -200,10 +188,10 @@ if not own_particles:
 
 # %%
 if own_particles:
-    particles = read_particles(path).resampled(box_size)
+    particles = next(stream_particles(path, batch_size=most_particles)).resampled(box_size)
 else:
-    positions, response = pick(small, small_A, diameter_A)
-    boxes = extract(small, positions, box_size)
+    positions, response = micrographs.pick(small, small_A, diameter_A)
+    boxes = micrographs.extract(small, positions, box_size)
     poses = torch.eye(3).expand(len(boxes), 3, 3)  # not known yet
     defocus = torch.full((len(boxes),), fit.defocus_um)
     particles = particles_from_arrays(boxes, poses, small_A, defocus_um=defocus, **optics)
@@ -287,7 +275,8 @@ figure.axes[0].set(yscale="log", title="The gap between simulation and reality")
 #
 # - **one protein, raw**: the network of `02_train_sr3` that comes with cryonb (`channel`, white noise, SNR
 #   0.1), on images that were only levelled. This is what happens if one simply tries it.
-# - **one protein, transferred**: the same network on whitened, phase-flipped images at their own σ.
+# - **one protein, transferred**: the same network on whitened, phase-flipped images, scaled to the one noise
+#   level that it has met.
 # - **many proteins**: a network of the same size, trained on 500 random molecules with all kinds of CTF,
 #   whitening filter and SNR. It is what `cryonb denoise` uses.
 # - **many proteins, tuned**: the same after a little more training on random molecules of *this* diameter,
@@ -309,22 +298,23 @@ tuned = train_live(
     title="many proteins, tuned", batch_size=batch_size, learning_rate=2e-4, seed=seed,
 )  # fmt: skip
 denoisers = {"linear filter": linear_filter(*like, sigma)}
-denoisers["one protein, transferred"] = partial(one_step, one, sigma=sigma)
+known = 10**0.5  # the only noise level that this network has met, SNR 0.1
+at_known = lambda x, level: one_step(one, x * known / level, known) * level / known  # noqa: E731
+denoisers["one protein, transferred"] = partial(at_known, level=sigma)
 denoisers["many proteins"] = partial(one_step, many, sigma=sigma)
 denoisers["many proteins, tuned"] = partial(one_step, tuned, sigma=sigma)
 if not peers.missing("bm3d"):
     denoisers["BM3D"] = partial(peers.bm3d, sigma=sigma)
+some = lambda name, stack: stack[:slow_images] if name == "BM3D" else stack  # noqa: E731
 
 # %% [markdown]
 # On the twin the truth is known. The error is given as a share of the signal's variance: 1 is what an empty
 # image gets, 0 is perfect.
 
 # %% mystnb={"image": {"alt": "Particles of the twin, noisy, denoised by each method, and their truth"}}
-raw = level(twin.images, radius_px)[0] * 10**0.5 / shells["the twin"].std()
-on_twin = {"one protein, raw": one_step(one, raw, 10**0.5)}
-on_twin |= {
-    k: f(twin_white[:slow_images] if k == "BM3D" else twin_white) for k, f in denoisers.items()
-}
+flat_real, flat = shells.values()
+on_twin = {"one protein, raw": at_known(flat, flat.std())}
+on_twin |= {name: denoiser(some(name, twin_white)) for name, denoiser in denoisers.items()}
 size = twin_truth.square().mean()
 error = {}
 for name, images in on_twin.items():
@@ -341,21 +331,21 @@ figure = show_rows(strip, title="The twin: a molecule that no network has seen",
 
 # %% [markdown]
 # Every image has its own grey scale, so look at shapes, and at the table for amounts. The linear filter is
-# hard to beat on molecules that are not known; a network trained on one protein is the worse the surer it
-# is, because it answers with that protein.
+# hard to beat on molecules that nobody knows: with so little signal the posterior mean is nearly linear. A
+# network trained on one protein answers with that protein. Its row is the prettiest, and its error the proof.
 #
 # ## 7. The real particles
 
 # %% mystnb={"image": {"alt": "Real particles, noisy and denoised by each method"}}
-real = {k: f(white[:slow_images] if k == "BM3D" else white) for k, f in denoisers.items()}
+real = {name: denoiser(some(name, white)) for name, denoiser in denoisers.items()}
 strip = {"whitened": white[:8], "blurred": torch.from_numpy(gaussian_filter(white[:8].numpy(), (0, 1.5, 1.5)))}  # fmt: skip
 strip |= {k: v[:8] for k, v in real.items()}
-strip["one protein (wrong)"] = strip.pop("one protein, transferred")
+strip["one protein, raw (wrong)"] = at_known(flat_real[:8], flat_real.std())
 figure = show_rows(strip, title=f"Real particles ({data})", width_in=0.9)
 
 # %% [markdown]
-# Which row is right? Prettiness is no argument: the row *wrong* comes from a network that knows one protein,
-# and this sample is not that protein (unless you simulated). Three measurements need no truth.
+# Which row is right? Prettiness is no argument: the last row comes from a network that knows one protein, and
+# this sample is not that protein (unless you simulated it). Three measurements need no truth.
 #
 # ### The error, estimated (SURE)
 #
@@ -373,17 +363,20 @@ risk = {}
 for name, denoiser in denoisers.items():
     estimates = []
     for stack in (twin_white, white):
-        few = stack[:slow_images] if name == "BM3D" else stack
-        estimates.append(sure(denoiser, few, sigma, torch.Generator().manual_seed(seed)).mean())
+        generator = torch.Generator().manual_seed(seed)
+        estimates.append(sure(denoiser, some(name, stack), sigma, generator).mean())
     risk[name] = error[name], float(estimates[0] / size), float(estimates[1])
 columns = ["error ÷ signal variance", "twin, true", "twin, SURE", "real, SURE"]
 say_table(columns, [(name, *values) for name, values in risk.items()])
 off = max(abs(true - guess) for true, guess, _ in risk.values())
-say(f"On the twin the estimate is off by {off:.3f} at most.")
+say(f"On the twin the estimate is off by {off:.3f} at most. If the noise power were known to 1 % only, all of the last column would move by {0.01 / noise.snr:.2f}.")  # fmt: skip
 
 # %% [markdown]
 # Where the columns *true* and *SURE* agree, the third column may be believed as far as the twin is like the
-# data: white Gaussian noise of known level. Structure that is not the particle (a neighbour, a carbon edge)
+# data: white Gaussian noise of known level. That level is the weak point. An error in it shifts the whole
+# column by as much ÷ SNR, and in a crowded micrograph the ring around a particle holds others, so the noise
+# is overestimated and the column comes out too low, even below zero. *Differences* between rows hardly feel
+# it: believe the order, not the amounts. Structure that is not the particle (a neighbour, a carbon edge)
 # counts as signal here, and a denoiser that removes it is blamed for it.
 #
 # ### Empty patches must stay empty
@@ -408,7 +401,7 @@ if not own_particles:
     far = np.linalg.norm(quiet[::7, None] - positions[None], axis=2).min(1)
     chosen = quiet[::7][np.argsort(-far)[:300:10]]  # far from all picks, and not all in one place
     patches = twin.select(torch.zeros(len(chosen), dtype=torch.long))
-    patches = patches.with_images(extract(small, chosen, box_size), ctf_applied=True)
+    patches = patches.with_images(micrographs.extract(small, chosen, box_size), ctf_applied=True)
     empty = to_network(patches, noise)[0]
     for name in [name for name in denoisers if name != "BM3D"]:
         drawn = denoisers[name](empty)[:, middle].square().mean()
@@ -439,7 +432,7 @@ figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean Fourier ring c
 out = denoise_file(
     star, folder / "denoised.star", diameter_A=2 * radius_px * particles.pixel_size_A
 )
-back = read_particles(out).resampled(box_size)
+back = next(stream_particles(out, batch_size=len(particles))).resampled(box_size)
 again, _ = to_network(back, noise)
 both = torch.stack([again.flatten(), real["many proteins"].flatten()])
 same = float(torch.corrcoef(both)[0, 1])
@@ -458,10 +451,8 @@ say(f"Correlation with the images of this notebook: {same:.3f}. Written: `{out}`
 # %%
 wrong = {}
 for shift_um in (0.0, 0.1, 0.3, 1.0):
-    table = twin.table
-    if "rlnDefocusU" in table:
-        moved = {k: table[k] + 1e4 * shift_um for k in ("rlnDefocusU", "rlnDefocusV")}
-        table = table.assign(**moved)
+    table, columns = twin.table, [k for k in ("rlnDefocusU", "rlnDefocusV") if k in twin.table]
+    table = table.assign(**{k: table[k] + 1e4 * shift_um for k in columns})
     mistaken = type(twin)(twin.images, twin.optics, table)
     seen = one_step(many, to_network(mistaken, noise)[0], sigma)
     ratio = seen.square().mean() / on_twin["many proteins"].square().mean()
@@ -496,25 +487,21 @@ for count in (10, 30, len(particles)):
 # ````
 #
 # ```{exercise}
-# :label: ex-real-white
-# **What whitening is worth.** Give the network for many proteins the twin's images levelled and phase-flipped
-# but *not* whitened. What is lost?
+# :label: ex-real-sign
+# **Dark or bright.** Turn the contrast of the particles. What does `measure_noise` say, and how can it know?
 # ```
 #
-# ````{solution-start} ex-real-white
+# ````{solution-start} ex-real-sign
 # :class: dropdown
 # ````
 
 # %%
-flipped = apply_ctf(twin_white, colour / colour.square().mean().sqrt())  # as if nobody had whitened
-images = one_step(many, flipped, sigma)
-target = apply_ctf(twin_truth, colour / colour.square().mean().sqrt())
-loss = float((images - target).square().mean() / target.square().mean())
-print(f"error ÷ signal variance: {loss:.3f} unwhitened, {error['many proteins']:.3f} whitened")
+turned = particles.with_images(-particles.images, ctf_applied=particles.ctf_applied)
+print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d}")
 
 # %% [markdown]
-# The two shares are of signals filtered differently, so compare them with care; what counts is that strong
-# noise at low frequency is taken for structure by a network that was promised white noise.
+# The mean of the middle of the box over all particles stands out from its own error: protein is denser than
+# ice, even in a single blob. With a handful of weak particles that fails, and `cryonb denoise --contrast` says.
 #
 # ````{solution-end}
 # ````
@@ -543,10 +530,10 @@ results |= (
     {} if own_particles else {"defocus_um": fit.defocus_um, "ctf_correlation": fit.correlation}
 )
 results |= {f"twin: {name}": value for name, value in error.items()}
-results |= {f"twin SURE: {name}": guess for name, (_, guess, _) in risk.items()}
-results |= {f"real SURE: {name}": guess for name, (*_, guess) in risk.items()}
+for name, (_, guess, guess_real) in risk.items():
+    results |= {f"twin SURE: {name}": guess, f"real SURE: {name}": guess_real}
 results |= {f"empty: {name}": value for name, value in pulled.items()}
 results |= {f"defocus {name}": value for name, (value, _) in wrong.items()}
-results |= {"command_correlation": same}
+results["command_correlation"] = same
 (run_dir / "results").mkdir(parents=True, exist_ok=True)
 (run_dir / "results" / "05_real_data.json").write_text(json.dumps(results, indent=1))
