@@ -375,9 +375,9 @@ say(f"On the twin the estimate is off by {off:.3f} at most. If the noise power w
 # Where the columns *true* and *SURE* agree, the third column may be believed as far as the twin is like the
 # data: white Gaussian noise of known level. That level is the weak point. An error in it shifts the whole
 # column by as much ÷ SNR, and in a crowded micrograph the ring around a particle holds others, so the noise
-# is overestimated and the column comes out too low, even below zero. *Differences* between rows hardly feel
-# it: believe the order, not the amounts. Structure that is not the particle (a neighbour, a carbon edge)
-# counts as signal here, and a denoiser that removes it is blamed for it.
+# is overestimated and the column comes out too low. *Differences* between rows hardly feel it: believe the
+# order, not the amounts, and not a row of few images (BM3D), which scatters. Structure that is not the
+# particle (a neighbour, a carbon edge) counts as signal here, and a denoiser that removes it is blamed.
 #
 # ### Empty patches must stay empty
 #
