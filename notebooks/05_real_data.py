@@ -414,12 +414,7 @@ agreement = {
     "many proteins and truth, twin": frc(on_twin[pair[0]], twin_truth, particles.pixel_size_A),
 }
 curves = {k: (f, v.mean(0)) for k, (f, v) in agreement.items()}
-figure = plot_lines(
-    curves,
-    x="spatial frequency (1/Å)",
-    y="mean Fourier ring correlation",
-    title="Who agrees with whom?",
-)
+figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean FRC", title="Who agrees?")
 
 # %% [markdown]
 # On the twin the two networks agree with each other far better than with the truth: they were given the *same
