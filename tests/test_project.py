@@ -22,7 +22,8 @@ from cryonb.cli import _parser
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name: ours
-SKIPPED = {".git", ".venv", "runs", "build", "dist", ".ruff_cache", ".pytest_cache", "__pycache__"}
+SKIPPED = {".git", ".venv", "runs", "build", "_build", "dist", ".ruff_cache", ".pytest_cache"}
+SKIPPED |= {"__pycache__"}
 
 
 def required() -> dict[str, SpecifierSet]:
@@ -124,7 +125,7 @@ def test_make_takes_the_first_python_that_is_new_enough(fake):
 
 def test_make_targets():
     shown = make("help").stdout
-    for target in ("tutorial", "test", "lab", "lint", "notebooks", "clean"):
+    for target in ("tutorial", "test", "lab", "book", "lint", "notebooks", "clean"):
         assert re.search(rf"^  {target} ", shown, re.M)
     dry = make("-n", "tutorial", "PROFILE=workshop", "ARGS=-p seed 1").stdout
     assert "cryonb run --profile workshop -p seed 1" in dry
