@@ -138,31 +138,29 @@ def widgets_of(states: dict[str, dict]) -> dict:
     return {WIDGET_STATE: {"state": states, "version_major": 2, "version_minor": 0}}
 
 
-def front_viewer(chapters: Iterable[Chapter]) -> tuple[dict, dict] | None:
-    """Output and widget states of the cell that a notebook has tagged for the front page."""
+def front_viewer(chapters: Iterable[Chapter]) -> nbformat.NotebookNode | None:
+    """A notebook of the one cell that is tagged for the front page, with a large frame viewer."""
     for chapter in chapters:
         states = viewer_states(chapter.notebook)
         for cell in chapter.notebook.cells:
-            if FRONT_PAGE in cell.metadata.get("tags", []):
-                for output in cell.outputs:
-                    model = output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id")
-                    if model in states:
-                        layout = states[model]["state"]["layout"].removeprefix("IPY_MODEL_")
-                        return output, {k: states[k] for k in (model, layout)}
+            for output in cell.get("outputs", []):
+                model = output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id")
+                if model in states and FRONT_PAGE in cell.metadata.get("tags", []):
+                    viewer = states[model]["state"] | {"width_px": 640}
+                    layout = viewer["layout"].removeprefix("IPY_MODEL_")
+                    kept = {model: states[model] | {"state": viewer}, layout: states[layout]}
+                    tags = {"tags": ["remove-input"]}
+                    shown = nbformat.v4.new_code_cell(cell.source, outputs=[output], metadata=tags)
+                    metadata = {"widgets": widgets_of(kept)}
+                    return nbformat.v4.new_notebook(cells=[shown], metadata=metadata)
     return None
 
 
 def front_page(text: str, chapters: list[Chapter]) -> nbformat.NotebookNode:
     """The front page as a notebook, since only a notebook can hold a viewer's frames."""
-    before, after = text.split(VIEWER_HERE)
-    new = nbformat.v4
-    page = new.new_notebook(cells=[new.new_markdown_cell(before)])
-    if found := front_viewer(chapters):
-        output, states = found
-        cell = new.new_code_cell(outputs=[output], metadata={"tags": ["remove-input"]})
-        page.cells.append(cell)
-        page.metadata["widgets"] = widgets_of(states)
-    page.cells.append(new.new_markdown_cell(after))
+    before, after = map(nbformat.v4.new_markdown_cell, text.split(VIEWER_HERE))
+    page = front_viewer(chapters) or nbformat.v4.new_notebook()
+    page.cells = [before, *page.cells, after]
     return page
 
 

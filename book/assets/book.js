@@ -6,9 +6,20 @@
 }
 // FontAwesome would otherwise rewrite what the widgets draw while they draw it.
 window.FontAwesomeConfig = { observeMutations: false };
-// A page opened from a file cannot read other files: search shows titles without their context.
-if (location.protocol === "file:") {
-  document.addEventListener("DOMContentLoaded", () => {
-    DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
-  });
-}
+
+document.addEventListener("DOMContentLoaded", () => {
+  // A page opened from a file cannot read other files: search shows titles without their context.
+  if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+  // What the theme leaves unsaid to a screen reader.
+  const each = (selector, change) => document.querySelectorAll(selector).forEach(change);
+  each("summary", (tag) => tag.textContent.trim() || tag.setAttribute("aria-label", "Show pages"));
+  each(".search-button-field", (tag) => tag.removeAttribute("aria-label"));
+  each(".citation-list", (tag) => tag.removeAttribute("role"));
+});
+// What scrolls sideways can be reached, and scrolled, with the keyboard.
+window.addEventListener("load", () => {
+  const scrolls = (box) => box.scrollWidth > box.clientWidth;
+  const boxes = [...document.querySelectorAll("div.math, .bd-article table, .bd-article pre")];
+  const focus = () => boxes.filter(scrolls).forEach((box) => { box.tabIndex = 0; });
+  (window.MathJax?.startup?.promise ?? Promise.resolve()).then(focus);
+});
