@@ -15,9 +15,12 @@ document.addEventListener("DOMContentLoaded", () => {
   each("summary", (tag) => tag.textContent.trim() || tag.setAttribute("aria-label", "Show pages"));
   each(".search-button-field", (tag) => tag.removeAttribute("aria-label"));
   each(".citation-list", (tag) => tag.removeAttribute("role"));
+  each(".theme-switch-button [title]", (tag) => tag.removeAttribute("title"));
 });
-// What scrolls sideways can be reached, and scrolled, with the keyboard.
 window.addEventListener("load", () => {
+  // FontAwesome may have drawn the icons of that button before, each with a title of its own.
+  document.querySelectorAll(".theme-switch-button title").forEach((tag) => tag.remove());
+  // What scrolls sideways can be reached, and scrolled, with the keyboard.
   const scrolls = (box) => box.scrollWidth > box.clientWidth;
   const boxes = [...document.querySelectorAll("div.math, .bd-article table, .bd-article pre")];
   const focus = () => boxes.filter(scrolls).forEach((box) => { box.tabIndex = 0; });
