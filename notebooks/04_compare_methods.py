@@ -158,7 +158,7 @@ for spacing, limit in bayes_limit(molecule, few, sigma, volume.symmetry, **optio
 limit_seconds, (forecast, measured, standard_error) = time.perf_counter() - start, table[-1][1:]
 say_table(["grid (degrees)", "forecast MSE", "measured MSE", "its standard error"], table)
 
-# %%
+# %% mystnb={"image": {"alt": "Particles in rows: noisy, the Bayes limit, a posterior sample, clean"}}
 templates = volume_templates(molecule, spacing, volume.symmetry)
 drawn = project(molecule, poses(templates, limit.drawn_index, limit.drawn_psi_deg)[0])
 strips = {"noisy": noisy, "E[y | x], the limit": limit.mean, "a posterior sample": drawn}
@@ -199,7 +199,7 @@ say(trial.markdown())
 # Each at its best: what can be chosen is chosen on validation particles, never on the test. Here is how
 # that is done, for the simplest of them.
 
-# %%
+# %% mystnb={"image": {"alt": "Mean squared error on validation particles against the width of the blur"}}
 held, widths = data["white"].validation, np.arange(1, 6, 0.25)
 pair = held.noisy.images[:128], held.clean.images[:128]
 errors = [float(mse(methods.blur(pair[0], width), pair[1]).mean()) for width in widths]
@@ -310,7 +310,7 @@ table.add("Bayes limit", methods.Method(lambda noisy: other_limit.mean, "molecul
 table.write(run_dir / "tables", "compare-other")
 say(f"**{other_source}, seen by methods made for {Path(source).stem}**\n\n{table.markdown()}")
 
-# %%
+# %% mystnb={"image": {"alt": "PSNR of each method on the molecule it was trained on and on one it has never seen"}}
 dB, other_dB = tables["white"].psnr_dB, table.psnr_dB
 pairs = {title: (value, other_dB[title]) for title, value in dB.items() if title in other_dB}
 labels = f"{Path(source).stem}, trained on", f"{other_source}, never seen"

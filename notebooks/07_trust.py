@@ -187,7 +187,7 @@ say_table(["", "mean gap"], invented.items())
 #
 # **Question.** What does a denoiser make of a molecule that it has never seen?
 
-# %%
+# %% mystnb={"image": {"alt": "Particles of a molecule that the denoisers do not know: noisy, denoised by each, clean"}}
 other_source = "channel" if other_source == source else other_source
 stranger = load_volume(other_source, box_size, pixel_size_A)
 generator = torch.Generator().manual_seed(seed + 1)
@@ -216,7 +216,7 @@ figure = show_denoised(
 # has been drawn: the projection of the error on the missing density, 0 for an honest denoiser and 1 for
 # one that completes the molecule.
 
-# %%
+# %% mystnb={"image": {"alt": "Particles that lack one quarter: noisy, denoised by each, whole, and as they are"}}
 axis = torch.arange(box_size) - box_size // 2
 away = torch.sigmoid(axis / 1.0)  # a soft step, one pixel wide
 part = molecule * (1 - away[:, None] * away)  # the quadrant x > 0, y > 0

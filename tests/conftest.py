@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -38,6 +39,22 @@ def relion():
         return done.stdout
 
     return call
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> Path:
+    """Run folder of all notebooks, executed once by the runner at the smoke profile."""
+    from cryonb.runner import run
+
+    notebooks = Path(__file__).parents[1] / "notebooks"
+    if not list(notebooks.glob("*.ipynb")):
+        pytest.skip("no notebooks yet")
+    folder = tmp_path_factory.mktemp("smoke")
+    with contextlib.chdir(folder):
+        code = run(profile="smoke", notebooks=notebooks, run_dir="run")
+    assert code == 0, "see the captured output for the failing cell"
+    assert [p.name for p in folder.iterdir()] == ["run"], "a notebook writes outside its run_dir"
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import io
 import json
 import re
@@ -18,7 +17,6 @@ import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
 from cryonb.plan import find_notebooks, plan, read_parameters, read_profile
-from cryonb.runner import run
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -92,16 +90,9 @@ def test_all_profiles_name_real_parameters():
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> dict[str, dict]:
-    """Results of all notebooks, executed by the runner at the smoke profile."""
-    if not NOTEBOOKS:
-        pytest.skip("no notebooks yet")
-    folder = tmp_path_factory.mktemp("smoke")
-    with contextlib.chdir(folder):
-        code = run(profile="smoke", notebooks=FOLDER, run_dir="run")
-    assert code == 0, "see the captured output for the failing cell"
-    assert [p.name for p in folder.iterdir()] == ["run"], "a notebook writes outside its run_dir"
-    files = {path.stem: folder / "run/results" / f"{path.stem}.json" for path in NOTEBOOKS}
+def smoke(smoke_run) -> dict[str, dict]:
+    """Results of all notebooks at the smoke profile."""
+    files = {path.stem: smoke_run / "results" / f"{path.stem}.json" for path in NOTEBOOKS}
     return {name: json.loads(file.read_text()) for name, file in files.items()}
 
 

@@ -22,7 +22,8 @@ from cryonb.cli import _parser
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name: ours
-SKIPPED = {".git", ".venv", "runs", "build", "dist", ".ruff_cache", ".pytest_cache", "__pycache__"}
+SKIPPED = {".git", ".venv", "runs", "build", "_build", "dist", ".ruff_cache", ".pytest_cache"}
+SKIPPED |= {"__pycache__"}
 
 
 def required() -> dict[str, SpecifierSet]:
@@ -124,21 +125,20 @@ def test_make_takes_the_first_python_that_is_new_enough(fake):
 
 def test_make_targets():
     shown = make("help").stdout
-    for target in ("tutorial", "test", "lab", "lint", "notebooks", "clean"):
+    for target in ("tutorial", "test", "lab", "book", "lint", "notebooks", "clean"):
         assert re.search(rf"^  {target} ", shown, re.M)
     dry = make("-n", "tutorial", "PROFILE=workshop", "ARGS=-p seed 1").stdout
     assert "cryonb run --profile workshop -p seed 1" in dry
 
 
-def test_readme_commands_exist():
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("no README yet")
-    text = readme.read_text().replace("\\\n", " ")  # a line that ends in a backslash goes on
+@pytest.mark.parametrize("page", ["README.md", "book/index.md", "book/troubleshooting.md"])
+def test_commands_of_readme_and_book_exist(page):
+    text = (ROOT / page).read_text().replace("\\\n", " ")  # a line that ends in a backslash goes on
     blocks = re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", text, re.S)
     commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in commands]
-    assert ["make", "tutorial"] in commands and ["make", "test"] in commands
+    commands = [[words[0].removeprefix(".venv/bin/"), *words[1:]] for words in commands if words]
+    assert commands and (page != "README.md" or ["make", "test"] in commands)
     for words in commands:
         if words[:1] == ["make"]:
             assert make("-n", *words[1:]).returncode == 0, words

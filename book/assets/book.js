@@ -1,0 +1,28 @@
+// The widgets, their fonts and the viewer lie beside the pages, never on another host.
+{
+  const vendor = document.documentElement.dataset.content_root + "vendor/";
+  window.require = { baseUrl: vendor, paths: { anywidget: "anywidget/index" } };
+  window.__jupyter_widgets_assets_path__ = vendor + "@jupyter-widgets/html-manager/dist/";
+}
+// FontAwesome would otherwise rewrite what the widgets draw while they draw it.
+window.FontAwesomeConfig = { observeMutations: false };
+
+document.addEventListener("DOMContentLoaded", () => {
+  // A page opened from a file cannot read other files: search shows titles without their context.
+  if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+  // What the theme leaves unsaid to a screen reader.
+  const each = (selector, change) => document.querySelectorAll(selector).forEach(change);
+  each("summary", (tag) => tag.textContent.trim() || tag.setAttribute("aria-label", "Show pages"));
+  each(".search-button-field", (tag) => tag.removeAttribute("aria-label"));
+  each(".citation-list", (tag) => tag.removeAttribute("role"));
+  each(".theme-switch-button [title]", (tag) => tag.removeAttribute("title"));
+});
+window.addEventListener("load", () => {
+  // FontAwesome may have drawn the icons of that button before, each with a title of its own.
+  document.querySelectorAll(".theme-switch-button title").forEach((tag) => tag.remove());
+  // What scrolls sideways can be reached, and scrolled, with the keyboard.
+  const scrolls = (box) => box.scrollWidth > box.clientWidth;
+  const boxes = [...document.querySelectorAll("div.math, .bd-article table, .bd-article pre")];
+  const focus = () => boxes.filter(scrolls).forEach((box) => { box.tabIndex = 0; });
+  (window.MathJax?.startup?.promise ?? Promise.resolve()).then(focus);
+});

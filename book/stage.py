@@ -1,0 +1,292 @@
+"""Stage the book: the executed notebooks of a run, and the pages around them, for jupyter-book.
+
+``python stage.py RUN TARGET`` writes a folder that mirrors the repository (``notebooks/...``), so
+that links between notebooks and links to launch them are right. Pages are Jinja templates: every
+number in them that belongs to a run is read from that run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from vendor import ONLY_TESTS
+
+import cryonb
+from cryonb.plan import find_notebooks
+from cryonb.runner import read_json
+
+BOOK = Path(__file__).parent
+ROOT = BOOK.parent
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+VIEWER_HERE = "<!-- viewer -->"  # in index.md: where the frames of the cell tagged so appear
+FRONT_PAGE = "front-page"
+WORDS_A_MINUTE = 200  # and a minute for each figure
+
+# The rooms of the package, in the order in which one may depend on another.
+ROOMS = {
+    "Physics": "conventions fourier geometry ctf projection volumes molecules maps particles star"
+    " masks simulate dataset reconstruct metrics poses steerable templates posterior",
+    "Learning": "unet diffusion refine direct gan train precision weights pretrain",
+    "Comparing and judging": "baselines ksvd peers methods compare audit report",
+    "Running and showing": "cli tools check plan engine runner plotting widgets",
+}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """An executed notebook with what the run recorded about it."""
+
+    name: str
+    path: Path
+    record: dict
+    results: dict
+
+    @cached_property
+    def notebook(self) -> nbformat.NotebookNode:
+        return nbformat.read(self.path, as_version=4)
+
+    @property
+    def title(self) -> str:
+        return self.notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+
+    @property
+    def prose(self) -> str:
+        return "\n".join(c.source for c in self.notebook.cells if c.cell_type == "markdown")
+
+    @property
+    def read_minutes(self) -> int:
+        return round(len(re.findall(r"\w+", self.prose)) / WORDS_A_MINUTE) + self.figures
+
+    @property
+    def exercises(self) -> int:
+        return len(re.findall(r"^`{3,}\{exercise(?:-start)?\}", self.prose, re.M))
+
+    @property
+    def figures(self) -> int:
+        outputs = [o for c in self.notebook.cells for o in c.get("outputs", [])]
+        return sum("image/png" in o.get("data", {}) for o in outputs)
+
+
+class Case(NamedTuple):
+    """One test of a claim: two results, and whether the first is the larger one."""
+
+    name: str
+    larger: float
+    smaller: float
+    held: bool
+
+
+def read_run(run: Path) -> list[Chapter]:
+    """Read the chapters of a run folder, in order.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no run, or a notebook of it is not finished.
+    """
+    hint = f"run `make tutorial PROFILE={run.name}` first, or name another run: make book RUN=..."
+    if not (run / "run.json").exists():
+        raise FileNotFoundError(f"no run in {run}: {hint}")
+    chapters = []
+    for name in find_notebooks(ROOT / "notebooks"):
+        record = read_json(run / f"{name}.json")
+        if record.get("state") != "finished":
+            raise FileNotFoundError(f"{run}: {name} is not finished: {hint}")
+        results = read_json(run / "results" / f"{name}.json")
+        chapters.append(Chapter(name, run / f"{name}.ipynb", record, results))
+    return chapters
+
+
+def viewer_states(notebook: nbformat.NotebookNode) -> dict[str, dict]:
+    """Widget models of the frame viewers, and those that they refer to, by id."""
+    states = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    kept = {k: v for k, v in states.items() if v["model_module"] == "anywidget"}
+    for model in list(kept.values()):
+        for value in model["state"].values():
+            if isinstance(value, str) and value.startswith("IPY_MODEL_"):
+                other = value.removeprefix("IPY_MODEL_")
+                kept[other] = states[other]
+    return kept
+
+
+def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Leave out progress bars: of all widgets, only frame viewers are worth keeping on a page."""
+    kept = viewer_states(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            views = [o.get("data", {}).get(WIDGET_VIEW, {}).get("model_id") for o in cell.outputs]
+            pairs = zip(cell.outputs, views, strict=True)
+            cell.outputs = [o for o, view in pairs if view is None or view in kept]
+    notebook.metadata["widgets"] = widgets_of(kept)
+    return notebook
+
+
+def widgets_of(states: dict[str, dict]) -> dict:
+    return {WIDGET_STATE: {"state": states, "version_major": 2, "version_minor": 0}}
+
+
+def front_viewer(chapters: Iterable[Chapter]) -> nbformat.NotebookNode | None:
+    """A notebook of the one cell that is tagged for the front page, with a large frame viewer."""
+    for chapter in chapters:
+        states = viewer_states(chapter.notebook)
+        for cell in chapter.notebook.cells:
+            for output in cell.get("outputs", []):
+                model = output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id")
+                if model in states and FRONT_PAGE in cell.metadata.get("tags", []):
+                    viewer = states[model]["state"] | {"width_px": 640}
+                    layout = viewer["layout"].removeprefix("IPY_MODEL_")
+                    kept = {model: states[model] | {"state": viewer}, layout: states[layout]}
+                    tags = {"tags": ["remove-input"]}
+                    shown = nbformat.v4.new_code_cell(cell.source, outputs=[output], metadata=tags)
+                    metadata = {"widgets": widgets_of(kept)}
+                    return nbformat.v4.new_notebook(cells=[shown], metadata=metadata)
+    return None
+
+
+def front_page(text: str, chapters: list[Chapter]) -> nbformat.NotebookNode:
+    """The front page as a notebook, since only a notebook can hold a viewer's frames."""
+    before, after = map(nbformat.v4.new_markdown_cell, text.split(VIEWER_HERE))
+    page = front_viewer(chapters) or nbformat.v4.new_notebook()
+    page.cells = [before, *page.cells, after]
+    return page
+
+
+def judge(claims: list[dict], chapters: dict[str, Chapter]) -> list[dict]:
+    """Claims with the numbers and the verdict of this run; without those that it did not test."""
+    judged = []
+    for claim in claims:
+        chapter, cases = chapters[claim["chapter"]], []
+        for name, keys in claim["cases"].items():
+            keys = [key.format(**chapter.record["parameters"]) for key in keys]
+            if all(key in chapter.results for key in keys):
+                larger, smaller = (chapter.results[key] for key in keys)
+                cases.append(Case(name, larger, smaller, larger > smaller))
+        if cases:
+            held = [case.held for case in cases]
+            word = "confirmed" if all(held) else "depends" if any(held) else "not confirmed"
+            judged.append(claim | {"cases": cases, "verdict": word})
+    return judged
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Format a result; a dash where the run has none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def span(seconds: float) -> str:
+    """A duration in words that fit its size."""
+    return f"{seconds:.0f}\xa0s" if seconds < 90 else f"{seconds / 60:.0f}\xa0min"
+
+
+def modules() -> dict[str, list[tuple[str, str]]]:
+    """Each room's modules as (name, first sentence of the docstring); new ones are under More."""
+    package = Path(cryonb.__file__).parent
+    found = {p.stem: p for p in sorted(package.glob("*.py")) if p.stem != "__init__"}
+    rooms = {room: names.split() for room, names in ROOMS.items()}
+    placed = {name for names in rooms.values() for name in names}
+    rooms["More"] = [name for name in found if name not in placed]
+
+    def first(name: str) -> str:
+        return ast.get_docstring(ast.parse(found[name].read_text())).partition("\n")[0]
+
+    return {r: [(n, first(n)) for n in names if n in found] for r, names in rooms.items() if names}
+
+
+def context(run: Path, chapters: list[Chapter]) -> dict:
+    """Everything that a page may mention."""
+    numbered = {chapter.name[:2]: chapter for chapter in chapters}
+    return {
+        "run": read_json(run / "run.json"),
+        "chapters": chapters,
+        "chapter": numbered,
+        "claims": judge(yaml.safe_load((BOOK / "claims.yml").read_text()), numbered),
+        "rooms": modules(),
+        "citation": yaml.safe_load((ROOT / "CITATION.cff").read_text()),
+    }
+
+
+def stage(run: Path, target: Path, repository: str = "") -> None:
+    """Write the sources of the book for one run into a fresh folder."""
+    chapters = read_run(run)
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "notebooks").mkdir(parents=True)
+    pages = Environment(
+        loader=FileSystemLoader(BOOK), undefined=StrictUndefined, trim_blocks=True, autoescape=False
+    )
+    pages.filters |= {"number": number, "span": span}
+    known = context(run, chapters)
+    for page in BOOK.glob("*.md"):
+        text = pages.get_template(page.name).render(known)
+        if page.stem == "index":
+            nbformat.write(front_page(text, chapters), target / "index.ipynb")
+        else:
+            (target / page.name).write_text(text)
+    for chapter in chapters:
+        place = target / "notebooks" / f"{chapter.name}.ipynb"
+        nbformat.write(without_progress(chapter.notebook), place)
+    write_api(target / "api")
+    copy_files(target)
+    write_config(target, repository)
+
+
+def write_api(folder: Path) -> None:
+    """One page a module, generated from its docstrings."""
+    folder.mkdir()
+    for names in modules().values():
+        for name, _ in names:
+            body = f"```{{eval-rst}}\n.. automodule:: cryonb.{name}\n   :members:\n```\n"
+            (folder / f"{name}.md").write_text(f"# `cryonb.{name}`\n\n{body}")
+
+
+def copy_files(target: Path) -> None:
+    """What goes into the site as it is."""
+    for name in ("_toc.yml", "references.bib", "logo.svg"):
+        shutil.copy(BOOK / name, target)
+    for name in ("assets", "drawings"):
+        shutil.copytree(BOOK / name, target / name)
+    shutil.copytree(ROOT / "docs", target / "docs")
+    vendor = BOOK / "_build" / "vendor"
+    ignore = shutil.ignore_patterns(*ONLY_TESTS, "versions.json")
+    shutil.copytree(vendor, target / "_extra" / "vendor", ignore=ignore)
+
+
+def write_config(target: Path, repository: str) -> None:
+    """The configuration, with links to the repository where there is one to link to."""
+    config = yaml.safe_load((BOOK / "_config.yml").read_text())
+    if repository:
+        config["repository"] = {"url": repository, "branch": "main", "path_to_book": ""}
+        config["html"]["use_repository_button"] = True
+        config["launch_buttons"] = {
+            "notebook_interface": "jupyterlab",
+            "binderhub_url": "https://mybinder.org",
+        }
+    (target / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="run folder, such as runs/quick")
+    parser.add_argument("target", type=Path, help="folder to write, such as book/_build/source")
+    parser.add_argument("--repository", default="", help="address that pages link to")
+    args = parser.parse_args()
+    try:
+        stage(args.run, args.target, args.repository)
+    except FileNotFoundError as error:
+        sys.exit(f"book: {error}")
+
+
+if __name__ == "__main__":
+    main()
