@@ -49,7 +49,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import Markdown, display
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
@@ -59,9 +58,9 @@ from cryonb.geometry import euler_to_matrix, random_rotations, symmetry_rotation
 from cryonb.maps import write_map
 from cryonb.metrics import fsc, fsc_mask_corrected, resolution_at
 from cryonb.particles import read_particles
-from cryonb.plotting import grey_limits, plot_fsc, show_slices, use_style
+from cryonb.plotting import grey_limits, plot_fsc, say, show_slices, use_style
 from cryonb.projection import project
-from cryonb.reconstruct import reconstruct
+from cryonb.reconstruct import flatten_corners, reconstruct
 from cryonb.volumes import load_volume
 
 use_style()
@@ -186,12 +185,13 @@ s = torch.sinc((torch.arange(2 * n) - n) / (2 * n)) ** 2
 mine = torch.fft.fftshift(torch.fft.ifftn(mean).real) / (s[:, None, None] * s[:, None] * s)
 keep = slice(n - n // 2, n - n // 2 + n)
 theirs = reconstruct(few.images, few.rotations, weight_floor=0.0)
-a, b = (low_pass(v, 2.5 * pixel_size_A, pixel_size_A) for v in (mine[keep, keep, keep], theirs))
+both = flatten_corners(mine[keep, keep, keep]), theirs
+a, b = (low_pass(v, 2.5 * pixel_size_A, pixel_size_A) for v in both)
 assert (a - b).norm() < 5e-3 * b.norm()  # they differ in how the rim at Nyquist is counted
 print(f"mine and cryonb.reconstruct differ by {100 * float((a - b).norm() / b.norm()):.2f} %")
 
 # %% [markdown]
-# `cryonb.reconstruct` does the same and adds three things: it stores only the half of Fourier space that is needed, it inserts every image once for each symmetry mate, and a small floor on the weights keeps voxels that hardly any image touched from blowing up. (Images that carry a CTF are reconstructed with `ctf=particles.ctf`; denoised ones never, or they would be corrected twice.)
+# `cryonb.reconstruct` does the same and adds four things: it stores only the half of Fourier space that is needed; it counts every image once for each symmetry mate; a small floor on the weights keeps voxels that hardly any image touched from blowing up; and it flattens the corners of the box. A molecule that fits the box in every pose lies inside the sphere, so the corners, half of the box, hold noise alone, and an FSC of the whole box would count it. (Images that carry a CTF are reconstructed with `ctf=particles.ctf`; denoised ones never, or they would be corrected twice.)
 #
 # Now every stage of every setting: two **half maps**, each from one half of the particles, and the full map, their mean. The half sets were drawn in 01_simulate, before anything else happened to the images.
 
@@ -276,7 +276,7 @@ curves = {"half maps": half_fsc, "predicted from them": predicted(half_fsc), "tr
 draw("noisy images, white", curves, (0.5, 0.143))
 trusted = half_fsc > 0.05  # below, the root only amplifies chance
 independent_error = float((predicted(half_fsc) - against_truth)[trusted].abs().mean())
-display(Markdown(f"Prediction and measurement differ by **{independent_error:.3f}** on average (shells with a half-map FSC above 0.05)."))  # fmt: skip
+say(f"Prediction and measurement differ by **{independent_error:.3f}** on average (shells with a half-map FSC above 0.05).")  # fmt: skip
 
 # %% [markdown]
 # Keep in mind what made this work: **the errors of the two halves were independent**. White noise in different particles is. Everything that follows is about what happens when they are not.
@@ -362,7 +362,7 @@ for setting in data:
     s = {stage: scores[setting, stage][0] for stage in STAGES}
     best, widest = (max(s, key=lambda stage: s[stage][k]) for k in ("mean_fsc", "gap"))
     lines.append(f"\n**{setting}**: the truth agrees best with the map of the *{best}* images (mean FSC {s[best]['mean_fsc']:.3f}; noisy: {s['noisy']['mean_fsc']:.3f}). The widest gap is that of *{widest}* ({s[widest]['gap']:+.3f}; noisy: {s['noisy']['gap']:+.3f}).")  # fmt: skip
-display(Markdown("\n".join(lines)))
+say("\n".join(lines))
 
 # %% [markdown]
 # Does the noisy row win? It may well: with *known* poses the plain mean of raw images has no bias, and its noise falls with every particle. No denoiser that looks at one image at a time can put back what it smoothed away. Denoising serves the steps before: to see particles, to pick them, to find their poses.
@@ -390,7 +390,7 @@ if structural:
     show_slices(smooth | {"micelle": belt}, pixel_size_A, limits=grey_limits(belt), title=title)
     plt.show()
     words = ", ".join(f"{stage} {100 * a:.0f} %" for stage, a in left.items())
-    display(Markdown(f"Micelle density left in the map, relative to the noisy one: **{words}**."))
+    say(f"Micelle density left in the map, relative to the noisy one: **{words}**.")
 
 # %% [markdown]
 # ## What do more particles buy?
@@ -421,7 +421,7 @@ for i, what in enumerate(("resolution (Å)", "mean FSC in the outer half of the 
     raw, refined = ({n: v[i] for n, v in growth[stage].items()} for stage in growth)
     wins = [n for n in raw if (raw[n] - refined[n_test]) * (-1, 1)[i] > 0]
     end = f"{wins[0]} noisy images beat" if wins else f"{max(raw)} noisy images do not beat"
-    display(Markdown(f"- **{what}** with 2 → {n_test} particles: refined {refined[2]:.2f} → {refined[n_test]:.2f}, noisy {raw[2]:.2f} → {raw[n_test]:.2f}, and {raw[max(raw)]:.2f} with {max(raw)}. {end} all {n_test} refined ones."))  # fmt: skip
+    say(f"- **{what}** with 2 → {n_test} particles: refined {refined[2]:.2f} → {refined[n_test]:.2f}, noisy {raw[2]:.2f} → {raw[n_test]:.2f}, and {raw[max(raw)]:.2f} with {max(raw)}. {end} all {n_test} refined ones.")  # fmt: skip
 
 # %% [markdown]
 # Read the right panel beside the left one. Resolution is one point of the curve and stops at Nyquist; the outer shells show who knows anything at all about fine detail.
@@ -441,7 +441,7 @@ for degrees in (0, 5, 10, 20):
     turn = axis @ euler_to_matrix(torch.tensor([[degrees, 0, 0]])) @ axis.mT
     wrong[degrees] = judge(reconstruct_halves(clean, clean.rotations @ turn))
 draw("clean images: against the truth", {f"{d}° wrong": w[1] for d, w in wrong.items()}, (0.5,))
-display(Markdown("; ".join(f"{d}°: truth {s['truth_A']:.1f} Å, half maps {s['half_A']:.1f} Å" for d, (s, *_) in wrong.items())))  # fmt: skip
+say("; ".join(f"{d}°: truth {s['truth_A']:.1f} Å, half maps {s['half_A']:.1f} Å" for d, (s, *_) in wrong.items()))  # fmt: skip
 
 # %% [markdown]
 # A pose that is wrong by an angle $\theta$ moves density at a distance $r$ from the centre by $r\theta$: 5° at 50 Å are 4 Å. No denoiser repairs that, the images were perfect. Compare the two numbers of each angle. The errors of the poses are random and independent between the halves, yet each half averages over many of them, and the more it has, the closer the *average* comes to the same blur in both. Blur is a shared error, to which half maps grow blind.
@@ -464,7 +464,7 @@ hand_change = float((as_before - now).abs().max())
 assert hand_change < 1e-3  # the half maps are as before, only mirrored
 mirrored = truth.flip(0).roll(1 - box_size % 2, 0)
 to_truth, to_mirror = (resolution(fsc(wrong_hand["full"], t)[1], 0.5) for t in (truth, mirrored))
-display(Markdown(f"Largest change of the half-map FSC: **{hand_change:.1e}**. Resolution of the whole-box map against the truth: **{to_truth:.1f} Å**, against the mirrored truth: **{to_mirror:.1f} Å**."))  # fmt: skip
+say(f"Largest change of the half-map FSC: **{hand_change:.1e}**. Resolution of the whole-box map against the truth: **{to_truth:.1f} Å**, against the mirrored truth: **{to_mirror:.1f} Å**.")  # fmt: skip
 
 # %% [markdown]
 # The half maps are as content as before. Only something that knows chirality, such as the sense of an α-helix, can see the error; and a network trained on one hand would pull every image towards it.
@@ -481,7 +481,7 @@ curves = mask_curves(blur + noise[0], blur + noise[1], tight)
 curves["noise alone in the mask"] = fsc(noise[0] * tight, noise[1] * tight)[1]
 draw(f"a blur of {blur_A:g} Å, noise, and a tight mask", curves, (0.143,))
 tight_fsc, tight_corrected = (float(curves[k][frequency > 1.4 / blur_A].mean()) for k in ("in the mask", "corrected"))  # fmt: skip
-display(Markdown(f"Mean FSC of the shells well beyond the blur: in the mask **{tight_fsc:.2f}**, corrected **{tight_corrected:.2f}**."))  # fmt: skip
+say(f"Mean FSC of the shells well beyond the blur: in the mask **{tight_fsc:.2f}**, corrected **{tight_corrected:.2f}**.")  # fmt: skip
 
 # %% [markdown]
 # Noise alone does not fool the masked FSC; it only scatters more, because fewer independent voxels are left. What fools it is a strong signal at low frequency, which the sharp mask smears over all shells. That is the common case: every cryo-EM map has much more power at low frequency.
@@ -535,7 +535,7 @@ curves = {"truth": actual, "without the truth": estimate, "claimed by refined ha
 draw("refined half map 2, white", curves, (0.5,))
 cross_error = float((estimate - actual).abs().nanmean())
 claim_error = float((own.clamp(min=0).sqrt() - actual).abs()[~estimate.isnan()].mean())
-display(Markdown(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the refined half maps **{claim_error:.3f}**."))  # fmt: skip
+say(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the refined half maps **{claim_error:.3f}**.")  # fmt: skip
 
 # %% [markdown]
 # ```{solution-end}
