@@ -12,6 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cryonb.fourier import low_pass
 from cryonb.metrics import (
+    fit_parts,
     frc,
     fsc,
     fsc_mask_corrected,
@@ -168,3 +169,18 @@ def test_mask_correction_takes_back_what_the_mask_brings():
     # The same noise in both halves is a real correlation, and the correction leaves it.
     same = fsc_mask_corrected(half1, half1, sharp, 2.0)
     torch.testing.assert_close(same.corrected, torch.ones_like(same.corrected))
+
+
+def test_shares_of_known_parts_are_found_in_noise():
+    g = torch.Generator().manual_seed(0)
+    molecule, belt, noise = torch.randn(3, 16, 16, 16, generator=g)
+    map = 0.8 * molecule + 0.3 * (belt + 0.5 * molecule) + 2.0
+    exact = fit_parts(map, molecule, belt)
+    torch.testing.assert_close(torch.tensor(exact), torch.tensor([0.95, 0.3, 2.0]))
+    found = torch.tensor(fit_parts(map + 0.5 * noise, molecule, belt))
+    # One standard error: 0.5 / sqrt(4096) = 0.008.
+    assert (found - torch.tensor(exact)).abs().max() < 4 * 0.008
+    with pytest.raises(ValueError, match="not independent"):
+        fit_parts(map, molecule, 2 * molecule)
+    with pytest.raises(ValueError, match="differ"):
+        fit_parts(map, molecule[1:])
