@@ -83,7 +83,7 @@ from cryonb.projection import project
 from cryonb.train import draw_batch
 from cryonb.volumes import load_volume
 from cryonb.weights import KEPT, MANY, load_model
-from cryonb.whitening import amplitude, level, measure_noise, to_network
+from cryonb.whitening import amplitude, from_network, level, measure_noise, to_network
 
 use_style()
 
@@ -434,8 +434,8 @@ out = denoise_file(
     star, folder / "denoised.star", diameter_A=2 * radius_px * particles.pixel_size_A
 )
 back = next(stream_particles(out, batch_size=len(particles))).resampled(box_size)
-again, _ = to_network(back, noise)
-both = torch.stack([again.flatten(), real["many proteins"].flatten()])
+own = from_network(real["many proteins"], deviation, particles, noise)
+both = torch.stack([back.images.flatten(), own.flatten()])
 same = float(torch.corrcoef(both)[0, 1])
 say(f"Correlation with the images of this notebook: {same:.3f}. Written: `{out}`.")
 
