@@ -127,7 +127,7 @@ def training_images(
     pixel_size_A, diameter_A : float, optional
         Take this pixel size, and molecules within 30 % of this diameter.
     transfer : Tensor (n, y, x // 2 + 1), optional
-        Measured |CTF| filters, one of which is drawn for each image.
+        Measured ``|CTF|`` filters, one of which is drawn for each image.
 
     Returns
     -------
@@ -190,7 +190,7 @@ def _of_molecule(atoms, views: int, box: int, rng, pixel_A, transfer) -> tuple[t
 
 
 def _transfer(n: int, box: int, pixel_A: float, rng, generator) -> torch.Tensor:
-    """|CTF| times a whitening filter, rfft layout (n or 1, y, x // 2 + 1)."""
+    """``|CTF|`` times a whitening filter, rfft layout (n or 1, y, x // 2 + 1)."""
     ky, kx = torch.fft.fftfreq(box)[:, None], torch.fft.rfftfreq(box)
     f = (ky**2 + kx**2).sqrt()
     strength, width = rng.exponential(2.0), np.exp(rng.uniform(np.log(0.02), np.log(0.3)))

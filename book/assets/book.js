@@ -21,8 +21,9 @@ window.addEventListener("load", () => {
   // FontAwesome may have drawn the icons of that button before, each with a title of its own.
   document.querySelectorAll(".theme-switch-button title").forEach((tag) => tag.remove());
   // What scrolls sideways can be reached, and scrolled, with the keyboard.
-  const scrolls = (box) => box.scrollWidth > box.clientWidth;
-  const boxes = [...document.querySelectorAll("div.math, .bd-article table, .bd-article pre")];
-  const focus = () => boxes.filter(scrolls).forEach((box) => { box.tabIndex = 0; });
-  (window.MathJax?.startup?.promise ?? Promise.resolve()).then(focus);
+  const boxes = "div.math, mjx-container[display], .bd-article table, .bd-article pre";
+  const reach = () => document.querySelectorAll(boxes).forEach((box) => {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+  });
+  (window.MathJax?.startup?.promise ?? Promise.resolve()).then(reach);
 });
