@@ -83,7 +83,7 @@ def show_surfaces(
     step : int
         See `mesh`.
     """
-    fig = plt.figure(figsize=(2.6 * len(maps), 3.0))
+    fig = plt.figure(figsize=(2.6 * len(maps), 3.4))
     elevation, turn = np.radians((elevation_deg, turn_deg))
     eye = np.array([np.cos(turn), np.sin(turn), np.tan(elevation)])
     light = eye + np.array([np.sin(turn), -np.cos(turn), 1.0]) * 0.7  # over the left shoulder
@@ -92,10 +92,14 @@ def show_surfaces(
         ax = fig.add_subplot(1, len(maps), i + 1, projection="3d")
         corners, normals = mesh(map, level_of_volume(map, voxels), pixel_size_A, step)
         bright = 0.35 + 0.65 * np.clip(normals @ light, 0, 1)
-        faces = Poly3DCollection(corners, facecolors=base * bright[:, None], linewidth=0)
-        ax.add_collection3d(faces)
+        shades = base * bright[:, None]
+        # Edges in the same colour close the seams between triangles.
+        ax.add_collection3d(
+            Poly3DCollection(corners, facecolors=shades, edgecolors=shades, linewidth=0.4)
+        )
         reach = 0.72 * np.abs(corners).max()
-        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach), title=name)
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
+        ax.set_title(name, y=0.94)
         ax.set_box_aspect((1, 1, 1))
         ax.view_init(elevation_deg, turn_deg)
         ax.set_axis_off()

@@ -57,7 +57,7 @@ from tqdm.auto import tqdm
 from cryonb import methods
 from cryonb.dataset import read_dataset, write_dataset
 from cryonb.fourier import low_pass
-from cryonb.geometry import angular_distance_deg, random_rotations, symmetry_rotations
+from cryonb.geometry import angular_distance_deg, random_rotations
 from cryonb.maps import write_map
 from cryonb.metrics import fit_parts, fsc, fsc_mask_corrected, resolution_at
 from cryonb.particles import read_particles
@@ -65,6 +65,7 @@ from cryonb.plotting import grey_limits, plot_fsc, say, say_table, show_slices, 
 from cryonb.poses import estimate_poses
 from cryonb.projection import project
 from cryonb.reconstruct import flatten_corners, reconstruct
+from cryonb.relion import ADVICE, auto_refine, installed, postprocess
 from cryonb.surface import show_surfaces
 from cryonb.volumes import load_volume
 from cryonb.widgets import frame_viewer
@@ -83,6 +84,7 @@ n_test = 512  # particles to denoise and reconstruct from
 route_particles = [128]  # particles in the maps of the four routes
 route_snrs = [0.1]  # their SNRs, variance of the clean images / variance of the white noise
 reference_A = 20.0  # Å; resolution of the reference that poses are found with
+relion = False  # also ask RELION, where it is installed: minutes
 seed = 0  # of every random number
 run_dir = "runs/own"  # folder for everything that is written
 
@@ -134,7 +136,6 @@ wave = [torch.exp(-2j * torch.pi * q[:, None] * position) for q in k_volume]  # 
 from_volume = torch.einsum("zyx,px,py,pz->p", truth.to(wave[0]), *wave)
 error = float((from_image - from_volume).norm() / from_volume.norm())
 assert error < 0.03  # from the interpolation inside project()
-print(f"tilted pose: image and slice differ by {100 * error:.2f} %")
 
 # %% mystnb={"image": {"alt": "The logarithm of the power spectrum of a projection, and the same plane cut from the transform of the volume: the two spectra are identical. Right: lines through the centre of a disc, dense in the middle and with gaps at the rim."}}
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.6))
@@ -195,7 +196,6 @@ theirs = reconstruct(few.images, few.rotations, weight_floor=0.0)
 both = flatten_corners(mine[keep, keep, keep]), theirs
 a, b = (low_pass(v, 2.5 * pixel_size_A, pixel_size_A) for v in both)
 assert (a - b).norm() < 5e-3 * b.norm()  # they differ in how the rim at Nyquist is counted
-print(f"mine and cryonb.reconstruct differ by {100 * float((a - b).norm() / b.norm()):.2f} %")
 
 # %% [markdown]
 # `cryonb.reconstruct` does the same and adds four things: it stores only the half of Fourier space that is needed; it counts every image once for each symmetry mate; a small floor on the weights keeps voxels that hardly any image touched from blowing up; and it flattens the corners of the box. A molecule that fits the box in every pose lies inside the sphere, so the corners, half of the box, hold noise alone, and an FSC of the whole box would count it. (Images that carry a CTF are reconstructed with `ctf=particles.ctf`; denoised ones never, or they would be corrected twice.)
@@ -204,7 +204,7 @@ print(f"mine and cryonb.reconstruct differ by {100 * float((a - b).norm() / b.no
 
 
 # %%
-def reconstruct_halves(stack, rotations, symmetry=symmetry):
+def reconstruct_halves(stack, rotations):
     """Map from each half set, every second image, and their mean: the full map."""
     sets = slice(0, None, 2), slice(1, None, 2)
     two = [reconstruct(stack[i], rotations[i], symmetry=symmetry) for i in sets]
@@ -215,8 +215,8 @@ maps = {}
 for (setting, stage), particles in tqdm(images.items(), desc="reconstruct"):
     maps[setting, stage] = reconstruct_halves(particles.images, particles.rotations)
     (run / "maps" / setting).mkdir(parents=True, exist_ok=True)
-    for name, volume in maps[setting, stage].items():
-        write_map(run / f"maps/{setting}/{stage}_{name}.mrc", volume, pixel_size_A)
+    for name, v in maps[setting, stage].items():
+        write_map(run / f"maps/{setting}/{stage}_{name}.mrc", v, pixel_size_A)
 
 # %% mystnb={"image": {"alt": "Central slices in three directions of the maps from noisy, posterior mean, sample and refined images and of the true volume, one figure for each setting."}}
 for setting in data:
@@ -365,15 +365,11 @@ for row, setting in zip(axes, data, strict=True):
 columns = ["setting", "images", "truth, 0.5 (Å)", "half maps, 0.143 (Å)", "mean FSC with the truth", "gap"]  # fmt: skip
 kinds = "truth_A", "half_A", "mean_fsc", "gap"
 say_table(columns, [(*key, *(s[k] for k in kinds)) for key, (s, *_) in scores.items()])
-for setting in data:
-    s = {stage: scores[setting, stage][0] for stage in STAGES}
-    best, widest = (max(s, key=lambda stage: s[stage][k]) for k in ("mean_fsc", "gap"))
-    say(f"**{setting}**: the truth agrees best with the map of the *{best}* images (mean FSC {s[best]['mean_fsc']:.3f}; noisy: {s['noisy']['mean_fsc']:.3f}). The widest gap is that of *{widest}* ({s[widest]['gap']:+.3f}; noisy: {s['noisy']['gap']:+.3f}).")  # fmt: skip
 
 # %% [markdown]
 # Does the noisy row win? It may well: with *known* poses the plain mean of raw images has no bias, and its noise falls with every particle. No denoiser that looks at one image at a time can put back what it smoothed away. Denoising serves the steps before: to see particles, to pick them, to find their poses.
 #
-# The honest forms, on real data where no truth exists: use denoised images for particles and poses, and reconstruct from the raw ones; or train one network on each half set, on disjoint particles; or use the check of exercise 2, which needs no truth.
+# The honest forms, on real data where no truth exists: find particles in denoised images, and reconstruct from the raw ones; or train one network on each half set, on disjoint particles; or use the check of the exercise below, which needs no truth.
 
 # %% [markdown]
 # ## Is the micelle gone?
@@ -402,11 +398,10 @@ if structural:
 last = list(data)[-1]
 solid = {stage: maps[last, stage]["full"] for stage in STAGES} | {"truth": truth}
 solid = {k: low_pass(v, 4 * pixel_size_A, pixel_size_A) for k, v in solid.items()}
-show_surfaces(solid, pixel_size_A, voxels=float((mask > 0.5).sum()) / 2, title=f"{last}: surfaces that enclose half of the mask")  # fmt: skip
-plt.show()
+figure = show_surfaces(solid, pixel_size_A, voxels=float((mask > 0.5).sum()) / 2, title=f"{last}: surfaces that enclose half of the mask's volume")  # fmt: skip
 
 # %% [markdown]
-# All surfaces enclose the same volume and show the same detail (finer than 4 px is removed), so density that a map has in the wrong place it lacks in the right one. The viewer goes through the same maps plane by plane; the first and the last column are the noisy images' map and the truth.
+# All surfaces enclose the same volume and show the same detail (finer than 4 px is removed), so density that a map has in the wrong place it lacks in the right one. In the setting `structural` the map of the noisy images wears its belt. The viewer goes through the same maps plane by plane; the first and the last column are the noisy images' map and the truth.
 
 # %%
 planes, keep = torch.cat(list(solid.values()), dim=2), slice(box_size // 8, -box_size // 8)
@@ -472,38 +467,31 @@ for level, n in product(route_snrs, route_particles):
 # %% [markdown]
 # **What to notice.** First compare b with d: the same images, poses from two sources. A denoiser cannot put into an image what was not there; whatever it knows of the pose, it knows from the raw image. Projection matching that uses the right noise model, as here, misses none of it, so poses from denoised images can at best be as good, and a denoiser that wavers between two poses and draws their mean makes them worse. It earns its keep where no such model is at hand: for picking, for the eye, for programs that match images without knowing their noise.
 #
-# Then compare c with d: the same poses, denoised and raw images. With few particles or much noise the denoised images can win, since their noise is gone; raw images improve with every particle, denoised ones only until the errors that all share remain. And look at the half maps of route c: they promise more than the truth grants.
+# Then compare c with d: the same poses, denoised and raw images. With few particles or much noise the denoised images can win, since their noise is gone; raw images improve with every particle, denoised ones only until the errors that all share remain. And compare the two resolutions of route c: where its half maps claim finer detail than the truth grants, they share the errors of the denoiser and of the reference.
 #
 # A pose that is wrong by an angle $\theta$ moves density at a distance $r$ from the centre by $r\theta$: 5° at 50 Å are 4 Å. Averaging over particles does not repair that, it makes a blur, the same blur in both half maps.
 
 # %% [markdown]
-# ## Exercises
+# ## What does RELION say?
 #
-# ```{exercise-start} What is symmetry worth?
-# :label: ex-fsc-symmetry
-# ```
-# Reconstruct the noisy particles of the setting `white` without symmetry. How many times more particles would make up for it? Test your answer with the half-map FSC: if the ratio $S$ of each shell grows with the number of particles, then $m$ times as many give $F_m = mF / (1 + (m-1) F)$.
-# ```{exercise-end}
-# ```
+# Two questions to a program that knows nothing of ours. What does `relion_postprocess` make of our half maps? And where does `relion_refine`, which starts from the blurred reference, searches all poses by itself and keeps its halves apart, arrive with our particles? With the parameter `relion` the next cell asks both (minutes; RELION is a Debian and Ubuntu package, `sudo apt install relion`).
+
+# %% mystnb={"image": {"alt": "Corrected half-map FSC of the noisy images' map by cryonb and by relion_postprocess, and of RELION's own refinement."}}
+if relion and not installed():
+    say(ADVICE)
+elif relion:
+    job, ours = run / "relion", scores["white", "noisy"][2]
+    theirs_fsc = postprocess(noisy["half1"], noisy["half2"], mask, pixel_size_A, job / "ours")
+    refined_3d = auto_refine(run / "data/white/test_noisy.star", reference, job, symmetry=symmetry, reference_A=reference_A, diameter_A=0.9 * box_size * pixel_size_A)  # fmt: skip
+    own = postprocess(*refined_3d[:2], mask, pixel_size_A, job / "own").corrected
+    curves = {"true poses, cryonb": ours, "true poses, relion_postprocess": theirs_fsc.corrected, "relion_refine": own}  # fmt: skip
+    draw("noisy images, white: half maps, corrected", curves, (0.143,))
+    apart = angular_distance_deg(refined_3d.particles.rotations, images["white", "noisy"].rotations, symmetry)  # fmt: skip
+    say(f"Half maps with true poses reach {resolution(ours, 0.143):.1f} Å by our FSC, {resolution(theirs_fsc.corrected, 0.143):.1f} Å by relion_postprocess; relion_refine claims {resolution(own, 0.143):.1f} Å. Its poses are wrong by {float(apart.median()):.1f}° (median; ours, from new raw images of SNR {route_snrs[0]:g}: {float(errors[route_snrs[0], 'raw'].median()):.1f}°).")  # fmt: skip
 
 # %% [markdown]
-# ```{solution-start} ex-fsc-symmetry
-# :class: dropdown
-# ```
-# An image of a particle with $m$ symmetry mates counts $m$ times, in $m$ poses: it takes $m$ times as many. From $F = S/(1+S)$ follows $S = F/(1-F)$; put $mS$ back into the first formula.
-
-# %% mystnb={"image": {"alt": "Half-map FSC without symmetry, the prediction for symmetry from it, and the half-map FSC with symmetry."}}
-particles = images["white", "noisy"]
-alone = reconstruct_halves(particles.images, particles.rotations, symmetry="C1")
-without, m = fsc(alone["half1"], alone["half2"])[1], len(symmetry_rotations(symmetry))
-curves = {"C1": without, f"{m} × as many, predicted": m * without / (1 + (m - 1) * without), symmetry: half_fsc}  # fmt: skip
-draw("noisy images, white: half maps", curves, (0.143,))
-
-# %% [markdown]
-# ```{solution-end}
-# ```
-
-# %% [markdown]
+# ## Exercise
+#
 # ```{exercise-start} Judge a denoiser without the truth
 # :label: ex-fsc-cross
 # ```
@@ -554,12 +542,11 @@ say(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the
 
 # %%
 results = {f"{a}_{b}_{k}": v for (a, b), (s, *_) in scores.items() for k, v in s.items()}
-results |= {f"{setting}_{stage}_micelle_left": m for (setting, stage), m in left.items()}
+results |= {f"{a}_{b}_micelle_left": m for (a, b), m in left.items()}
 for (level, n, way), (s, *_) in routes.items():
     results |= {f"route_{way}_snr{level:g}_n{n}_{k}": v for k, v in s.items()}
-results |= {f"poses_snr{a:g}_{b}_median_deg": float(e.median()) for (a, b), e in errors.items()}
-results |= {"independent_error": independent_error, "cross_error": cross_error}
-path = run / "results" / "06_reconstruct_fsc.json"
-path.parent.mkdir(parents=True, exist_ok=True)
+poses_wrong = {f"poses_snr{a:g}_{b}_median_deg": float(e.median()) for (a, b), e in errors.items()}
+results |= poses_wrong | {"independent_error": independent_error, "cross_error": cross_error}
+(path := run / "results" / "06_reconstruct_fsc.json").parent.mkdir(parents=True, exist_ok=True)
 path.write_text(json.dumps(results, indent=1))
 print(f"maps in {run / 'maps'}, results in {path}")
