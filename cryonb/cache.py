@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pooch import file_hash
+
+from cryonb.files import beside
 
 RETRY = "run the same command again, or try another --mirror"
 
@@ -52,20 +53,16 @@ def keep(path: Path, make: Callable[[Path], None], source: str, sha256: str | No
             return path
         print(f"{path} is damaged (sha256 {found[:12]}…): getting it again", file=sys.stderr)
     _check_writable(path.parent)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        make(beside)
-        found = file_hash(beside)
+    with beside(path) as part:
+        make(part)
+        found = file_hash(part)
         advice = (
             f"if its archive has revised it, delete {record} and what you made of the old one, and "
             "run the same command again"
         )
         check_sha256(path.name, found, known, RETRY if sha256 else advice)
         if not record.is_file():
-            _write_record(record, beside, found, source)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+            _write_record(record, part, found, source)
     return path
 
 

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from cryonb.dataset import Dataset, score_test
 from cryonb.diffusion import sample
+from cryonb.files import beside
 from cryonb.metrics import mse
 from cryonb.train import Progress, images_within
 
@@ -195,9 +196,8 @@ class Comparison:
         frame = self.frame()
         frame.insert(len(frame.columns), "settings", pd.Series(self.settings))
         for suffix, text in (("csv", frame.to_csv()), ("md", self.markdown() + "\n")):
-            part = folder / f"{stem}.{suffix}.part"
-            part.write_text(text)
-            part.replace(folder / f"{stem}.{suffix}")
+            with beside(folder / f"{stem}.{suffix}") as part:
+                part.write_text(text)
 
 
 def train_for(

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from cryonb.diffusion import SR3, denoise
+from cryonb.files import beside
 from cryonb.particles import CTF_APPLIED, Particles
 from cryonb.star import Stacks, modern_tables, particle_block, read_blocks
 from cryonb.weights import MANY, load_model
@@ -333,6 +334,5 @@ def _write_star(out: Path, source: Source, stack: str) -> None:
     key = particle_block(source.blocks, source.path)
     names = [f"{i + 1:06d}@{stack}" for i in range(len(source.table))]
     blocks = source.blocks | {key: source.blocks[key].assign(rlnImageName=names)}
-    part = out.with_name(f".{out.name}.part")
-    starfile.write(blocks, part)
-    os.replace(part, out)
+    with beside(out) as part:
+        starfile.write(blocks, part)

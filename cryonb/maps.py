@@ -10,6 +10,8 @@ import mrcfile
 import numpy as np
 import torch
 
+from cryonb.files import beside
+
 
 def read_map(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
     """Read an MRC or CCP4 map (gzipped or not), its axes in the order (z, y, x).
@@ -74,19 +76,14 @@ def write_map(path: str | os.PathLike, map: torch.Tensor, pixel_size_A: float) -
     OSError
         The disk is full or not writable; nothing half-written stays behind.
     """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with mrcfile.new(beside, overwrite=True) as mrc:
+        with beside(path) as part, mrcfile.new(part, overwrite=True) as mrc:
             mrc.set_data(np.ascontiguousarray(map.detach().cpu().numpy(), dtype=np.float32))
             mrc.set_volume()
             mrc.voxel_size = pixel_size_A
-        os.replace(beside, path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"Could not write {path} ({reason}): free space or change folder.") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def resample(

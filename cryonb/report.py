@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from cryonb.audit import Denoiser, calibration, noise_only, pull, reappearance
 from cryonb.dataset import Dataset, read_dataset
 from cryonb.diffusion import SR3
+from cryonb.files import beside
 from cryonb.geometry import random_rotations
 from cryonb.methods import one_step
 from cryonb.metrics import resolution_at
@@ -56,9 +56,8 @@ def audit_main(arguments: list[str]) -> int:
     if model is not None:
         lines.append(_calibrated(model, data, args))
     text = _page(args.denoiser, args.data, lines)
-    part = Path(f"{args.out}.part")
-    part.write_text(text)
-    part.replace(args.out)
+    with beside(args.out) as part:
+        part.write_text(text)
     print(text)
     return 0
 
@@ -153,8 +152,8 @@ def _page(denoiser: str, data: str, lines: list[tuple[str, str, str, bool]]) -> 
     head = [
         f"# Audit of {denoiser}",
         f"On {data}. {verdict} A failed test says: at this noise level, do not take from the "
-        "output what the input cannot show. Use it to find poses, and reconstruct from the raw "
-        "images.",
+        "output what the input cannot show. Use it to look and to pick, and reconstruct from the "
+        "raw images.",
         "",
         "| test | found | control | verdict |",
         "|---|---|---|---|",

@@ -26,6 +26,7 @@ from pathlib import Path
 import psutil
 
 from cryonb.engine import execute
+from cryonb.files import beside
 from cryonb.plan import Step, choose, find_notebooks, hash_package, plan, read_profile
 
 PACKAGES = ("cryonb", "torch", "numpy", "scipy", "torch-fourier-slice", "papermill", "ipykernel")
@@ -255,12 +256,8 @@ def table(run_dir: Path, chosen: list[Step]) -> str:
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file beside its place, then rename it: never half a file."""
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        beside.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict:

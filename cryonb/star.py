@@ -11,6 +11,8 @@ import pandas as pd
 import starfile
 import torch
 
+from cryonb.files import beside
+
 ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
 OPTICS = ["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]
 ORIGINS = ["rlnOriginYAngst", "rlnOriginXAngst"]  # (y, x), as in shifts_px
@@ -33,24 +35,19 @@ def write_star(
         "optics": optics.assign(rlnImageSize=images.shape[-1]),
         "particles": table.assign(rlnImageName=names),
     }
-    beside = {p: p.with_name(f".{p.name}.{os.getpid()}.part") for p in (stack_path, star_path)}
     try:
         star_path.parent.mkdir(parents=True, exist_ok=True)
-        with mrcfile.new(beside[stack_path], overwrite=True) as mrc:
-            mrc.set_data(images.detach().cpu().numpy().astype(np.float32, copy=False))
-            mrc.set_image_stack()
-            mrc.voxel_size = pixel_size_A
-        starfile.write(blocks, beside[star_path])
-        for path, part in beside.items():
-            os.replace(part, path)
+        with beside(star_path) as star_part, beside(stack_path) as stack_part:
+            with mrcfile.new(stack_part, overwrite=True) as mrc:
+                mrc.set_data(images.detach().cpu().numpy().astype(np.float32, copy=False))
+                mrc.set_image_stack()
+                mrc.voxel_size = pixel_size_A
+            starfile.write(blocks, star_part)
     except OSError as error:
         raise OSError(
             f"could not write {star_path} and its stack ({error.strerror or error}): "
             "free some space or choose another folder"
         ) from error
-    finally:
-        for part in beside.values():
-            part.unlink(missing_ok=True)
     return star_path
 
 

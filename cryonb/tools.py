@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from cryonb.conventions import FSC_HALF_MAPS, FSC_TRUTH
+from cryonb.files import beside
 from cryonb.maps import read_map, write_map
 from cryonb.masks import soft_mask
 from cryonb.metrics import fsc, fsc_mask_corrected, resolution_at
@@ -217,9 +218,8 @@ def _report(curves: pd.DataFrame, out: str, goal: float) -> None:
     print(
         f"resolution       {resolution_at(frequency, values[best], goal):.2f} Å ({best}, {goal:g})"
     )
-    part = Path(f"{out}.csv.part")
-    curves.to_csv(part)
-    part.replace(f"{out}.csv")
+    with beside(f"{out}.csv") as part:
+        curves.to_csv(part)
     plt.switch_backend("agg")
     figure = plot_fsc(
         {name: (frequency, value) for name, value in values.items()}, title=Path(out).name

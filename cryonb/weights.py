@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from cryonb.files import beside
+
 KEPT = Path(__file__).parent / "kept"
 MANY = KEPT / "many-sr3.safetensors"  # an SR3 for any molecule, see `cryonb.families`
 
@@ -18,17 +20,14 @@ MANY = KEPT / "many-sr3.safetensors"  # an SR3 for any molecule, see `cryonb.fam
 def _write(path: Path, tensors: dict, header: dict) -> None:
     """Write a safetensors file beside and rename it; a clear OSError if that cannot be done."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, part, {"cryonb": json.dumps(header)})
-        os.replace(part, path)
+        with beside(path) as part:
+            save_file(tensors, part, {"cryonb": json.dumps(header)})
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"Could not write {path} ({error}): make room or choose another folder; an older file "
             "of this name is untouched."
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -441,8 +441,8 @@ say(f"Correlation with the images of this notebook: {same:.3f}. Written: `{out}`
 
 # %% [markdown]
 # The phases are still those of the microscope, so a reconstruction from this file corrects for the CTF as it
-# would for the raw images. `06_reconstruct_fsc` and `07_trust` say what such a reconstruction is worth:
-# **find poses with denoised images, reconstruct from the raw ones.**
+# would for the raw images. `06_reconstruct_fsc` and `07_trust` say what such a reconstruction is worth: **look
+# and pick with denoised images, reconstruct from the raw ones.**
 #
 # ## 9. Try to break it
 #

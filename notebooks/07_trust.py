@@ -319,7 +319,7 @@ figure = plot_lines(shown, title="From the mean (left) to a sample (right)", **l
 # |---|---|---|
 # | look at denoised particles | does noise alone come out flat? | section 1 |
 # | pick or classify with them | was my molecule among those it was trained on? | section 3 |
-# | estimate poses from them | fine, if sections 1 and 3 hold | then **reconstruct from the raw images** |
+# | estimate poses from them | are they better than from raw images? | measure (`06`); **reconstruct from the raw images** |
 # | reconstruct from them | are both halves free of a shared network? | section 2; report the FSC of raw halves |
 # | believe a new detail | does it survive random phases, another network, other training data? | section 5 |
 # | report an error bar | is the coverage right? | section 6 |
@@ -385,7 +385,7 @@ for ratio in (1.0, 0.1, 0.03):
 # - A denoiser answers from the image and from what it knows. Only controls tell which.
 # - Outputs that look like particles prove nothing: pure noise gives them too.
 # - Half maps that share a network promise more than they keep.
-# - Use denoised particles to find poses; reconstruct from the raw ones.
+# - Use denoised particles to look and to pick; reconstruct from the raw ones.
 #
 # **References.** Henderson 2013, PNAS 110, 18037 (Einstein from noise) · Chen et al. 2013, Ultramicroscopy
 # 135, 24 (random phases) · Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721 (FSC) · Blau and Michaeli
