@@ -61,7 +61,9 @@ def environment_report(folder: str | Path = ".") -> list[Item]:
         _useful("GPU", gpu_name, gpu, "only PROFILE=paper needs one"),
         _needed("disk", f"{disk:.1f} GB free", disk >= DISK_GB, space),
         _writable(Path(folder)),
-        _useful("RELION", relion or "not found", relion, "only tests use it: apt install relion"),
+        _useful(
+            "RELION", relion or "not found", relion, "06 can ask it, tests do: apt install relion"
+        ),
     ]
 
 

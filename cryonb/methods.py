@@ -28,6 +28,7 @@ from cryonb.metrics import mse, psnr
 from cryonb.peers import PEERS, affine_fit, topaz
 from cryonb.posterior import posterior
 from cryonb.refine import Refiner, refine, refine_loss
+from cryonb.simulate import noise_sigma
 from cryonb.templates import Templates, image_templates
 from cryonb.train import draw_batch, sr3_loss, train
 from cryonb.weights import MANY, load_kept, load_model, save_model
@@ -129,6 +130,21 @@ def _kept_for(data: Dataset) -> dict[str, Method]:
         "kept SR3, over turns": Method(partial(over_turns, once), "mean over 8 turns and mirrors"),
         "kept SR3 → U-Net": Method(lambda x: refine(second, once(x), x, sigma), settings),
     }
+
+
+def ready(data: Dataset, snr: float, most: int = 2000) -> Method:
+    """Row of a denoiser for particles of `data`'s molecule in white noise of any SNR, at once.
+
+    The kept weights where they were made for this, else the exact linear filter of the first
+    `most` training images.
+    """
+    sigma, made = noise_sigma(snr), {k: data.manifest[k] for k in ("box_size", "pixel_size_A")}
+    found = load_kept(Path(data.manifest["source"]).stem, "white", "sr3", SR3, snr=snr, **made)
+    if found:
+        once = partial(one_step, found[0], sigma=sigma)
+        return Method(once, "SR3 in one step, weights that come with cryonb")
+    learn = data.train.clean.images[:most]
+    return Method(linear_filter(learn, learn, sigma), "the best linear filter")
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,36 @@ def structural_noise_residual(
     return ((output - clean) * region).square().sum((-2, -1)) / before
 
 
+def fit_parts(volume: torch.Tensor, *parts: torch.Tensor) -> list[float]:
+    """Shares of known densities in a map: least squares of ``map = sum_i share_i part_i + level``.
+
+    Uncorrelated noise in the map changes the shares by chance only, so a grainy map may be asked
+    what it holds of a molecule and of its micelle.
+
+    Parameters
+    ----------
+    volume, *parts : torch.Tensor, shape (z, y, x)
+        All blurred alike, to detail that the map has.
+
+    Returns
+    -------
+    list of float
+        One share for each part, and the level.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or a part is constant or a sum of the others.
+    """
+    for part in parts:
+        _check_pair(volume, part)
+    columns = torch.stack([*parts, torch.ones_like(volume)]).flatten(1).double()
+    gram = columns @ columns.T
+    if torch.linalg.matrix_rank(gram) < len(columns):
+        raise ValueError("the parts are not independent of each other and of a constant")
+    return torch.linalg.solve(gram, columns @ volume.flatten().double()).tolist()
+
+
 def _correlation(
     a: torch.Tensor, b: torch.Tensor, pixel_size_A: float, dims: int
 ) -> tuple[torch.Tensor, torch.Tensor]:

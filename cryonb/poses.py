@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cryonb.ctf import apply_ctf
+from cryonb.fourier import fourier_crop
 from cryonb.posterior import over_shifts, refined
 from cryonb.projection import project, shift_images
 from cryonb.templates import pose_of, volume_templates
@@ -42,6 +43,7 @@ def estimate_poses(
     ctf: torch.Tensor | None = None,
     most_shift_px: float = 0.0,
     spacings_deg: tuple[float, ...] = (4.0, 2.0, 1.0),
+    box_size: int | None = None,
     batch_size: int = 4,
 ) -> Poses:
     """Search all poses on a coarse grid, then refine near the best of it, for each particle.
@@ -65,20 +67,35 @@ def estimate_poses(
         Largest shift along y and x that is looked for; 0: the particles are centred.
     spacings_deg : tuple of float
         Grids of directions, from coarse to fine.
+    box_size : int, optional
+        Search on images Fourier-cropped to so many pixels, which is faster and loses nothing if
+        the volume holds no finer detail.
     batch_size : int
         Particles at a time.
 
     Returns
     -------
     Poses
+        Shifts in pixels of the particles as given.
 
     Raises
     ------
     ValueError
-        See `cryonb.posterior.posterior`; a negative shift.
+        See `cryonb.posterior.posterior`; a negative shift; a CTF together with a `box_size`.
     """
     if not most_shift_px >= 0:
         raise ValueError(f"most_shift_px is {most_shift_px}: give the largest shift, 0 or more.")
+    if box_size is not None:
+        if ctf is not None:
+            raise ValueError("a CTF is sampled for one box: crop the particles first, and give its")
+        factor = box_size / noisy.shape[-1]
+        small = fourier_crop(noisy, box_size, dims=2)  # with `factor` times the noise
+        volume = fourier_crop(volume, box_size) / factor  # so many fewer voxels along the beam
+        options = {"spacings_deg": spacings_deg, "batch_size": batch_size}
+        found = estimate_poses(
+            volume, small, sigma * factor, symmetry, most_shift_px=most_shift_px * factor, **options
+        )
+        return replace(found, shifts_px=found.shifts_px / factor)
     options = {"ctf": ctf, "batch_size": batch_size}
     shifts = torch.zeros(len(noisy), 2)
     if most_shift_px:

@@ -83,7 +83,7 @@ from cryonb.projection import project
 from cryonb.train import draw_batch
 from cryonb.volumes import load_volume
 from cryonb.weights import KEPT, MANY, load_model
-from cryonb.whitening import amplitude, level, measure_noise, to_network
+from cryonb.whitening import amplitude, from_network, level, measure_noise, to_network
 
 use_style()
 
@@ -344,8 +344,8 @@ strip["one protein, raw (wrong)"] = at_known(flat_real[:8], flat_real.std())
 figure = show_rows(strip, title=f"Real particles ({data})", width_in=0.9)
 
 # %% [markdown]
-# Which row is right? Prettiness is no argument: the last row comes from a network that knows one protein, and
-# this sample is not that protein (unless you simulated it). Three measurements need no truth.
+# Which row is right? Prettiness is no argument: the two rows of the network that knows one protein are as
+# pretty as any, and this sample is not that protein (unless you simulated it). Three measurements need no truth.
 #
 # ### The error, estimated (SURE)
 #
@@ -375,9 +375,9 @@ say(f"On the twin the estimate is off by {off:.3f} at most. If the noise power w
 # Where the columns *true* and *SURE* agree, the third column may be believed as far as the twin is like the
 # data: white Gaussian noise of known level. That level is the weak point. An error in it shifts the whole
 # column by as much ÷ SNR, and in a crowded micrograph the ring around a particle holds others, so the noise
-# is overestimated and the column comes out too low, even below zero. *Differences* between rows hardly feel
-# it: believe the order, not the amounts. Structure that is not the particle (a neighbour, a carbon edge)
-# counts as signal here, and a denoiser that removes it is blamed for it.
+# is overestimated and the column comes out too low. *Differences* between rows hardly feel it: believe the
+# order, not the amounts, and not a row of few images (BM3D), which scatters. Structure that is not the
+# particle (a neighbour, a carbon edge) counts as signal here, and a denoiser that removes it is blamed.
 #
 # ### Empty patches must stay empty
 #
@@ -387,9 +387,9 @@ say(f"On the twin the estimate is off by {off:.3f} at most. If the noise power w
 #
 # ### Two networks, one image
 #
-# Networks trained on disjoint data share no memory. The frequency up to which they agree (Fourier ring
-# correlation) is an upper bound on what either has seen, and a lower bound on nothing: two pupils of one
-# school make the same mistakes.
+# Networks trained on disjoint data share no memory, so what they agree on must come from the image. It is
+# tempting to conclude that it is true. The Fourier ring correlation of the two, on real data and on the twin,
+# stands beside the one with the truth, which only the twin has.
 
 # %% mystnb={"image": {"alt": "Outputs on empty patches; Fourier ring correlation of two networks"}}
 pulled = {}
@@ -414,12 +414,13 @@ agreement = {
     "many proteins and truth, twin": frc(on_twin[pair[0]], twin_truth, particles.pixel_size_A),
 }
 curves = {k: (f, v.mean(0)) for k, (f, v) in agreement.items()}
-figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean Fourier ring correlation")
+figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean FRC", title="Who agrees?")
 
 # %% [markdown]
-# The first two curves ask the same question of real data and of the twin; only the twin has the third. If the
-# real agreement is as high as the twin's, the data are about as good as was assumed. If it is *higher*, both
-# networks see something that is not noise and not in the twin. If lower, there is less signal than thought.
+# On the twin the two networks agree with each other far better than with the truth: they were given the *same
+# noise*, and both let some of it through. Agreement on one image is no evidence. It would be with two
+# exposures of the particle, such as even and odd movie frames, whose noise is independent; a particle stack
+# has no second exposure. That real data and twin give the same curve says only that the twin is a good one.
 #
 # ## 8. One command for all of it
 #
@@ -433,8 +434,8 @@ out = denoise_file(
     star, folder / "denoised.star", diameter_A=2 * radius_px * particles.pixel_size_A
 )
 back = next(stream_particles(out, batch_size=len(particles))).resampled(box_size)
-again, _ = to_network(back, noise)
-both = torch.stack([again.flatten(), real["many proteins"].flatten()])
+own = from_network(real["many proteins"], deviation, particles, noise)
+both = torch.stack([back.images.flatten(), own.flatten()])
 same = float(torch.corrcoef(both)[0, 1])
 say(f"Correlation with the images of this notebook: {same:.3f}. Written: `{out}`.")
 
@@ -518,7 +519,7 @@ print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d
 #   on the images themselves, and the first three undone.
 # - A twin with the measured noise tells what a denoiser is worth on data like these, where the truth is known.
 # - SURE estimates the error without a truth, if the noise is white and its level known.
-# - Empty patches and a second network bound what may have been invented. They prove nothing right.
+# - Empty patches show what is drawn where nothing is. Two networks that agree on one image prove nothing.
 #
 # **References.** Li et al. 2022, *Bioinformatics* 38, 2022 (Noise-Transfer2Clean) · Rohou and Grigorieff 2015,
 # *J. Struct. Biol.* 192, 216 (CTFFIND4) · Stein 1981, *Ann. Statist.* 9, 1135 · Ramani, Blu and Unser 2008,

@@ -32,7 +32,8 @@
 # - write a reconstruction by direct Fourier insertion;
 # - compute a Fourier shell correlation (FSC), and derive where the thresholds 0.5 and 0.143 come from;
 # - correct an FSC for the mask by phase randomisation;
-# - tell what the half-map FSC of denoised images measures, and what it does not.
+# - tell what the half-map FSC of denoised images measures, and what it does not;
+# - find poses by projection matching, and decide which images to find them in and to reconstruct from.
 #
 # | You need | | Where |
 # |---|---|---|
@@ -41,28 +42,33 @@
 # | Fourier transform of an image | necessary | [00_start_here](00_start_here.ipynb) |
 # | complex numbers, correlation | helpful | any first course in statistics |
 #
-# **Input**: the test particles of `run_dir/data`, and their denoised stacks in `run_dir/denoised`. **Output**: half maps and full maps in `run_dir/maps`, figures of merit in `run_dir/results`. No network runs here, so a laptop is enough; when `cryonb run` executes the notebook it records the time and the peak memory in `run_dir/06_reconstruct_fsc.json`.
+# **Input**: the test particles of `run_dir/data`, and their denoised stacks in `run_dir/denoised`. **Output**: half maps and full maps in `run_dir/maps`, figures of merit in `run_dir/results`. No network is trained here, so a laptop is enough; when `cryonb run` executes the notebook it records the time and the peak memory in `run_dir/06_reconstruct_fsc.json`.
 
-# %%
+# %% tags=["long"]
 import json
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import Markdown, display
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
+from cryonb import methods
 from cryonb.dataset import read_dataset, write_dataset
 from cryonb.fourier import low_pass
-from cryonb.geometry import euler_to_matrix, random_rotations, symmetry_rotations
+from cryonb.geometry import angular_distance_deg, random_rotations
 from cryonb.maps import write_map
-from cryonb.metrics import fsc, fsc_mask_corrected, resolution_at
+from cryonb.metrics import fit_parts, fsc, fsc_mask_corrected, resolution_at
 from cryonb.particles import read_particles
-from cryonb.plotting import grey_limits, plot_fsc, show_slices, use_style
+from cryonb.plotting import grey_limits, plot_fsc, say, say_table, show_slices, use_style
+from cryonb.poses import estimate_poses
 from cryonb.projection import project
-from cryonb.reconstruct import reconstruct
+from cryonb.reconstruct import flatten_corners, reconstruct
+from cryonb.relion import ADVICE, auto_refine, installed, postprocess
+from cryonb.surface import show_surfaces
 from cryonb.volumes import load_volume
+from cryonb.widgets import frame_viewer
 
 use_style()
 
@@ -75,7 +81,10 @@ structural = True  # also the setting "structural": micelle, neighbours, ice, ca
 n_train = 2000  # particles to train on
 n_validation = 1000  # particles held out for the refinement
 n_test = 512  # particles to denoise and reconstruct from
-n_most = 3500  # noisy particles in the largest reconstruction, at most all there are
+route_particles = [128]  # particles in the maps of the four routes
+route_snrs = [0.1]  # their SNRs, variance of the clean images / variance of the white noise
+reference_A = 20.0  # Å; resolution of the reference that poses are found with
+relion = False  # also ask RELION, where it is installed: minutes
 seed = 0  # of every random number
 run_dir = "runs/own"  # folder for everything that is written
 
@@ -84,6 +93,7 @@ run_dir = "runs/own"  # folder for everything that is written
 
 # %%
 STAGES = {"noisy": "", "posterior_mean": "02_train_sr3", "sample": "02_train_sr3", "refined": "03_refine_unet"}  # fmt: skip
+ROUTES = {"a": ("true", "raw"), "b": ("raw", "raw"), "c": ("denoised", "denoised"), "d": ("denoised", "raw")}  # poses, images  # fmt: skip
 counts = {"train": n_train, "validation": n_validation, "test": n_test}
 molecule = load_volume(source, box_size, pixel_size_A)
 run, data, images = Path(run_dir), {}, {}
@@ -126,25 +136,22 @@ wave = [torch.exp(-2j * torch.pi * q[:, None] * position) for q in k_volume]  # 
 from_volume = torch.einsum("zyx,px,py,pz->p", truth.to(wave[0]), *wave)
 error = float((from_image - from_volume).norm() / from_volume.norm())
 assert error < 0.03  # from the interpolation inside project()
-print(f"tilted pose: image and slice differ by {100 * error:.2f} %")
 
-# %% mystnb={"image": {"alt": "A projection of the molecule, the logarithm of its power spectrum, and the same plane cut from the transform of the volume: the two spectra are identical. Right: lines through the centre of a disc, dense in the middle and with gaps at the rim."}}
-fig, axes = plt.subplots(1, 4, figsize=(13, 3.4))
-A, nyquist = box_size * pixel_size_A / 2, 0.5 / pixel_size_A
-axes[0].imshow(truth.sum(0), origin="lower", extent=(-A, A, -A, A))
-axes[0].set(title="projection along z", xlabel="x (Å)", ylabel="y (Å)")
+# %% mystnb={"image": {"alt": "The logarithm of the power spectrum of a projection, and the same plane cut from the transform of the volume: the two spectra are identical. Right: lines through the centre of a disc, dense in the middle and with gaps at the rim."}}
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.6))
+nyquist = 0.5 / pixel_size_A
 panels = {"transform of the projection": projection_ft, "slice of the volume's transform": volume_ft[0]}  # fmt: skip
-for ax, (title, plane) in zip(axes[1:], panels.items(), strict=False):
+for ax, (title, plane) in zip(axes, panels.items(), strict=False):
     spectrum = torch.fft.fftshift(plane).abs().log()
     ax.imshow(spectrum, origin="lower", extent=(-nyquist, nyquist) * 2, vmin=0)
     ax.set(title=title, xlabel="$k_x$ (1/Å)", ylabel="$k_y$ (1/Å)")
 x, z = nyquist * torch.nn.functional.normalize(poses[:24, [0, 2], 2]).T  # of the beam
-axes[3].plot(torch.stack([-z, z]), torch.stack([x, -x]), color="C0", lw=0.8)
-axes[3].set(title="24 slices cut the plane $k_y = 0$", aspect="equal", xlabel="$k_x$ (1/Å)", ylabel="$k_z$ (1/Å)")  # fmt: skip
+axes[2].plot(torch.stack([-z, z]), torch.stack([x, -x]), color="C0", lw=0.8)
+axes[2].set(title="24 slices cut the plane $k_y = 0$", aspect="equal", xlabel="$k_x$ (1/Å)", ylabel="$k_z$ (1/Å)")  # fmt: skip
 plt.show()
 
 # %% [markdown]
-# **What to notice.** The two spectra in the middle are the same array. On the right, every image cuts the plane $k_y=0$ in one line through the centre. Near the centre, at low frequency, every image has something to say about every voxel; towards the rim the lines spread, and gaps open. A shell of radius $k$ has about $k^2$ voxels, a slice brings about $k$ samples, so the number of measurements per voxel falls as $1/k$. That is one reason why fine detail needs many particles. (The other is that the signal itself fades with frequency, while white noise does not.)
+# **What to notice.** The two spectra are the same array. On the right, every image cuts the plane $k_y=0$ in one line through the centre. Near the centre, at low frequency, every image has something to say about every voxel; towards the rim the lines spread, and gaps open. A shell of radius $k$ has about $k^2$ voxels, a slice brings about $k$ samples, so the number of measurements per voxel falls as $1/k$. That is one reason why fine detail needs many particles. (The other is that the signal itself fades with frequency, while white noise does not.)
 
 # %% [markdown]
 # ## How do slices become a volume?
@@ -186,30 +193,30 @@ s = torch.sinc((torch.arange(2 * n) - n) / (2 * n)) ** 2
 mine = torch.fft.fftshift(torch.fft.ifftn(mean).real) / (s[:, None, None] * s[:, None] * s)
 keep = slice(n - n // 2, n - n // 2 + n)
 theirs = reconstruct(few.images, few.rotations, weight_floor=0.0)
-a, b = (low_pass(v, 2.5 * pixel_size_A, pixel_size_A) for v in (mine[keep, keep, keep], theirs))
+both = flatten_corners(mine[keep, keep, keep]), theirs
+a, b = (low_pass(v, 2.5 * pixel_size_A, pixel_size_A) for v in both)
 assert (a - b).norm() < 5e-3 * b.norm()  # they differ in how the rim at Nyquist is counted
-print(f"mine and cryonb.reconstruct differ by {100 * float((a - b).norm() / b.norm()):.2f} %")
 
 # %% [markdown]
-# `cryonb.reconstruct` does the same and adds three things: it stores only the half of Fourier space that is needed, it inserts every image once for each symmetry mate, and a small floor on the weights keeps voxels that hardly any image touched from blowing up. (Images that carry a CTF are reconstructed with `ctf=particles.ctf`; denoised ones never, or they would be corrected twice.)
+# `cryonb.reconstruct` does the same and adds four things: it stores only the half of Fourier space that is needed; it counts every image once for each symmetry mate; a small floor on the weights keeps voxels that hardly any image touched from blowing up; and it flattens the corners of the box. A molecule that fits the box in every pose lies inside the sphere, so the corners, half of the box, hold noise alone, and an FSC of the whole box would count it. (Images that carry a CTF are reconstructed with `ctf=particles.ctf`; denoised ones never, or they would be corrected twice.)
 #
 # Now every stage of every setting: two **half maps**, each from one half of the particles, and the full map, their mean. The half sets were drawn in 01_simulate, before anything else happened to the images.
 
 
 # %%
-def reconstruct_halves(particles, rotations, symmetry=symmetry):
-    """Map from each half set, and their mean: the full map."""
-    sets = (particles.half == 1, particles.half == 2)
-    two = [reconstruct(particles.images[i], rotations[i], symmetry=symmetry) for i in sets]
+def reconstruct_halves(stack, rotations):
+    """Map from each half set, every second image, and their mean: the full map."""
+    sets = slice(0, None, 2), slice(1, None, 2)
+    two = [reconstruct(stack[i], rotations[i], symmetry=symmetry) for i in sets]
     return {"half1": two[0], "half2": two[1], "full": (two[0] + two[1]) / 2}
 
 
 maps = {}
 for (setting, stage), particles in tqdm(images.items(), desc="reconstruct"):
-    maps[setting, stage] = reconstruct_halves(particles, particles.rotations)
+    maps[setting, stage] = reconstruct_halves(particles.images, particles.rotations)
     (run / "maps" / setting).mkdir(parents=True, exist_ok=True)
-    for name, volume in maps[setting, stage].items():
-        write_map(run / f"maps/{setting}/{stage}_{name}.mrc", volume, pixel_size_A)
+    for name, v in maps[setting, stage].items():
+        write_map(run / f"maps/{setting}/{stage}_{name}.mrc", v, pixel_size_A)
 
 # %% mystnb={"image": {"alt": "Central slices in three directions of the maps from noisy, posterior mean, sample and refined images and of the true volume, one figure for each setting."}}
 for setting in data:
@@ -276,7 +283,7 @@ curves = {"half maps": half_fsc, "predicted from them": predicted(half_fsc), "tr
 draw("noisy images, white", curves, (0.5, 0.143))
 trusted = half_fsc > 0.05  # below, the root only amplifies chance
 independent_error = float((predicted(half_fsc) - against_truth)[trusted].abs().mean())
-display(Markdown(f"Prediction and measurement differ by **{independent_error:.3f}** on average (shells with a half-map FSC above 0.05)."))  # fmt: skip
+say(f"Prediction and measurement differ by **{independent_error:.3f}** on average (shells with a half-map FSC above 0.05).")  # fmt: skip
 
 # %% [markdown]
 # Keep in mind what made this work: **the errors of the two halves were independent**. White noise in different particles is. Everything that follows is about what happens when they are not.
@@ -303,7 +310,7 @@ def mask_curves(half1, half2, mask):
 draw("noisy images, white: half maps", mask_curves(noisy["half1"], noisy["half2"], mask), (0.143,))
 
 # %% [markdown]
-# The random phases begin where the whole-box curve falls below 0.8; up to there $F_\text{rand}$ means nothing. A wide mask with a soft edge, as here, adds little that is false; we will make a bad one below. Against the truth no such correction is needed: the noise in the mask has nothing in common with the truth, whatever the mask's shape. From here on both curves are taken inside the mask, the half-map one corrected.
+# The random phases begin where the whole-box curve falls below 0.8; up to there $F_\text{rand}$ means nothing. A wide mask with a soft edge, as here, adds little that is false; a hard edge close to the molecule adds much. Against the truth no such correction is needed: the noise in the mask has nothing in common with the truth, whatever the mask's shape. From here on both curves are taken inside the mask, the half-map one corrected.
 
 # %% [markdown]
 # ## Which images give the best map?
@@ -355,164 +362,136 @@ for row, setting in zip(axes, data, strict=True):
 
 
 # %%
-lines = ["| setting | images | truth, 0.5 | half maps, 0.143 | mean FSC with the truth | gap |", "|---|---|---|---|---|---|"]  # fmt: skip
-for (setting, stage), (s, *_) in scores.items():
-    lines.append(f"| {setting} | {stage} | {s['truth_A']:.1f} Å | {s['half_A']:.1f} Å | {s['mean_fsc']:.3f} | {s['gap']:+.3f} |")  # fmt: skip
-for setting in data:
-    s = {stage: scores[setting, stage][0] for stage in STAGES}
-    best, widest = (max(s, key=lambda stage: s[stage][k]) for k in ("mean_fsc", "gap"))
-    lines.append(f"\n**{setting}**: the truth agrees best with the map of the *{best}* images (mean FSC {s[best]['mean_fsc']:.3f}; noisy: {s['noisy']['mean_fsc']:.3f}). The widest gap is that of *{widest}* ({s[widest]['gap']:+.3f}; noisy: {s['noisy']['gap']:+.3f}).")  # fmt: skip
-display(Markdown("\n".join(lines)))
+columns = ["setting", "images", "truth, 0.5 (Å)", "half maps, 0.143 (Å)", "mean FSC with the truth", "gap"]  # fmt: skip
+kinds = "truth_A", "half_A", "mean_fsc", "gap"
+say_table(columns, [(*key, *(s[k] for k in kinds)) for key, (s, *_) in scores.items()])
 
 # %% [markdown]
 # Does the noisy row win? It may well: with *known* poses the plain mean of raw images has no bias, and its noise falls with every particle. No denoiser that looks at one image at a time can put back what it smoothed away. Denoising serves the steps before: to see particles, to pick them, to find their poses.
 #
-# The honest forms, on real data where no truth exists: use denoised images for particles and poses, and reconstruct from the raw ones; or train one network on each half set, on disjoint particles; or use the check of exercise 2, which needs no truth.
+# The honest forms, on real data where no truth exists: find particles in denoised images, and reconstruct from the raw ones; or train one network on each half set, on disjoint particles; or use the check of the exercise below, which needs no truth.
 
 # %% [markdown]
 # ## Is the micelle gone?
 #
-# In the setting `structural` the target of the networks is the molecule without its detergent. Fit the known belt $b$ to the error of a map, and the factor says how much of it is left:
+# In the setting `structural` the target of the networks is the molecule without its detergent. How much of the belt is left in each map? Blur the map, the molecule and the belt to 6 px, a detail that every map has, and fit the map as a sum of the molecule, the belt, and a constant, by least squares over all voxels:
 #
-# $$ \text{left} = \frac{\langle V - V_\text{truth},\, b\rangle}{\langle b, b\rangle} \Big/ \text{the same for the noisy map}. $$
+# $$ V \approx a\,V_\text{molecule} + m\,b + c. $$
 #
-# Random errors cancel in the scalar product, so this is a fair question to put to a grainy map as well. (The molecule's own density counts as left-over where a map blurs it into the belt.)
+# $m$ is the share of the belt that the map holds: 1 in the particles as they are, 0 in a perfect map. Noise has no share in it on average, so it is a fair question to put to a grainy map as well, and the factor $a$ takes up what a denoiser loses in contrast. A blurred molecule that reaches into the belt would still count; the maps of the setting `white`, which hold no belt, show how much that is.
 
-# %% mystnb={"image": {"alt": "Central slices of the error of each map in the setting structural, and of the micelle itself for comparison."}}
-left = {}
+
+# %% mystnb={"image": {"alt": "Central slices of each map in the setting structural minus its fitted share of the molecule, and of the micelle itself for comparison."}}
+left, rest = {}, {}
 if structural:
     belt = data["structural"].micelle
-    error = {stage: maps["structural", stage]["full"] - truth for stage in STAGES}
-    amount = {stage: float((e * belt).sum()) for stage, e in error.items()}
-    left = {stage: a / amount["noisy"] for stage, a in amount.items()}
-    smooth = {k: low_pass(e, 6 * pixel_size_A, pixel_size_A) for k, e in error.items()}
-    title = f"structural: map − truth, details below {6 * pixel_size_A:g} Å removed"
-    show_slices(smooth | {"micelle": belt}, pixel_size_A, limits=grey_limits(belt), title=title)
+    for key, m in maps.items():
+        v, body, b = (low_pass(x, 6 * pixel_size_A, pixel_size_A) for x in (m["full"], truth, belt))
+        molecule_share, left[key], level = fit_parts(v, body, b)
+        rest[key] = v - molecule_share * body - level
+    shown = {stage: rest["structural", stage] for stage in STAGES} | {"the whole belt": belt}
+    show_slices(shown, pixel_size_A, limits=grey_limits(belt), title="structural: map − molecule")
     plt.show()
-    words = ", ".join(f"{stage} {100 * a:.0f} %" for stage, a in left.items())
-    display(Markdown(f"Micelle density left in the map, relative to the noisy one: **{words}**."))
+    say_table(["", *STAGES], [(k, *(left[k, stage] for stage in STAGES)) for k in data], "Share of the micelle in the map")  # fmt: skip
+
+# %% mystnb={"image": {"alt": "Isosurfaces of the maps of the last setting and of the true molecule, each enclosing the volume of the molecule's mask."}}
+last = list(data)[-1]
+solid = {stage: maps[last, stage]["full"] for stage in STAGES} | {"truth": truth}
+solid = {k: low_pass(v, 4 * pixel_size_A, pixel_size_A) for k, v in solid.items()}
+figure = show_surfaces(solid, pixel_size_A, voxels=float((mask > 0.5).sum()) / 2, title=f"{last}: surfaces that enclose half of the mask's volume")  # fmt: skip
 
 # %% [markdown]
-# ## What do more particles buy?
-#
-# Averaging over particles removes white noise without any prior knowledge, and it goes on doing so for as long as you bring particles. A denoiser gives its help at once, but its errors are shared by all images, and averaging cannot remove those. So one expects two curves: one that starts low and climbs, one that starts high and levels off. We let the noisy series go on beyond the test set, with the particles that the networks were trained on; reconstruction learns nothing, so it may use them.
-
-# %% mystnb={"image": {"alt": "Left: resolution against the truth as the number of particles grows, for noisy and refined images. Right: mean FSC against the truth in the outer half of the shells."}}
-white = data["white"]
-splits = (white.test.noisy, white.validation.noisy, white.train.noisy)
-raw = torch.cat([p.images for p in splits])[: max(n_most, n_test)]
-poses = torch.cat([p.rotations for p in splits])
-growth = {"noisy": {}, "refined": {}}
-for values, stack in zip(growth.values(), (raw, images["white", "refined"].images), strict=True):
-    for n in tqdm(sorted({min(n, len(stack)) for n in [2 * 4**i for i in range(10)] + [n_test]})):
-        v = reconstruct(stack[:n], poses[:n], symmetry=symmetry)
-        curve = fsc(v * mask, truth * mask)[1]
-        values[n] = resolution(curve, 0.5), float(curve[box_size // 4 :].mean())
-fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-for i, (ax, what) in enumerate(zip(axes, ("resolution (Å)", "mean FSC, outer half"), strict=True)):
-    for stage, values in growth.items():
-        ax.semilogx(values.keys(), [v[i] for v in values.values()], "o-", label=stage)
-    ax.set(xlabel="particles", ylabel=what, title="white: against the truth")
-    ax.legend()
-axes[0].invert_yaxis()
+# All surfaces enclose the same volume and show the same detail (finer than 4 px is removed), so density that a map has in the wrong place it lacks in the right one. In the setting `structural` the map of the noisy images wears its belt. The viewer goes through the same maps plane by plane; the first and the last column are the noisy images' map and the truth.
 
 # %%
-for i, what in enumerate(("resolution (Å)", "mean FSC in the outer half of the shells")):
-    raw, refined = ({n: v[i] for n, v in growth[stage].items()} for stage in growth)
-    wins = [n for n in raw if (raw[n] - refined[n_test]) * (-1, 1)[i] > 0]
-    end = f"{wins[0]} noisy images beat" if wins else f"{max(raw)} noisy images do not beat"
-    display(Markdown(f"- **{what}** with 2 → {n_test} particles: refined {refined[2]:.2f} → {refined[n_test]:.2f}, noisy {raw[2]:.2f} → {raw[n_test]:.2f}, and {raw[max(raw)]:.2f} with {max(raw)}. {end} all {n_test} refined ones."))  # fmt: skip
+planes, keep = torch.cat(list(solid.values()), dim=2), slice(box_size // 8, -box_size // 8)
+height_A = [f"z = {(i - box_size // 2) * pixel_size_A:+.0f} Å" for i in range(box_size)]
+frame_viewer(planes[keep], height_A[keep], title=", ".join(solid), limits=grey_limits(truth), width_px=900, index=3 * box_size // 8)  # fmt: skip
 
 # %% [markdown]
-# Read the right panel beside the left one. Resolution is one point of the curve and stops at Nyquist; the outer shells show who knows anything at all about fine detail.
-
-# %% [markdown]
-# ## Try to break it
+# ## And when nobody knows the poses?
 #
-# ### Wrong poses
+# So far every pose was the true one. In practice poses are found from the images, and a denoiser can enter in four ways:
 #
-# So far all poses were exact. Take *clean* images and turn every pose by a fixed angle about a random axis.
-
-
-# %% mystnb={"image": {"alt": "FSC against the truth of maps from clean images whose poses are wrong by 0, 5, 10 and 20 degrees: the larger the error, the earlier the fall."}}
-clean, wrong = white.test.clean, {}
-axis = random_rotations(n_test, torch.Generator().manual_seed(seed))  # takes z to a random axis
-for degrees in (0, 5, 10, 20):
-    turn = axis @ euler_to_matrix(torch.tensor([[degrees, 0, 0]])) @ axis.mT
-    wrong[degrees] = judge(reconstruct_halves(clean, clean.rotations @ turn))
-draw("clean images: against the truth", {f"{d}° wrong": w[1] for d, w in wrong.items()}, (0.5,))
-display(Markdown("; ".join(f"{d}°: truth {s['truth_A']:.1f} Å, half maps {s['half_A']:.1f} Å" for d, (s, *_) in wrong.items())))  # fmt: skip
-
-# %% [markdown]
-# A pose that is wrong by an angle $\theta$ moves density at a distance $r$ from the centre by $r\theta$: 5° at 50 Å are 4 Å. No denoiser repairs that, the images were perfect. Compare the two numbers of each angle. The errors of the poses are random and independent between the halves, yet each half averages over many of them, and the more it has, the closer the *average* comes to the same blur in both. Blur is a shared error, to which half maps grow blind.
+# | route | poses from | map from |
+# |---|---|---|
+# | a | the truth | raw images: the upper bound |
+# | b | raw images | raw images: no denoiser anywhere |
+# | c | denoised images | denoised images |
+# | d | denoised images | raw images |
 #
-# ### The wrong hand
+# Poses are found by projection matching: of all poses, take the one whose projection of a *reference* fits the image best. The reference here is the true molecule blurred to `reference_A`, as one would have it from a relative or an early map. So the search cannot know finer detail, yet it knows the overall shape, and that has a price, **reference bias**: among thousands of poses, noise too finds one that it fits. The noise that happens to look like the reference adds up in the map, so up to `reference_A` the map resembles the reference whatever was in the images. Only what lies beyond (right of the dotted line below) is news; and since all particles share the reference, so do the half maps.
 #
-# Let $M = \mathrm{diag}(1, 1, -1)$ mirror the beam. Summing along $z$ does not care about its direction, so
-#
-# $$ I(x,y) = \sum_z V\big(R\,M\,(x,y,z)\big) = \sum_z V'\big(M R M\,(x,y,z)\big), \qquad V'(r) = V(M r). $$
-#
-# The mirrored molecule $V'$ with the poses $MRM$ explains every image exactly. Images alone cannot tell left from right.
+# The particles are new ones, which no denoiser has seen. They are denoised by the weights that come with cryonb where those were made for this molecule and this SNR, otherwise by the best linear filter.
 
 # %%
-mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
-particles = white.test.noisy
-wrong_hand = reconstruct_halves(particles, mirror @ particles.rotations @ mirror)
-odd = (slice(1 - box_size % 2, None),) * 3  # an even box has an outermost plane without a mate
-as_before, now = (fsc(m["half1"][odd], m["half2"][odd])[1] for m in (noisy, wrong_hand))
-hand_change = float((as_before - now).abs().max())
-assert hand_change < 1e-3  # the half maps are as before, only mirrored
-mirrored = truth.flip(0).roll(1 - box_size % 2, 0)
-to_truth, to_mirror = (resolution(fsc(wrong_hand["full"], t)[1], 0.5) for t in (truth, mirrored))
-display(Markdown(f"Largest change of the half-map FSC: **{hand_change:.1e}**. Resolution of the whole-box map against the truth: **{to_truth:.1f} Å**, against the mirrored truth: **{to_mirror:.1f} Å**."))  # fmt: skip
+white, routes, errors = data["white"], {}, {}
+generator = torch.Generator().manual_seed(seed + 100)
+poses = random_rotations(max(route_particles), generator)
+known = {"true": poses}
+views = project(truth, poses)
+reference = low_pass(truth, reference_A, pixel_size_A)
+# Half as many pixels hold all that the reference knows.
+search = {"spacings_deg": (6.0, 3.0), "box_size": box_size // 2}
+for level in tqdm(route_snrs, desc="four routes"):
+    sigma = level**-0.5
+    noisy_views = views + sigma * torch.randn(views.shape, generator=generator)
+    denoiser = methods.ready(white, level)
+    clean_views = denoiser.denoise(noisy_views)
+    say(f"SNR {level:g}: denoised by {denoiser.settings}.")
+    known["raw"] = estimate_poses(reference, noisy_views, sigma, symmetry, **search).rotations
+    # What noise a denoised image has is not known; a level of 1 searches as widely as need be.
+    known["denoised"] = estimate_poses(reference, clean_views, 1.0, symmetry, **search).rotations
+    errors |= {(level, k): angular_distance_deg(v, poses, symmetry) for k, v in known.items()}
+    for n, (way, (kind, stack)) in product(route_particles, ROUTES.items()):
+        images_of = {"raw": noisy_views, "denoised": clean_views}[stack]
+        routes[level, n, way] = judge(reconstruct_halves(images_of[:n], known[kind][:n]))
+
+# %% mystnb={"image": {"alt": "For each SNR, FSC with the truth of the maps of the four routes, with a dotted line at the resolution of the reference; the labels hold the median errors of the poses."}}
+fig, axes = plt.subplots(1, len(route_snrs), figsize=(5.6 * len(route_snrs), 4), squeeze=False)
+for ax, level in zip(axes[0], route_snrs, strict=True):
+    wrong_by = {way: float(errors[level, kind].median()) for way, (kind, _) in ROUTES.items()}
+    curves = {f"{way}, poses {angle:.1f}° wrong": routes[level, max(route_particles), way][1] for way, angle in wrong_by.items()}  # fmt: skip
+    draw(f"SNR {level:g}, {max(route_particles)} particles: against the truth", curves, (0.5,), ax)
+    ax.axvline(1 / reference_A, color="0.4", ls=":")
+
+# %%
+columns = ["SNR", "particles", "route", "poses wrong by (median, °)", "truth, 0.5 (Å)", "half maps, 0.143 (Å)", "mean FSC with the truth"]  # fmt: skip
+rows = [(f"{level:g}", f"{n}", way, float(errors[level, ROUTES[way][0]][:n].median()), s["truth_A"], s["half_A"], s["mean_fsc"]) for (level, n, way), (s, *_) in routes.items()]  # fmt: skip
+say_table(columns, rows)
+for level, n in product(route_snrs, route_particles):
+    mean = {way: routes[level, n, way][0]["mean_fsc"] for way in ROUTES}
+    best = max("bcd", key=mean.get)
+    say(f"- SNR {level:g}, {n} particles: of the routes without true poses, **{best}** gives the map nearest to the truth (mean FSC {mean[best]:.3f}; with true poses {mean['a']:.3f}).")  # fmt: skip
 
 # %% [markdown]
-# The half maps are as content as before. Only something that knows chirality, such as the sense of an α-helix, can see the error; and a network trained on one hand would pull every image towards it.
+# **What to notice.** First compare b with d: the same images, poses from two sources. A denoiser cannot put into an image what was not there; whatever it knows of the pose, it knows from the raw image. Projection matching that uses the right noise model, as here, misses none of it, so poses from denoised images can at best be as good, and a denoiser that wavers between two poses and draws their mean makes them worse. It earns its keep where no such model is at hand: for picking, for the eye, for programs that match images without knowing their noise.
 #
-# ### A mask that is too tight
+# Then compare c with d: the same poses, denoised and raw images. With few particles or much noise the denoised images can win, since their noise is gone; raw images improve with every particle, denoised ones only until the errors that all share remain. And compare the two resolutions of route c: where its half maps claim finer detail than the truth grants, they share the errors of the denoiser and of the reference.
 #
-# Make two half maps by hand: the same blur of the molecule in both, and white noise of its own in each. They share nothing finer than the blur. Then cut both out with a hard-edged mask around the densest twentieth of the box.
-
-# %% mystnb={"image": {"alt": "FSC between two maps that share only a blur: zero beyond the blur in the whole box, high up to Nyquist in the tight mask and equally high with random phases, near zero again when corrected. Pure noise in the mask stays near zero."}}
-blur = low_pass(truth, blur_A := 8 * pixel_size_A, pixel_size_A)
-noise = torch.randn(2, *truth.shape, generator=torch.Generator().manual_seed(seed)) * blur.std()
-tight = (truth > truth.flatten().sort().values[-truth.numel() // 20]).float()
-curves = mask_curves(blur + noise[0], blur + noise[1], tight)
-curves["noise alone in the mask"] = fsc(noise[0] * tight, noise[1] * tight)[1]
-draw(f"a blur of {blur_A:g} Å, noise, and a tight mask", curves, (0.143,))
-tight_fsc, tight_corrected = (float(curves[k][frequency > 1.4 / blur_A].mean()) for k in ("in the mask", "corrected"))  # fmt: skip
-display(Markdown(f"Mean FSC of the shells well beyond the blur: in the mask **{tight_fsc:.2f}**, corrected **{tight_corrected:.2f}**."))  # fmt: skip
+# A pose that is wrong by an angle $\theta$ moves density at a distance $r$ from the centre by $r\theta$: 5° at 50 Å are 4 Å. Averaging over particles does not repair that, it makes a blur, the same blur in both half maps.
 
 # %% [markdown]
-# Noise alone does not fool the masked FSC; it only scatters more, because fewer independent voxels are left. What fools it is a strong signal at low frequency, which the sharp mask smears over all shells. That is the common case: every cryo-EM map has much more power at low frequency.
-
-# %% [markdown]
-# ## Exercises
+# ## What does RELION say?
 #
-# ```{exercise-start} What is symmetry worth?
-# :label: ex-fsc-symmetry
-# ```
-# Reconstruct the noisy particles of the setting `white` without symmetry. How many times more particles would make up for it? Test your answer with the half-map FSC: if the ratio $S$ of each shell grows with the number of particles, then $m$ times as many give $F_m = mF / (1 + (m-1) F)$.
-# ```{exercise-end}
-# ```
+# Two questions to a program that knows nothing of ours. What does `relion_postprocess` make of our half maps? And where does `relion_refine`, which starts from the blurred reference, searches all poses by itself and keeps its halves apart, arrive with our particles? With the parameter `relion` the next cell asks both (minutes; RELION is a Debian and Ubuntu package, `sudo apt install relion`).
+
+# %% mystnb={"image": {"alt": "Corrected half-map FSC of the noisy images' map by cryonb and by relion_postprocess, and of RELION's own refinement."}}
+if relion and not installed():
+    say(ADVICE)
+elif relion:
+    job, ours = run / "relion", scores["white", "noisy"][2]
+    theirs_fsc = postprocess(noisy["half1"], noisy["half2"], mask, pixel_size_A, job / "ours")
+    refined_3d = auto_refine(run / "data/white/test_noisy.star", reference, job, symmetry=symmetry, reference_A=reference_A, diameter_A=0.9 * box_size * pixel_size_A)  # fmt: skip
+    own = postprocess(*refined_3d[:2], mask, pixel_size_A, job / "own").corrected
+    curves = {"true poses, cryonb": ours, "true poses, relion_postprocess": theirs_fsc.corrected, "relion_refine": own}  # fmt: skip
+    draw("noisy images, white: half maps, corrected", curves, (0.143,))
+    apart = angular_distance_deg(refined_3d.particles.rotations, images["white", "noisy"].rotations, symmetry)  # fmt: skip
+    say(f"Half maps with true poses reach {resolution(ours, 0.143):.1f} Å by our FSC, {resolution(theirs_fsc.corrected, 0.143):.1f} Å by relion_postprocess; relion_refine claims {resolution(own, 0.143):.1f} Å. Its poses are wrong by {float(apart.median()):.1f}° (median; ours, from new raw images of SNR {route_snrs[0]:g}: {float(errors[route_snrs[0], 'raw'].median()):.1f}°).")  # fmt: skip
 
 # %% [markdown]
-# ```{solution-start} ex-fsc-symmetry
-# :class: dropdown
-# ```
-# An image of a particle with $m$ symmetry mates counts $m$ times, in $m$ poses: it takes $m$ times as many. From $F = S/(1+S)$ follows $S = F/(1-F)$; put $mS$ back into the first formula.
-
-# %% mystnb={"image": {"alt": "Half-map FSC without symmetry, the prediction for symmetry from it, and the half-map FSC with symmetry."}}
-alone = reconstruct_halves(particles, particles.rotations, symmetry="C1")
-without, m = fsc(alone["half1"], alone["half2"])[1], len(symmetry_rotations(symmetry))
-curves = {"C1": without, f"{m} × as many, predicted": m * without / (1 + (m - 1) * without), symmetry: half_fsc}  # fmt: skip
-draw("noisy images, white: half maps", curves, (0.143,))
-
-# %% [markdown]
-# ```{solution-end}
-# ```
-
-# %% [markdown]
+# ## Exercise
+#
 # ```{exercise-start} Judge a denoiser without the truth
 # :label: ex-fsc-cross
 # ```
@@ -535,7 +514,7 @@ curves = {"truth": actual, "without the truth": estimate, "claimed by refined ha
 draw("refined half map 2, white", curves, (0.5,))
 cross_error = float((estimate - actual).abs().nanmean())
 claim_error = float((own.clamp(min=0).sqrt() - actual).abs()[~estimate.isnan()].mean())
-display(Markdown(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the refined half maps **{claim_error:.3f}**."))  # fmt: skip
+say(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the refined half maps **{claim_error:.3f}**.")  # fmt: skip
 
 # %% [markdown]
 # ```{solution-end}
@@ -548,7 +527,8 @@ display(Markdown(f"Mean distance from the truth: estimate **{cross_error:.3f}**,
 # - The FSC compares maps shell by shell. 0.143 between half maps and 0.5 against the truth are the same statement, **if the errors of the half maps are independent**.
 # - A mask correlates what it cuts out alike; phase randomisation measures by how much.
 # - The half maps of images denoised by one network share its errors. Their FSC measures self-consistency; only the truth, or the raw images of the other half, can judge them.
-# - Shared errors of any kind, such as the hand, go unseen by half maps.
+# - Reconstruct from raw images. Whether poses are better found in raw or in denoised ones is a question to measure; a matching that knows its noise needs no denoiser.
+# - Shared errors of any kind go unseen by half maps: those of one network, of one reference, of poses that are wrong in the same way.
 #
 # **What next.** [07_trust](07_trust.ipynb) provokes denoisers into showing what they invent. Or go back to [03_refine_unet](03_refine_unet.ipynb) with this notebook's table at hand, change one thing in the training, and see which column of the table it moves.
 #
@@ -562,12 +542,11 @@ display(Markdown(f"Mean distance from the truth: estimate **{cross_error:.3f}**,
 
 # %%
 results = {f"{a}_{b}_{k}": v for (a, b), (s, *_) in scores.items() for k, v in s.items()}
-results |= {f"structural_{stage}_micelle_left": a for stage, a in left.items()}
-results |= {f"poses_wrong_{d}_deg_truth_A": s["truth_A"] for d, (s, *_) in wrong.items()}
-results |= {"hand_change": hand_change, "hand_truth_A": to_truth, "hand_mirror_A": to_mirror}
-results |= {"independent_error": independent_error, "cross_error": cross_error}
-results |= {"tight_mask_fsc": tight_fsc, "tight_mask_corrected_fsc": tight_corrected}
-path = run / "results" / "06_reconstruct_fsc.json"
-path.parent.mkdir(parents=True, exist_ok=True)
+results |= {f"{a}_{b}_micelle_left": m for (a, b), m in left.items()}
+for (level, n, way), (s, *_) in routes.items():
+    results |= {f"route_{way}_snr{level:g}_n{n}_{k}": v for k, v in s.items()}
+poses_wrong = {f"poses_snr{a:g}_{b}_median_deg": float(e.median()) for (a, b), e in errors.items()}
+results |= poses_wrong | {"independent_error": independent_error, "cross_error": cross_error}
+(path := run / "results" / "06_reconstruct_fsc.json").parent.mkdir(parents=True, exist_ok=True)
 path.write_text(json.dumps(results, indent=1))
 print(f"maps in {run / 'maps'}, results in {path}")

@@ -14,6 +14,7 @@ from test_projection import phantom
 from torch.testing import assert_close
 
 from cryonb import methods
+from cryonb.baselines import linear_filter
 from cryonb.compare import (
     Comparison,
     errors_by_samples,
@@ -170,6 +171,13 @@ def test_memory_knows_its_own_training_images(data):
 
 def test_kept_rows_are_for_the_data_they_were_made_for(data):
     assert list(methods.kept(data)) == ["SR3 for any molecule, one step"]  # the others: at 64 px
+    ready, clean = methods.ready(data, 0.05), data.train.clean.images
+    assert_close(
+        ready.denoise(data.test.noisy.images),
+        linear_filter(clean, clean, 0.05**-0.5)(data.test.noisy.images),
+    )
+    made = data.manifest | {"box_size": 64, "pixel_size_A": 3.0}
+    assert "weights that come" in methods.ready(methods.replace(data, manifest=made), 0.1).settings
 
 
 def test_a_run_that_was_cut_off_finds_its_networks_again(data, tmp_path):

@@ -12,6 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cryonb.fourier import low_pass
 from cryonb.metrics import (
+    fit_parts,
     frc,
     fsc,
     fsc_mask_corrected,
@@ -191,3 +192,18 @@ def test_the_error_is_estimated_without_the_truth(snr):
         guess = sure(denoiser, noisy, sigma, torch.Generator().manual_seed(1)).mean()
         # 115,200 pixels: each of the three terms scatters by about sigma^2 times 0.01.
         assert float(guess) == pytest.approx(float(true), abs=0.03 * sigma**2), name
+
+
+def test_shares_of_known_parts_are_found_in_noise():
+    g = torch.Generator().manual_seed(0)
+    molecule, belt, noise = torch.randn(3, 16, 16, 16, generator=g)
+    map = 0.8 * molecule + 0.3 * (belt + 0.5 * molecule) + 2.0
+    exact = fit_parts(map, molecule, belt)
+    torch.testing.assert_close(torch.tensor(exact), torch.tensor([0.95, 0.3, 2.0]))
+    found = torch.tensor(fit_parts(map + 0.5 * noise, molecule, belt))
+    # One standard error: 0.5 / sqrt(4096) = 0.008.
+    assert (found - torch.tensor(exact)).abs().max() < 4 * 0.008
+    with pytest.raises(ValueError, match="not independent"):
+        fit_parts(map, molecule, 2 * molecule)
+    with pytest.raises(ValueError, match="differ"):
+        fit_parts(map, molecule[1:])

@@ -155,21 +155,23 @@ def test_smoke_05_measures_what_the_simulation_put_in(smoke):
     assert r["twin: many proteins"] < 1 < r["twin: one protein, transferred"] + 0.5
     for name in ("linear filter", "many proteins"):  # Stein's estimate, 48 particles of 32 px
         assert r[f"twin SURE: {name}"] == pytest.approx(r[f"twin: {name}"], abs=0.35)
-    assert r["command_correlation"] > 0.95
+    assert r["command_correlation"] > 0.98
 
 
 def test_smoke_06_reconstructs(smoke):
-    """Laws that hold for 32 images too: hand, mask, poses; independent halves predict the truth."""
+    """Laws that hold for few images too, of independent halves, of poses and of the micelle."""
     r = smoke["06_reconstruct_fsc"]
     for setting in ("white", "structural"):
         assert 12 - 1e-3 <= r[f"{setting}_noisy_truth_A"] < 25  # Nyquist is 12 Å
         for stage in ("posterior_mean", "sample", "refined"):
             assert 12 - 1e-3 <= r[f"{setting}_{stage}_truth_A"] <= 192  # Nyquist to the box
     assert r["independent_error"] < 0.15 and r["cross_error"] < 0.25
-    assert r["hand_change"] < 1e-3 and r["hand_truth_A"] > 1.5 * r["hand_mirror_A"]
-    assert r["tight_mask_fsc"] > 0.5 and abs(r["tight_mask_corrected_fsc"]) < 0.2
-    assert r["poses_wrong_20_deg_truth_A"] > 1.2 * r["poses_wrong_0_deg_truth_A"]
-    assert r["structural_noisy_micelle_left"] == 1
+    assert r["structural_noisy_micelle_left"] == pytest.approx(1, abs=0.3)
+    assert r["white_noisy_micelle_left"] == pytest.approx(0, abs=0.3)
+    a, b, c, d = (r[f"route_{way}_snr0.1_n48_mean_fsc"] for way in "abcd")
+    assert a > max(b, d)  # the same images, with the true poses
+    assert r["poses_snr0.1_true_median_deg"] == 0
+    assert r["poses_snr0.1_raw_median_deg"] < 40  # at 16 px; by chance 92
 
 
 def test_smoke_07_provokes(smoke):

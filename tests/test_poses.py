@@ -8,6 +8,7 @@ from test_posterior import BOX
 from test_projection import phantom
 
 from cryonb.ctf import apply_ctf, ctf
+from cryonb.fourier import low_pass
 from cryonb.geometry import angular_distance_deg, random_rotations
 from cryonb.poses import estimate_poses
 from cryonb.projection import project
@@ -72,6 +73,22 @@ def test_a_finer_grid_finds_them_better(channel):
         for spacings in ((8.0,), (8.0, 4.0), (8.0, 4.0, 2.0))
     ]
     assert errors[2] < errors[1] < errors[0] and errors[2] < 1.2
+
+
+def test_a_smaller_box_finds_the_same_poses_of_a_blurred_molecule(channel):
+    """Nyquist of 24 px is 16 Å: all that a reference of 20 Å holds. Shifts come in given pixels."""
+    volume, symmetry = channel
+    blurred, sigma = low_pass(volume, 20.0, 4.0), noise_sigma(0.5)
+    shifts = torch.tensor([[2.0, -1.0]]).expand(20, 2)
+    rotations, noisy = views(blurred, 20, sigma, shifts)
+    options = {"most_shift_px": 4, "spacings_deg": (8.0, 4.0)}
+    full = estimate_poses(blurred, noisy, sigma, symmetry, **options)
+    small = estimate_poses(blurred, noisy, sigma, symmetry, box_size=24, **options)
+    errors = [angular_distance_deg(p.rotations, rotations, symmetry) for p in (full, small)]
+    assert errors[1].median() < errors[0].median() + 0.5 and errors[1].median() < 4
+    assert (small.shifts_px - shifts).abs().median() < 0.3
+    with pytest.raises(ValueError, match="sampled for one box"):
+        estimate_poses(blurred, noisy, sigma, ctf=torch.ones(1, 48, 25), box_size=24)
 
 
 def test_impossible_input_is_refused(channel):

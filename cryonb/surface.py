@@ -1,0 +1,107 @@
+"""Rendered isosurfaces of maps, by matplotlib alone."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+from skimage.measure import marching_cubes
+
+
+def level_of_volume(map: torch.Tensor, voxels: float) -> float:
+    """Level above which a map (z, y, x) has this many voxels.
+
+    Maps from different images have different scales of density; surfaces that enclose one volume
+    compare.
+
+    Raises
+    ------
+    ValueError
+        None, or all, of the map's voxels are asked for.
+    """
+    if not 1 <= voxels < map.numel():
+        raise ValueError(f"{voxels} of {map.numel()} voxels: ask for more than none, less than all")
+    return float(map.flatten().topk(int(voxels) + 1).values[-1])
+
+
+def mesh(
+    map: torch.Tensor, level: float, pixel_size_A: float, step: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corners (t, 3, 3) of the triangles of an isosurface, x, y, z in Å from the box centre.
+
+    Parameters
+    ----------
+    map : Tensor (z, y, x)
+    level : float
+    step : int
+        Voxels between samples; 2 makes four times fewer triangles.
+
+    Returns
+    -------
+    triangles, normals
+        Corners, and unit vectors (t, 3) that point out of the dense side.
+
+    Raises
+    ------
+    ValueError
+        The level is not reached, or everywhere exceeded.
+    """
+    values = np.pad(np.asarray(map, dtype=np.float32), 1, constant_values=-np.inf)
+    values = np.maximum(values, level - np.ptp(values[1:-1, 1:-1, 1:-1]))  # closed at the box's rim
+    if not values.min() < level < values.max():
+        raise ValueError(f"no surface at {level:.3g}: the map reaches {values.max():.3g}")
+    points, faces, *_ = marching_cubes(values, level, step_size=step)
+    corners = ((points - 1 - map.shape[0] // 2) * pixel_size_A)[:, ::-1][faces]  # zyx -> xyz
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    lengths = np.linalg.norm(normals, axis=1)
+    real = lengths > 1e-6 * pixel_size_A**2  # where a corner meets the level, some have no area
+    return corners[real], normals[real] / lengths[real, None]
+
+
+def show_surfaces(
+    maps: dict[str, torch.Tensor],
+    pixel_size_A: float,
+    voxels: float,
+    *,
+    title: str = "",
+    elevation_deg: float = 15.0,
+    turn_deg: float = 30.0,
+    step: int = 1,
+    colour: str = "#9db7d5",
+) -> Figure:
+    """Draw shaded isosurfaces of maps (z, y, x) side by side, each enclosing as many voxels.
+
+    Parameters
+    ----------
+    voxels : float
+        Volume inside each surface, see `level_of_volume`.
+    elevation_deg, turn_deg : float
+        Of the eye above the plane z = 0, and about z.
+    step : int
+        See `mesh`.
+    """
+    fig = plt.figure(figsize=(2.6 * len(maps), 3.4))
+    elevation, turn = np.radians((elevation_deg, turn_deg))
+    eye = np.array([np.cos(turn), np.sin(turn), np.tan(elevation)])
+    light = eye + np.array([np.sin(turn), -np.cos(turn), 1.0]) * 0.7  # over the left shoulder
+    light, base = light / np.linalg.norm(light), np.array(to_rgb(colour))
+    for i, (name, map) in enumerate(maps.items()):
+        ax = fig.add_subplot(1, len(maps), i + 1, projection="3d")
+        corners, normals = mesh(map, level_of_volume(map, voxels), pixel_size_A, step)
+        bright = 0.35 + 0.65 * np.clip(normals @ light, 0, 1)
+        shades = base * bright[:, None]
+        # Edges in the same colour close the seams between triangles.
+        ax.add_collection3d(
+            Poly3DCollection(corners, facecolors=shades, edgecolors=shades, linewidth=0.4)
+        )
+        reach = 0.72 * np.abs(corners).max()
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
+        ax.set_title(name, y=0.94)
+        ax.set_box_aspect((1, 1, 1))
+        ax.view_init(elevation_deg, turn_deg)
+        ax.set_axis_off()
+    fig.suptitle(title)
+    return fig
