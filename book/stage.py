@@ -269,11 +269,15 @@ def write_config(target: Path, repository: str) -> None:
     """The configuration, with links to the repository where there is one to link to."""
     config = yaml.safe_load((BOOK / "_config.yml").read_text())
     if repository:
-        config["repository"] = {"url": repository, "branch": "main", "path_to_book": ""}
-        config["html"]["use_repository_button"] = True
-        config["launch_buttons"] = {
-            "notebook_interface": "jupyterlab",
-            "binderhub_url": "https://mybinder.org",
+        config["sphinx"]["config"]["html_theme_options"] |= {
+            "repository_url": repository,
+            "repository_branch": "main",
+            "path_to_docs": "",
+            "use_repository_button": True,
+            "launch_buttons": {
+                "notebook_interface": "jupyterlab",
+                "binderhub_url": "https://mybinder.org",
+            },
         }
     (target / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
 

@@ -284,7 +284,7 @@ figure.axes[0].set(yscale="log", title="The gap between simulation and reality")
 #
 # The control is the **linear filter** of least squared error for the very same random molecules.
 
-# %%
+# %% mystnb={"image": {"alt": "Loss curve while the network is tuned to molecules like these"}}
 like = training_images(
     like_molecules, 32, box_size, seed,
     pixel_size_A=particles.pixel_size_A, diameter_A=diameter_A, transfer=transfer.abs() / colour,
