@@ -42,8 +42,8 @@ ROOMS = {
     " posterior",
     "Learning": "unet diffusion refine direct gan train precision weights pretrain",
     "Real data": "cache download empiar fetch whitening inference",
-    "Comparing and judging": "baselines ksvd peers methods compare audit report",
-    "Running and showing": "cli tools check plan engine runner plotting widgets",
+    "Comparing and judging": "baselines ksvd peers methods compare audit report relion",
+    "Running and showing": "cli tools check plan engine runner plotting surface widgets",
 }
 
 

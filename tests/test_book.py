@@ -271,7 +271,7 @@ def test_numbers_on_pages_are_those_of_the_run(site, stage, smoke_run):
     status = (site / "status.html").read_text()
     for chapter in chapters:
         assert f"{chapter.record['peak_MB']:,.0f} MB" in status
-        assert chapter.exercises >= 2 and chapter.figures >= 5 and chapter.read_minutes > 5
+        assert chapter.exercises >= 1 and chapter.figures >= 5 and chapter.read_minutes > 5
     paper = BeautifulSoup((site / "paper.html").read_text(), "html.parser")
     verdicts = {cell.get_text() for cell in paper.select("table tr td:last-child strong")}
     assert verdicts and verdicts <= {"confirmed", "not confirmed", "depends"}
