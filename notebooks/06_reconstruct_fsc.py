@@ -490,7 +490,21 @@ elif relion:
     say(f"Half maps with true poses reach {resolution(ours, 0.143):.1f} Å by our FSC, {resolution(theirs_fsc.corrected, 0.143):.1f} Å by relion_postprocess; relion_refine claims {resolution(own, 0.143):.1f} Å. Its poses are wrong by {float(apart.median()):.1f}° (median; ours, from new raw images of SNR {route_snrs[0]:g}: {float(errors[route_snrs[0], 'raw'].median()):.1f}°).")  # fmt: skip
 
 # %% [markdown]
-# ## Exercise
+# ## Exercises
+#
+# ```{exercise-start} How many particles?
+# :label: ex-fsc-number
+# ```
+# The signal-to-noise ratio of a map in a shell grows with the number of particles, $\mathrm{SNR} = n\,s$, and the FSC of its half maps is $F = \mathrm{SNR}_{½} / (\mathrm{SNR}_{½} + 1)$ with $n/2$ particles each. At some frequency 500 particles give $F = 0.143$. What do 2,000 give there, and how many are needed for $F = 0.5$?
+# ```{exercise-end}
+# ```
+#
+# ```{solution-start} ex-fsc-number
+# :class: dropdown
+# ```
+# $F = 0.143$ means $\mathrm{SNR}_{½} = 0.143 / 0.857 = 1/6$. Four times the particles give $4/6$, so $F = 0.667/1.667 = 0.40$. For $F = 0.5$ the ratio must be 1, six times as many: 3,000. None of this holds for denoised images, whose errors do not average away.
+# ```{solution-end}
+# ```
 #
 # ```{exercise-start} Judge a denoiser without the truth
 # :label: ex-fsc-cross
