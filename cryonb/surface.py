@@ -99,7 +99,7 @@ def show_surfaces(
         )
         reach = 0.72 * np.abs(corners).max()
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
-        ax.set_title(name, y=0.94)
+        ax.set_title(name, y=1.04)
         ax.set_box_aspect((1, 1, 1))
         ax.view_init(elevation_deg, turn_deg)
         ax.set_axis_off()
