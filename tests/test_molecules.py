@@ -88,8 +88,8 @@ def test_membrane_holds_the_transmembrane_helices(atoms):
 
 
 def test_helices_are_right_handed_and_strands_extended():
-    helix = molecules._element("H", np.zeros(3), np.array([10.0, 20, 20]), np.array([1.0, 0, 0]))
-    strand = molecules._element("E", np.zeros(3), np.array([0.0, 0, 20]), np.array([1.0, 0, 0]))
+    helix = molecules.element("H", np.zeros(3), np.array([10.0, 20, 20]), np.array([1.0, 0, 0]))
+    strand = molecules.element("E", np.zeros(3), np.array([0.0, 0, 20]), np.array([1.0, 0, 0]))
     ca = np.stack([helix[i : len(helix) - 3 + i, 1] for i in range(4)], 1)
     assert np.allclose(dihedral(ca), 50.0, atol=3)  # CA dihedral of an ideal alpha helix
     assert np.allclose(dihedral(ca * [-1, 1, 1]), -50.0, atol=3)  # the test can see the hand
@@ -100,7 +100,7 @@ def test_helices_are_right_handed_and_strands_extended():
 
 @pytest.mark.parametrize("kind", ["H", "E"])
 def test_bond_lengths(kind):
-    piece = molecules._element(kind, np.zeros(3), np.array([0.0, 5, 25]), np.ones(3))
+    piece = molecules.element(kind, np.zeros(3), np.array([0.0, 5, 25]), np.ones(3))
     n, ca, c = piece.swapaxes(0, 1)
     for a, b, length in ((n, ca, 1.46), (ca, c, 1.52), (c[:-1], n[1:], 1.33)):
         assert np.allclose(np.linalg.norm(b - a, axis=1), length, atol=0.06)  # rounded cylinders
@@ -113,7 +113,7 @@ def test_chain(table, fold):
     assert 500 <= len(backbone) <= 620 and is_loop.mean() < 0.3
     bond = np.linalg.norm(np.diff(backbone.reshape(-1, 3), axis=0), axis=1)
     assert np.quantile(bond, 0.01) > 1.1 and bond.max() < 2.0  # the chain is unbroken
-    n, ca, c, _, cb = molecules._with_o_and_cb(backbone).swapaxes(0, 1)
+    n, ca, c, _, cb = molecules.with_o_and_cb(backbone).swapaxes(0, 1)
     hand = np.einsum("ij,ij->i", np.cross(n - ca, c - ca), cb - ca)
     assert (hand > 0).all()  # L: looking from CB to CA, N → C turns one way; D would be negative
 
