@@ -17,9 +17,9 @@
 # # Denoise real particles, and test the result without a truth
 #
 # ```text
-#  micrograph ─► power spectrum ─► CTF ─┐
-#      └───────► picks ─► particles ────┼─► noise measured ─► white, phases flipped ─► network ─► and back
-#                                       └─► a twin: simulated particles with this CTF and this noise
+#  micrograph ─► CTF ─┐
+#      └─► picks ─────┼─► noise measured, made white ─► network ─► back
+#                     └─► a twin: same CTF, same noise, truth known
 # ```
 #
 # You will go from a micrograph to denoised particles, close the gap between simulation and reality by
