@@ -102,6 +102,8 @@ def posterior(
     box = templates.box_size
     if noisy.ndim != 3 or noisy.shape[-2:] != (box, box):
         raise ValueError(f"particles of shape {tuple(noisy.shape)}: the templates have {box} px")
+    if not len(noisy):
+        raise ValueError("there are no particles: give at least one")
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}: give the positive deviation of the white noise")
     if not noisy.isfinite().all():

@@ -204,6 +204,8 @@ def test_bad_input_is_refused(molecule):
     _, _, noisy = particles(molecule, 2)
     with pytest.raises(ValueError, match="sigma is 0"):
         posterior(templates, noisy, 0.0)
+    with pytest.raises(ValueError, match="no particles"):
+        posterior(templates, noisy[:0], 1.0)
     with pytest.raises(ValueError, match="24 px"):
         posterior(templates, noisy[:, 1:, 1:], SIGMA)
     with pytest.raises(ValueError, match="positive angle"):
