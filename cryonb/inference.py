@@ -129,8 +129,8 @@ def denoise_file(
     checkpoint : path, optional
         SR3 weights; by default those of the model for any molecule.
     samples : int
-        0: the posterior mean, in one step. K > 0: the mean of K samples, and their pixel-wise
-        deviation in a second stack.
+        0: the posterior mean, in one step. 1: one sample. K > 1: the mean of K samples, and their
+        pixel-wise deviation in a second stack.
     steps : int
         Of the sampler, for samples.
     diameter_A : float, optional
@@ -149,7 +149,7 @@ def denoise_file(
         One line that says what is wrong with the input, the options or the disk.
     """
     source, out = open_source(particles), Path(out)
-    _check_names(source, out)
+    paths = _stack_paths(source, out, samples)
     model, manifest = load_model(checkpoint or MANY, SR3)
     device = device or _best_device()
     model = model.to(device)
@@ -163,22 +163,20 @@ def denoise_file(
         "weights": [str(checkpoint or MANY), Path(checkpoint or MANY).stat().st_mtime_ns],
         "measured": [round(noise.snr, 6), noise.sign, noise.radius_px],
     }
-    stack = out.with_suffix(".mrcs") if source.blocks else out
-    paths = [stack] + [stack.with_name(f"{stack.stem}_std{stack.suffix}")] * (samples > 0)
     writers = [StackWriter(path, source, asked) for path in paths]
     _check_room(writers)
     done = min(writer.done for writer in writers) // batch_size * batch_size
     batches = _batches(source, model, noise, box, done, options)
     with tqdm(total=len(source.table), initial=done, desc="denoise", unit=" images") as bar:
         for images in batches:
-            for writer, stack_images in zip(writers, images, strict=False):
+            for writer, stack_images in zip(writers, images, strict=True):
                 writer.write(done, stack_images)
             done += len(images[0])
             bar.update(len(images[0]))
     for writer in writers:
         writer.finish()
     if source.blocks:
-        _write_star(out, source, stack.name)
+        _write_star(out, source, paths[0].name)
     print(f"wrote {out}" + "".join(f" and {path}" for path in paths if path != out))
     return out
 
@@ -267,8 +265,10 @@ def _write_header(path: Path, count: int, source: Source) -> None:
     path.write_bytes(header.tobytes())
 
 
-def _check_names(source: Source, out: Path) -> None:
-    """Refuse an output of another kind, in no folder, or in place of the input."""
+def _stack_paths(source: Source, out: Path, samples: int) -> list[Path]:
+    """Stacks to write, of means and deviations; none of another kind, or in place of the input."""
+    if samples < 0:
+        raise ValueError(f"samples is {samples}: ask for none (the posterior mean), one or more")
     if source.blocks and out.suffix != ".star":
         raise ValueError(f"{out}: the input is a STAR file, so end the output in .star")
     if not source.blocks and out.suffix not in STACKS:
@@ -277,9 +277,12 @@ def _check_names(source: Source, out: Path) -> None:
         raise ValueError(f"{out.name!r} has blanks, at which RELION would cut it: choose another")
     if not out.resolve().parent.is_dir():
         raise FileNotFoundError(f"{out.resolve().parent} is no folder: make it first")
+    stack = out.with_suffix(".mrcs") if source.blocks else out
+    paths = [stack, *([stack.with_name(f"{stack.stem}_std{stack.suffix}")] if samples > 1 else [])]
     taken = {source.path.resolve(), *(p.resolve() for p in source.stacks.paths)}
-    if taken & {out.resolve(), out.with_suffix(".mrcs").resolve()}:
+    if taken & {p.resolve() for p in (out, *paths)}:
         raise ValueError(f"{out} would replace the input, which is never touched: choose another")
+    return paths
 
 
 def _network_box(box: int, manifest: dict) -> int:

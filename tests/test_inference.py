@@ -161,6 +161,21 @@ def test_samples_have_a_mean_and_a_deviation(tmp_path, weights):
         assert mrc.voxel_size.x == pytest.approx(2.5)
 
 
+def test_one_sample_has_no_deviation_and_fewer_are_refused(tmp_path, weights, capsys):
+    star = particle_file(tmp_path)
+    options = {"checkpoint": weights, "steps": 2}
+    denoise_file(star, tmp_path / "s.star", samples=1, **options)
+    assert mrcfile.validate(tmp_path / "s.mrcs") and not (tmp_path / "s_std.mrcs").exists()
+    assert run(star, "--out", tmp_path / "t.star", "--samples", -1) == 2
+    assert "samples is -1" in capsys.readouterr().err
+
+
+def test_deviations_do_not_replace_the_input_either(tmp_path, weights):
+    star = particle_file(tmp_path, name="p_std.star")
+    with pytest.raises(ValueError, match="would replace the input"):
+        denoise_file(star, tmp_path / "p.star", checkpoint=weights, samples=2)
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_stack(tmp_path, weights):
     star = particle_file(tmp_path, 400)
     denoise_file(star, tmp_path / "whole.star", checkpoint=weights, batch_size=8)
