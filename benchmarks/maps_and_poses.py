@@ -22,10 +22,10 @@ from simulate_train_sample import measure, spread
 from cryonb.ctf import apply_ctf, ctf
 from cryonb.geometry import angular_distance_deg, random_rotations
 from cryonb.maps import read_map
-from cryonb.metrics import fsc
 from cryonb.particles import particles_from_arrays, write_particles
 from cryonb.poses import estimate_poses
 from cryonb.projection import project
+from cryonb.resolution import fsc
 from cryonb.simulate import clean_scale, noise_sigma
 from cryonb.tools import reconstruct_file
 from cryonb.volumes import load_volume

@@ -38,8 +38,8 @@ WORDS_A_MINUTE = 200  # and a minute for each figure
 # The rooms of the package, in the order in which one may depend on another.
 ROOMS = {
     "Physics": "files conventions fourier geometry ctf projection volumes molecules maps particles"
-    " star masks simulate families dataset micrographs reconstruct metrics poses steerable"
-    " templates posterior",
+    " star masks simulate families dataset micrographs reconstruct metrics resolution poses"
+    " steerable templates posterior",
     "Learning": "unet diffusion refine direct gan train precision weights pretrain",
     "Real data": "cache download empiar fetch whitening inference",
     "Comparing and judging": "baselines ksvd peers methods compare audit report relion",

@@ -15,9 +15,10 @@ import torch
 
 from cryonb.fourier import radial_mean, randomise_phases
 from cryonb.geometry import random_rotations
-from cryonb.metrics import frc, fsc, mse
+from cryonb.metrics import mse
 from cryonb.projection import project
 from cryonb.reconstruct import reconstruct
+from cryonb.resolution import frc, fsc
 from cryonb.steerable import analyse, energy, products_over_turns
 from cryonb.templates import Templates, pose_of, volume_templates
 

@@ -1,15 +1,11 @@
-"""Image quality, Fourier shell and ring correlation, and what is left of structural noise."""
+"""Image quality, with and without the truth, and what is left of structural noise."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-
-from cryonb.fourier import check_cubic, randomise_phases, shell_sum
 
 SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5  # radius = 3.5 sigma, rounded, as scikit-image truncates
 
@@ -25,7 +21,8 @@ def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (values * weights).sum((-2, -1)) / total
 
 
-def _check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
+def check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
+    """ValueError unless two arrays have one shape."""
     if a.shape != b.shape:
         raise ValueError(
             f"shapes {tuple(a.shape)} and {tuple(b.shape)} differ: compare like with like"
@@ -55,7 +52,7 @@ def mse(image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = No
     ValueError
         If shapes differ or the mask of an image is empty.
     """
-    _check_pair(image, clean)
+    check_pair(image, clean)
     return _mean((image - clean).square(), mask)
 
 
@@ -96,7 +93,7 @@ def ssim(
     ValueError
         If shapes differ, the images are too small or the mask of an image is empty.
     """
-    _check_pair(image, clean)
+    check_pair(image, clean)
     r = SSIM_RADIUS_PX
     if min(image.shape[-2:]) < 2 * r + 1:
         raise ValueError(f"images of {tuple(image.shape[-2:])} px are too small: SSIM needs 11 px")
@@ -201,8 +198,8 @@ def structural_noise_residual(
     ValueError
         If shapes differ or an image has no structural noise in its region.
     """
-    _check_pair(output, clean)
-    _check_pair(output, structure)
+    check_pair(output, clean)
+    check_pair(output, structure)
     before = (structure * region).square().sum((-2, -1))
     if not (before > 0).all():
         raise ValueError("an image has no structural noise in its region: leave such images out")
@@ -231,136 +228,9 @@ def fit_parts(volume: torch.Tensor, *parts: torch.Tensor) -> list[float]:
         If shapes differ, or a part is constant or a sum of the others.
     """
     for part in parts:
-        _check_pair(volume, part)
+        check_pair(volume, part)
     columns = torch.stack([*parts, torch.ones_like(volume)]).flatten(1).double()
     gram = columns @ columns.T
     if torch.linalg.matrix_rank(gram) < len(columns):
         raise ValueError("the parts are not independent of each other and of a constant")
     return torch.linalg.solve(gram, columns @ volume.flatten().double()).tolist()
-
-
-def _correlation(
-    a: torch.Tensor, b: torch.Tensor, pixel_size_A: float, dims: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    _check_pair(a, b)
-    n = check_cubic(a, dims)
-    axes = tuple(range(-dims, 0))
-    a_ft, b_ft = torch.fft.rfftn(a.double(), dim=axes), torch.fft.rfftn(b.double(), dim=axes)
-    cross = shell_sum((a_ft * b_ft.conj()).real, dims, n)
-    power = [shell_sum(x.abs().square(), dims, n) for x in (a_ft, b_ft)]
-    product = (power[0] * power[1]).sqrt()
-    value = torch.where(product > 0, cross / product, 0.0)
-    return torch.arange(n // 2 + 1, device=a.device) / (n * pixel_size_A), value
-
-
-def fsc(
-    a: torch.Tensor, b: torch.Tensor, pixel_size_A: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fourier shell correlation of two volumes, from shell 0 to Nyquist.
-
-    ``FSC(s) = Re sum_s A B* / sqrt(sum_s |A|^2 sum_s |B|^2)``, sums over the whole shell; a shell
-    without power gives 0. Harauz and van Heel 1986, Optik 73, 146-156.
-
-    Parameters
-    ----------
-    a, b : torch.Tensor, shape (..., n, n, n)
-    pixel_size_A : float
-        Å per pixel.
-
-    Returns
-    -------
-    frequency_per_A : torch.Tensor, shape (n // 2 + 1,)
-        1/Å.
-    value : torch.Tensor of float64, shape (..., n // 2 + 1)
-
-    Raises
-    ------
-    ValueError
-        If shapes differ or are not cubic.
-    """
-    return _correlation(a, b, pixel_size_A, 3)
-
-
-def frc(
-    a: torch.Tensor, b: torch.Tensor, pixel_size_A: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fourier ring correlation of images (..., n, n), see `fsc`."""
-    return _correlation(a, b, pixel_size_A, 2)
-
-
-def resolution_at(frequency_per_A: torch.Tensor, value: torch.Tensor, threshold: float) -> float:
-    """Resolution in Å at which a correlation first falls below `threshold`.
-
-    The frequency is interpolated linearly between the shell before and the shell of the first
-    fall. Shell 0, the mean density, is not looked at.
-
-    Parameters
-    ----------
-    frequency_per_A, value : torch.Tensor, shape (s,)
-        As returned by `fsc`.
-    threshold : float
-        0.5 against a known truth, 0.143 between half maps.
-
-    Returns
-    -------
-    float
-        Å. If the curve never falls below, the Nyquist resolution ``1 / frequency_per_A[-1]``, to
-        be read as "that or finer"; if it is below from the first shell on, infinity.
-    """
-    curve = value.tolist()
-    frequency = frequency_per_A.tolist()
-    fall = next((s for s in range(1, len(curve)) if not curve[s] >= threshold), None)
-    if fall is None:
-        return 1 / frequency[-1]
-    if fall == 1:
-        return math.inf
-    part = (curve[fall - 1] - threshold) / (curve[fall - 1] - curve[fall])
-    return 1 / (frequency[fall - 1] + part * (frequency[fall] - frequency[fall - 1]))
-
-
-class MaskedFSC(NamedTuple):
-    """Curves of `fsc_mask_corrected`, each of shape (n // 2 + 1,)."""
-
-    frequency_per_A: torch.Tensor
-    unmasked: torch.Tensor
-    masked: torch.Tensor
-    randomised: torch.Tensor
-    corrected: torch.Tensor
-
-
-def fsc_mask_corrected(
-    half1: torch.Tensor,
-    half2: torch.Tensor,
-    mask: torch.Tensor,
-    pixel_size_A: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> MaskedFSC:
-    """Compute the FSC of masked half maps, corrected for what the mask itself brings.
-
-    As relion_postprocess does: phases are randomised from the first shell whose unmasked FSC is
-    below 0.8, the masked FSC of those maps is what the mask alone gives, and
-    ``FSC_true = (FSC_mask - FSC_rand) / (1 - FSC_rand)`` from two shells further on. Chen et al.
-    2013, Ultramicroscopy 135, 24-35, eq. 4.
-
-    Parameters
-    ----------
-    half1, half2 : torch.Tensor, shape (n, n, n)
-        Unmasked half maps.
-    mask : torch.Tensor, shape (n, n, n)
-        Values in [0, 1] with a soft edge.
-    pixel_size_A : float
-        Å per pixel.
-    generator : torch.Generator, optional
-        Source of the random phases.
-    """
-    frequency, unmasked = fsc(half1, half2, pixel_size_A)
-    masked = fsc(half1 * mask, half2 * mask)[1]
-    low = torch.nonzero(unmasked[1:] < 0.8).flatten()
-    if len(low) == 0:  # the unmasked maps agree to Nyquist: nothing to correct
-        return MaskedFSC(frequency, unmasked, masked, masked.clone(), masked.clone())
-    cutoff = int(low[0]) + 1
-    halves = (randomise_phases(half, cutoff, generator) * mask for half in (half1, half2))
-    randomised = fsc(*halves)[1]
-    corrected = (masked - randomised) / (1 - randomised)
-    corrected[: cutoff + 2] = masked[: cutoff + 2]
-    return MaskedFSC(frequency, unmasked, masked, randomised, corrected)

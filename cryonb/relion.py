@@ -12,8 +12,8 @@ import starfile
 import torch
 
 from cryonb.maps import read_map, write_map
-from cryonb.metrics import MaskedFSC
 from cryonb.particles import Particles, read_particles
+from cryonb.resolution import MaskedFSC
 
 PROGRAMS = ("mpirun", "relion_refine_mpi", "relion_postprocess")
 ADVICE = "RELION is not installed. On Debian and Ubuntu: `sudo apt install relion`."
@@ -118,7 +118,7 @@ def postprocess(
     pixel_size_A: float,
     folder: str | os.PathLike,
 ) -> MaskedFSC:
-    """FSC of half maps (z, y, x) by relion_postprocess, as `cryonb.metrics.fsc_mask_corrected`.
+    """FSC of half maps (z, y, x) by relion_postprocess, as `cryonb.resolution.fsc_mask_corrected`.
 
     Raises
     ------

@@ -14,8 +14,8 @@ from cryonb.diffusion import SR3
 from cryonb.files import beside
 from cryonb.geometry import random_rotations
 from cryonb.methods import one_step
-from cryonb.metrics import resolution_at
 from cryonb.projection import project
+from cryonb.resolution import resolution_at
 from cryonb.simulate import clean_scale, projected_mask
 from cryonb.volumes import load_volume
 from cryonb.weights import load_model

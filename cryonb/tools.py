@@ -16,9 +16,9 @@ from cryonb.conventions import FSC_HALF_MAPS, FSC_TRUTH
 from cryonb.files import beside
 from cryonb.maps import read_map, write_map
 from cryonb.masks import soft_mask
-from cryonb.metrics import fsc, fsc_mask_corrected, resolution_at
 from cryonb.particles import Particles, stream_particles
 from cryonb.reconstruct import reconstruct_batches
+from cryonb.resolution import fsc, fsc_mask_corrected, resolution_at
 from cryonb.volumes import load_volume
 
 
@@ -185,7 +185,7 @@ def fsc_curves(
     """Return FSC curves of two maps (z, y, x), one column each, by frequency in 1/Å.
 
     "unmasked"; with a mask "masked"; of half maps "phase-randomised" and "corrected" besides, see
-    `cryonb.metrics.fsc_mask_corrected`.
+    `cryonb.resolution.fsc_mask_corrected`.
     """
     if mask is not None and half_maps:
         generator = torch.Generator().manual_seed(seed)

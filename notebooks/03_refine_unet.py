@@ -61,9 +61,10 @@ from cryonb.baselines import linear_filter, over_turns
 from cryonb.dataset import read_dataset, score_test, write_dataset, write_denoised
 from cryonb.diffusion import SR3, denoise
 from cryonb.fourier import radial_mean
-from cryonb.metrics import frc, mse, psnr
+from cryonb.metrics import mse, psnr
 from cryonb.plotting import grey_limits, say, score_table, show_rows, train_live, use_style
 from cryonb.refine import Refiner, refine, refine_loss
+from cryonb.resolution import frc
 from cryonb.train import draw_batch, images_within, sr3_loss, train
 from cryonb.volumes import load_volume
 from cryonb.weights import load_kept, load_model, save_model

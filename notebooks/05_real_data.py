@@ -67,7 +67,7 @@ from cryonb.geometry import random_rotations
 from cryonb.inference import denoise_file
 from cryonb.maps import write_map
 from cryonb.methods import one_step
-from cryonb.metrics import frc, sure
+from cryonb.metrics import sure
 from cryonb.particles import particles_from_arrays, stream_particles, write_particles
 from cryonb.plotting import (
     plot_lines,
@@ -80,6 +80,7 @@ from cryonb.plotting import (
 )
 from cryonb.pretrain import any_level_loss
 from cryonb.projection import project
+from cryonb.resolution import frc
 from cryonb.train import draw_batch
 from cryonb.volumes import load_volume
 from cryonb.weights import KEPT, MANY, load_model
@@ -115,8 +116,7 @@ run_dir = "runs/own"  # everything is written under it
 
 # %% tags=["long"]
 run_dir = Path(run_dir)
-folder = run_dir / "real"
-folder.mkdir(parents=True, exist_ok=True)
+(folder := run_dir / "real").mkdir(parents=True, exist_ok=True)
 optics = {
     "voltage_kv": voltage_kv,
     "spherical_aberration_mm": spherical_aberration_mm,

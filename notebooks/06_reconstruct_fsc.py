@@ -59,13 +59,14 @@ from cryonb.dataset import read_dataset, write_dataset
 from cryonb.fourier import low_pass
 from cryonb.geometry import angular_distance_deg, random_rotations
 from cryonb.maps import write_map
-from cryonb.metrics import fit_parts, fsc, fsc_mask_corrected, resolution_at
+from cryonb.metrics import fit_parts
 from cryonb.particles import read_particles
 from cryonb.plotting import grey_limits, plot_fsc, say, say_table, show_slices, use_style
 from cryonb.poses import estimate_poses
 from cryonb.projection import project
 from cryonb.reconstruct import flatten_corners, reconstruct
 from cryonb.relion import ADVICE, auto_refine, installed, postprocess
+from cryonb.resolution import fsc, fsc_mask_corrected, resolution_at
 from cryonb.surface import show_surfaces
 from cryonb.volumes import load_volume
 from cryonb.widgets import frame_viewer
@@ -563,4 +564,3 @@ poses_wrong = {f"poses_snr{a:g}_{b}_median_deg": float(e.median()) for (a, b), e
 results |= poses_wrong | {"independent_error": independent_error, "cross_error": cross_error}
 (path := run / "results" / "06_reconstruct_fsc.json").parent.mkdir(parents=True, exist_ok=True)
 path.write_text(json.dumps(results, indent=1))
-print(f"maps in {run / 'maps'}, results in {path}")

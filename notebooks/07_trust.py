@@ -58,11 +58,12 @@ from cryonb import audit, methods
 from cryonb.dataset import read_dataset, write_dataset
 from cryonb.diffusion import SR3
 from cryonb.geometry import random_rotations
-from cryonb.metrics import fsc, mse, resolution_at
+from cryonb.metrics import mse
 from cryonb.plotting import plot_fsc, plot_lines, say, say_table, show_denoised, use_style
 from cryonb.posterior import bayes_limit
 from cryonb.projection import project
 from cryonb.reconstruct import reconstruct
+from cryonb.resolution import fsc, resolution_at
 from cryonb.simulate import clean_scale, projected_mask
 from cryonb.templates import pose_of, view_directions
 from cryonb.volumes import load_volume

@@ -10,9 +10,9 @@ from test_projection import phantom
 
 from cryonb.ctf import apply_ctf, ctf
 from cryonb.geometry import random_rotations, symmetry_rotations
-from cryonb.metrics import frc, fsc
 from cryonb.projection import project
 from cryonb.reconstruct import flatten_corners, reconstruct, reconstruct_batches
+from cryonb.resolution import frc, fsc
 
 
 def data(n: int, images: int, seed: int = 0, width: float = 0.9):

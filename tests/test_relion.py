@@ -18,11 +18,11 @@ from cryonb.ctf import apply_ctf, ctf
 from cryonb.fourier import low_pass
 from cryonb.geometry import angular_distance_deg, random_rotations, symmetry_rotations
 from cryonb.masks import soft_mask
-from cryonb.metrics import fsc, fsc_mask_corrected
 from cryonb.particles import CTF_APPLIED, particles_from_arrays, read_particles, write_particles
 from cryonb.projection import project
 from cryonb.reconstruct import reconstruct
 from cryonb.relion import auto_refine, postprocess
+from cryonb.resolution import fsc, fsc_mask_corrected
 from cryonb.simulate import clean_scale
 from cryonb.volumes import load_volume
 

@@ -12,10 +12,10 @@ from cryonb.cli import main
 from cryonb.ctf import apply_ctf, ctf
 from cryonb.geometry import random_rotations
 from cryonb.maps import read_map, write_map
-from cryonb.metrics import fsc, fsc_mask_corrected, resolution_at
 from cryonb.particles import particles_from_arrays, stream_particles, write_particles
 from cryonb.projection import project
 from cryonb.reconstruct import reconstruct
+from cryonb.resolution import fsc, fsc_mask_corrected, resolution_at
 
 N, PIXEL = 24, 3.0
 

@@ -16,8 +16,8 @@ from cryonb import molecules
 from cryonb.fourier import fourier_crop
 from cryonb.maps import read_map, resample, write_map
 from cryonb.masks import micelle, soft_mask
-from cryonb.metrics import fsc
 from cryonb.molecules import Atoms
+from cryonb.resolution import fsc
 from cryonb.volumes import (
     Volume,
     from_atoms,
