@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from cryonb.files import check_room
 
 TIMEOUT_S = 30.0  # the longest silence of a server
 CONNECT_S = 10.0  # the longest wait for a connection: many firewalls answer nothing at all
@@ -137,7 +138,8 @@ def assemble(
     total = len(prefix) + sum(span.stop - span.start for span in spans)
     with _open_part(part, version) as file:
         done = file.seek(0, os.SEEK_END)
-        _check_room(part.parent, total - done)
+        advice = "name another --cache, or ask for fewer --max-images"
+        check_room(part.parent, total - done, advice)
         file.write(prefix[done:])
         skip = max(0, done - len(prefix))
         with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=part.stem[1:]) as bar:
@@ -189,15 +191,6 @@ def _open_part(part: Path, version: str) -> Iterator:
             file.truncate(0)
             note.write_text(version)
         yield file
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{folder} has room for {free / 1e9:.1f} GB of the {needed / 1e9:.1f} GB that are "
-            "still to come: free some space, name another --cache, or ask for fewer --max-images"
-        )
 
 
 def _insist(call: Callable, done: Callable[[], int] = lambda: 0):

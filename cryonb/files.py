@@ -1,8 +1,9 @@
-"""Outputs are written beside their place and renamed, so that none is ever half there."""
+"""Outputs: whether there is room for them, and written beside their place so that none is torn."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,3 +19,20 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_writable(out: str | os.PathLike) -> None:
+    """Refuse an output that could not be written, before the work and not after it."""
+    folder = Path(out).resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise FileNotFoundError(f"{folder} is no folder that can be written to: make it first")
+
+
+def check_room(folder: Path, needed_bytes: int, advice: str) -> None:
+    """Raise OSError with advice unless the disk of a folder has room for so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise OSError(
+            f"{folder} has room for {free / 1e9:.1f} GB of the {needed_bytes / 1e9:.1f} GB that "
+            f"are still to come: free some space, {advice}"
+        )

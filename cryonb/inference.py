@@ -9,10 +9,8 @@ cut off finds it and goes on, and only a whole stack gets the final name.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,9 @@ import torch
 from tqdm import tqdm
 
 from cryonb.diffusion import SR3, denoise
-from cryonb.files import beside
+from cryonb.files import beside, check_room, check_writable
 from cryonb.particles import CTF_APPLIED, Particles
-from cryonb.star import Stacks, modern_tables, particle_block, read_blocks
+from cryonb.star import Stacks, modern_tables, open_stack, particle_block, read_blocks
 from cryonb.weights import MANY, load_model
 from cryonb.whitening import NoiseModel, from_network, measure_noise, to_network
 
@@ -94,11 +92,8 @@ def open_source(path: str | os.PathLike) -> Source:
         return Source(path, blocks, optics, table, Stacks(table["rlnImageName"], path))
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: check the path of the stack")
-    try:
-        with mrcfile.mmap(path, mode="r") as mrc:
-            count, pixel_A = (len(mrc.data) if mrc.data.ndim == 3 else 1), float(mrc.voxel_size.x)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error
+    with open_stack(path.name, path) as mrc:
+        count, pixel_A = (len(mrc.data) if mrc.data.ndim == 3 else 1), float(mrc.voxel_size.x)
     names = [f"{i + 1:06d}@{path.name}" for i in range(count)]
     table = pd.DataFrame({"rlnImageName": names, "rlnOpticsGroup": 1})
     optics = pd.DataFrame(
@@ -164,7 +159,8 @@ def denoise_file(
         "measured": [round(noise.snr, 6), noise.sign, noise.radius_px],
     }
     writers = [StackWriter(path, source, asked) for path in paths]
-    _check_room(writers)
+    needed = sum(writer.missing_bytes for writer in writers)
+    check_room(out.resolve().parent, needed, "or choose another folder")
     done = min(writer.done for writer in writers) // batch_size * batch_size
     batches = _batches(source, model, noise, box, done, options)
     with tqdm(total=len(source.table), initial=done, desc="denoise", unit=" images") as bar:
@@ -275,8 +271,7 @@ def _stack_paths(source: Source, out: Path, samples: int) -> list[Path]:
         raise ValueError(f"{out}: the input is a stack, so end the output in .mrcs")
     if len(out.name.split()) != 1:
         raise ValueError(f"{out.name!r} has blanks, at which RELION would cut it: choose another")
-    if not out.resolve().parent.is_dir():
-        raise FileNotFoundError(f"{out.resolve().parent} is no folder: make it first")
+    check_writable(out)
     stack = out.with_suffix(".mrcs") if source.blocks else out
     paths = [stack, *([stack.with_name(f"{stack.stem}_std{stack.suffix}")] if samples > 1 else [])]
     taken = {source.path.resolve(), *(p.resolve() for p in source.stacks.paths)}
@@ -320,16 +315,6 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _check_room(writers: list[StackWriter]) -> None:
-    need = sum(writer.missing_bytes for writer in writers)
-    folder = writers[0].path.resolve().parent
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise OSError(
-            errno.ENOSPC, f"{folder} has {free / 1e9:.1f} GB free, the stack needs {need / 1e9:.1f}"
-        )
 
 
 def _write_star(out: Path, source: Source, stack: str) -> None:

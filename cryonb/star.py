@@ -170,7 +170,7 @@ class Stacks:
 
     def _check(self, stack: str) -> tuple[int, int]:
         numbers = self._number[self._stack == stack]
-        with _open_stack(stack, self.star_path) as mrc:
+        with open_stack(stack, self.star_path) as mrc:
             _check_images(mrc, stack)
             count, *box = _three_axes(mrc.data).shape
         if numbers.max() >= count or numbers.min() < 0:
@@ -186,7 +186,7 @@ class Stacks:
         images = np.empty((len(rows), *self.box), dtype=np.float32)
         for stack in dict.fromkeys(self._stack[rows]):
             its = np.flatnonzero(self._stack[rows] == stack)
-            with _open_stack(stack, self.star_path) as mrc:
+            with open_stack(stack, self.star_path) as mrc:
                 images[its] = _three_axes(mrc.data)[self._number[rows[its]]]
         bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))
         if len(bad):
@@ -229,7 +229,8 @@ def _path_of(stack: str, star_path: Path) -> Path:
     return path
 
 
-def _open_stack(stack: str, star_path: Path):
+def open_stack(stack: str, star_path: Path):
+    """Open a stack, named relative to its STAR file, as a memory map; clear errors if not whole."""
     path = _path_of(stack, star_path)
     try:
         return mrcfile.mmap(path, mode="r")

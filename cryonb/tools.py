@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from cryonb.conventions import FSC_HALF_MAPS, FSC_TRUTH
-from cryonb.files import beside
+from cryonb.files import beside, check_writable
 from cryonb.maps import read_map, write_map
 from cryonb.masks import soft_mask
 from cryonb.particles import Particles, stream_particles
@@ -26,7 +26,7 @@ def reconstruct_parser() -> argparse.ArgumentParser:
     """Options of `cryonb reconstruct`."""
     parser = argparse.ArgumentParser(
         prog="cryonb reconstruct",
-        description="Reconstruct a map from particles with known poses (RELION 3.1 STAR file).",
+        description="Reconstruct a map from particles with known poses (a STAR file of RELION).",
     )
     add = parser.add_argument
     add("particles", help="STAR file")
@@ -75,7 +75,7 @@ def reconstruct_file(
     FileNotFoundError, ValueError
         See `cryonb.particles.stream_particles`; "on" without defocus in the file.
     """
-    _check_writable(out)
+    check_writable(out)
     start, seen, first = time.perf_counter(), 0, None
     stream = stream_particles(particles, half=half, batch_size=batch_size)
 
@@ -104,13 +104,6 @@ def _ctf_of(particles: Particles, ctf: str) -> torch.Tensor | None:
     return None if ctf == "off" else particles.with_ctf(True).ctf if ctf == "on" else particles.ctf
 
 
-def _check_writable(out: str | os.PathLike) -> None:
-    """Refuse an output that could not be written, before the work and not after it."""
-    folder = Path(out).resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise FileNotFoundError(f"{folder} is no folder that can be written to: make it first")
-
-
 def fsc_parser() -> argparse.ArgumentParser:
     """Options of `cryonb fsc`."""
     parser = argparse.ArgumentParser(
@@ -133,7 +126,7 @@ def fsc_main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     if (args.half2 is None) == (args.reference is None):
         parser.error("give a second half map, or --reference")
-    _check_writable(args.out)
+    check_writable(args.out)
     first, pixel = read_map(args.map)
     if args.reference:
         loaded = load_volume(args.reference, first.shape[-1], pixel, centre=False)

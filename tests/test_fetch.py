@@ -25,7 +25,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cryonb import download
+from cryonb import download, files
 from cryonb import fetch as module
 from cryonb.cli import main
 from cryonb.fetch import MICROGRAPHS, SDIST, fetch
@@ -431,8 +431,8 @@ def test_a_full_disk_is_one_line_and_work_goes_on_later(archive, broken, cache, 
 
 
 def test_too_little_space_is_said_before_anything_comes(archive, density, cache, monkeypatch):
-    usage = download.shutil.disk_usage(cache.parent)._replace(free=1000)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    usage = files.shutil.disk_usage(cache.parent)._replace(free=1000)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match="has room for 0.0 GB of the 0.0 GB .* free some space"):
         fetch("EMD-24928")
     assert starts(archive) == []

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import mrcfile
@@ -17,7 +16,7 @@ import pytest
 import starfile
 import torch
 
-from cryonb import inference
+from cryonb import files, inference
 from cryonb.cli import main
 from cryonb.diffusion import SR3
 from cryonb.geometry import random_rotations
@@ -176,18 +175,29 @@ def test_deviations_do_not_replace_the_input_either(tmp_path, weights):
         denoise_file(star, tmp_path / "p.star", checkpoint=weights, samples=2)
 
 
+# kill -9 from within, so that it always hits the middle of the stack.
+DIES_IN_THE_MIDDLE = """
+import os, signal, sys
+from cryonb import inference
+from cryonb.cli import main
+write = inference.StackWriter.write
+def until(self, first, images):
+    if first >= 200:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, first, images)
+inference.StackWriter.write = until
+main(sys.argv[1:])
+"""
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_stack(tmp_path, weights):
     star = particle_file(tmp_path, 400)
     denoise_file(star, tmp_path / "whole.star", checkpoint=weights, batch_size=8)
     arguments = ["denoise", star, "--out", tmp_path / "cut.star", "--checkpoint", weights]
     arguments += ["--batch-size", "8"]
-    code = "import sys; from cryonb.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+    process = subprocess.run([sys.executable, "-c", DIES_IN_THE_MIDDLE, *map(str, arguments)])
+    assert process.returncode == -signal.SIGKILL
     part = tmp_path / ".cut.mrcs.part"
-    while process.poll() is None and not (part.is_file() and part.stat().st_size > 1e5):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     assert part.is_file() and not (tmp_path / "cut.star").exists()
     with open(part, "ab") as file:
         file.write(b"half an image")
@@ -202,7 +212,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_stack(tmp_path, weights):
 def test_a_full_disk_loses_nothing(tmp_path, weights, monkeypatch, capsys):
     star = particle_file(tmp_path)
     arguments = (star, "--out", tmp_path / "o.star", "--checkpoint", weights, "--batch-size", 4)
-    monkeypatch.setattr(inference.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     assert run(*arguments) == 2
     assert "free" in capsys.readouterr().err
     monkeypatch.undo()
