@@ -19,12 +19,11 @@ from cryonb import molecules
 from cryonb.ctf import ctf
 from cryonb.fourier import filter_radially, fourier_crop
 from cryonb.projection import shift_images
-from cryonb.simulate import StructuralNoise, clean_scale, simulate_images
+from cryonb.simulate import clean_scale, setting, simulate_images
 from cryonb.volumes import Volume
 
 RESIDUE_A3 = 135.0  # volume of a residue in a folded protein
 SYMMETRIES = (1, 1, 1, 2, 2, 3, 4, 4, 5, 6)  # of the cyclic groups, as often as they are drawn
-MOST = StructuralNoise(micelle=1.0, neighbours=0.7, ice=0.5, carbon=0.15)
 
 
 def random_molecule(rng: np.random.Generator) -> molecules.Atoms:
@@ -168,15 +167,10 @@ def _of_molecule(atoms, views: int, box: int, rng, pixel_A, transfer) -> tuple[t
     pixel_A = pixel_A or max(width_A / (rng.uniform(0.35, 0.8) * box), 1.8)
     volume = coarse_volume(atoms, box, pixel_A)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    dirty = rng.random() < 0.5
-    amounts = replace(MOST, micelle=1.0 if atoms.membrane_z_A else 0.0) if dirty else None
-    images = simulate_images(
-        volume,
-        views,
-        amounts or StructuralNoise(0, 0, 0, 0),
-        generator,
-        scale=clean_scale(volume, 32),
-    )
+    amounts = setting("structural" if rng.random() < 0.5 else "white")
+    if not atoms.membrane_z_A:
+        amounts = replace(amounts, micelle=0.0)
+    images = simulate_images(volume, views, amounts, generator, scale=clean_scale(volume, 32))
     shifts = 2.0 * torch.randn(views, 2, generator=generator)
     both = torch.stack([images.clean, images.clean + images.structure])
     both = torch.stack([shift_images(stack, shifts) for stack in both])

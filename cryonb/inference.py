@@ -292,7 +292,8 @@ def measured_noise(source: Source, box: int, diameter_A: float | None, sign: int
     """Noise of a file, from rows spread over all of it, in a box of the network."""
     rows = np.unique(np.linspace(0, len(source.table) - 1, MEASURED).round().astype(int))
     given = source.read(rows, box)
-    radius_px = None if diameter_A is None else diameter_A / 2 / given.pixel_size_A
+    pixel_A = given.pixel_size_A  # one for all, or this says so
+    radius_px = None if diameter_A is None else diameter_A / 2 / pixel_A
     return measure_noise(given, radius_px, sign=sign)
 
 

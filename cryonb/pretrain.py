@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from cryonb.diffusion import SR3, denoise, draw_gamma
+from cryonb.diffusion import SR3, denoise
 from cryonb.families import training_images
 from cryonb.metrics import psnr
 from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
-from cryonb.train import draw_batch, sr3_loss, train
+from cryonb.train import any_level_loss, draw_batch, sr3_loss, train
 from cryonb.volumes import load_volume
 from cryonb.weights import load_model, save_model
 
@@ -100,7 +99,7 @@ def many(args: argparse.Namespace) -> int:
     stacks = training_images(args.projections // VIEWS, VIEWS, args.box_size, args.seed)
     torch.manual_seed(args.seed)
     model = load_model(args.init, SR3)[0].train() if args.init else SR3()
-    loss = partial(any_level_loss, start=args.start)
+    loss = partial(any_level_loss, snr=MANY_SNR, start=args.start)
     model = _run(args, "SR3", model, stacks, loss, args.images, out.with_suffix(".checkpoint"))
     result = {}
     for name in ("channel", "prestin"):
@@ -114,17 +113,6 @@ def many(args: argparse.Namespace) -> int:
     save_model(out, model, manifest | {"test": result}, half=True)
     print("many", result, flush=True)
     return 0
-
-
-def any_level_loss(
-    model: SR3, batch, fraction: float, generator, *, start: float, snr: tuple = MANY_SNR
-) -> torch.Tensor:
-    """Loss of an SR3 on a batch (target, observed), each image with an SNR of its own."""
-    clean, observed = batch
-    low, high = (math.log(noise_sigma(s)) for s in snr)
-    sigma = torch.exp(low + (high - low) * torch.rand(len(clean), generator=generator))
-    gamma = draw_gamma(len(clean), sigma, generator, start)
-    return model.loss(clean, observed, gamma, sigma, generator)
 
 
 def _manifest(args: argparse.Namespace) -> dict:

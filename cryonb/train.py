@@ -88,6 +88,20 @@ def sr3_loss(
     return model.loss(clean, observed, gamma, level, generator)
 
 
+def any_level_loss(
+    model: SR3, batch, fraction: float, generator, *, snr: tuple[float, float], start: float = 0.5
+) -> torch.Tensor:
+    """Loss of a diffusion model on a batch (clean, observed), each image at an SNR of its own.
+
+    Drawn log-uniformly between the two of `snr`; `start` as in `sr3_loss`.
+    """
+    clean, observed = batch
+    low, high = (-0.5 * math.log(s) for s in snr)
+    sigma = torch.exp(low + (high - low) * torch.rand(len(clean), generator=generator))
+    gamma = draw_gamma(len(clean), sigma, generator, start)
+    return model.loss(clean, observed, gamma, sigma, generator)
+
+
 def train(
     model: nn.Module,
     average: nn.Module,

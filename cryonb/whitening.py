@@ -8,7 +8,7 @@ means the same as the stack it was made from. Introduced in: 05_real_data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -77,7 +77,6 @@ def measure_noise(
             f"a particle radius of {radius_px:.0f} px in a box of {box} px leaves no background to "
             "measure the noise in: give the diameter, or extract in a larger box"
         )
-    plain = NoiseModel(torch.ones(box // 2 + 1), 1.0, 1, radius_px)
     flat, _ = level(particles.images, radius_px)
     soft = ((_radius(box) - radius_px) / 3).clamp(0, 1)
     power_ft = torch.fft.rfft2(flat * soft).abs().square().mean(0) / soft.square().sum()
@@ -85,16 +84,15 @@ def measure_noise(
     spectrum[:2] = spectrum[2]  # the ramp is gone, and so is its shell
     ends = torch.cat([spectrum[:1], spectrum, spectrum[-1:]])
     spectrum = ((ends[:-2] + ends[1:-1] + ends[2:]) / 3).float()
-    found = replace(plain, spectrum=spectrum)
-    outside = _radius(box) > radius_px
-    level_left = to_network(particles, found)[0][:, outside].var()  # near one; make it one
-    found = replace(found, spectrum=spectrum * level_left)
+    found = NoiseModel(spectrum, 1.0, 1, radius_px)
     white, _ = to_network(particles, found)
+    left = white[:, _radius(box) > radius_px].var()  # near one; make it one
+    white = white / left.sqrt()
     if not sign:
         middle = white[:, _radius(box) < radius_px / 2].mean(1)
         sign = -1 if middle.mean() < -4 * middle.std() / len(middle) ** 0.5 else 1
     excess = float(white.var()) - 1.0
-    return replace(found, snr=max(excess, 1e-3), sign=sign)
+    return NoiseModel(spectrum * left, max(excess, 1e-3), sign, radius_px)
 
 
 def level(images: torch.Tensor, radius_px: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -78,10 +78,9 @@ from cryonb.plotting import (
     train_live,
     use_style,
 )
-from cryonb.pretrain import any_level_loss
 from cryonb.projection import project
 from cryonb.resolution import frc
-from cryonb.train import draw_batch
+from cryonb.train import any_level_loss, draw_batch
 from cryonb.volumes import load_volume
 from cryonb.weights import KEPT, MANY, load_model
 from cryonb.whitening import amplitude, from_network, level, measure_noise, to_network

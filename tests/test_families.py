@@ -8,7 +8,8 @@ import torch
 
 from cryonb.diffusion import SR3
 from cryonb.families import RESIDUE_A3, coarse_volume, random_molecule, training_images
-from cryonb.pretrain import any_level_loss
+from cryonb.pretrain import MANY_SNR
+from cryonb.train import any_level_loss
 from cryonb.volumes import from_atoms, load_volume
 
 
@@ -65,7 +66,7 @@ def test_the_loss_draws_a_level_for_each_image():
     model.loss = lambda c, o, gamma, sigma, g: seen.append(sigma) or loss(c, o, gamma, sigma, g)
     images = torch.randn(64, 32, 32)
     value = any_level_loss(
-        model, (images, images), 0.0, torch.Generator().manual_seed(0), start=0.5
+        model, (images, images), 0.0, torch.Generator().manual_seed(0), snr=MANY_SNR
     )
     assert torch.isfinite(value)
     snr = seen[0] ** -2

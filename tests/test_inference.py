@@ -256,6 +256,15 @@ def mixed_boxes(folder):
     return star
 
 
+def mixed_pixels(folder):
+    star = particle_file(folder)
+    blocks = starfile.read(star)
+    other = blocks["optics"].assign(rlnOpticsGroup=2, rlnImagePixelSize=1.0)
+    blocks["optics"] = pd.concat([blocks["optics"], other])
+    starfile.write(blocks, star)
+    return star
+
+
 def truncated(folder):
     star = particle_file(folder)
     stack = star.with_suffix(".mrcs")
@@ -300,6 +309,7 @@ BAD = {
     "no pixel size": (lambda f: star_with(f, "optics", rlnImagePixelSize=None), "PixelSize"),
     "unlisted optics": (lambda f: star_with(f, "particles", rlnOpticsGroup=7), "group"),
     "boxes": (mixed_boxes, "mixes box sizes"),
+    "pixel sizes": (mixed_pixels, "pixel sizes"),
     "defocus in µm": (lambda f: star_with(f, "particles", rlnDefocusU=1.5, rlnDefocusV=1.5), "Å"),
     "premultiplied": (
         lambda f: star_with(f, "optics", rlnCtfDataAreCtfPremultiplied=1),
