@@ -15,6 +15,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from tqdm import tqdm
 
 from cryonb.download import Remote, Span, assemble, copy, look
+from cryonb.files import NOT_DETERMINED
 
 HEADER_BYTES = HEADER_DTYPE.itemsize
 PIXEL_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}  # by MRC mode: int8, int16, float32, uint16, float16
@@ -202,14 +203,13 @@ def _join(spans: list[Span]) -> list[Span]:
 def _header_for(header: np.ndarray, count: int) -> bytes:
     """Return the header of a stack of `count` images like those of another stack.
 
-    Extended header and statistics belong to that other stack and are dropped: in MRC2014,
-    max < min, mean < max and a negative rms say "not determined".
+    Extended header and statistics belong to that other stack and are dropped.
     """
     new = header.copy()
     if new["mz"] > 0:
         new["cella"]["z"] /= new["mz"]  # one section: as thick as a voxel
     values = {"nz": count, "mz": 1, "ispg": 0, "nsymbt": 0, "exttyp": b"", "map": b"MAP "}
-    values |= {"dmin": 0, "dmax": -1, "dmean": -2, "rms": -1, "nversion": 20140}
+    values |= NOT_DETERMINED | {"nversion": 20140}
     values["machst"] = MACHINE_STAMP[_byte_order(header)]
     for name, value in values.items():
         new[name] = value

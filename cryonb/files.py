@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Statistics of an MRC2014 header that say "not determined": max < min, mean < max, rms < 0.
+NOT_DETERMINED = {"dmin": 0, "dmax": -1, "dmean": -2, "rms": -1}
+
 
 @contextmanager
 def beside(path: str | os.PathLike) -> Iterator[Path]:

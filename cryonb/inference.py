@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from cryonb.diffusion import SR3, denoise
-from cryonb.files import beside, check_room, check_writable
+from cryonb.files import NOT_DETERMINED, beside, check_room, check_writable
 from cryonb.particles import CTF_APPLIED, Particles
 from cryonb.star import Stacks, modern_tables, open_stack, particle_block, read_blocks
 from cryonb.weights import MANY, load_model
@@ -256,7 +256,7 @@ def _write_header(path: Path, count: int, source: Source) -> None:
         mrc.set_image_stack()
         mrc.voxel_size = pixel_A
         header = mrc.header.copy()
-    for name, value in {"nz": count, "dmin": 0, "dmax": -1, "dmean": -2, "rms": -1}.items():
+    for name, value in ({"nz": count} | NOT_DETERMINED).items():
         header[name] = value
     path.write_bytes(header.tobytes())
 
