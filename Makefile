@@ -3,12 +3,26 @@ PROFILE ?= quick
 PYTHON ?=
 VENV ?= .venv
 ARGS ?=
+# The folder that `make lab` serves, and the one below it that it shows first.
+LAB_ROOT ?= .
+LAB_SHOWS ?= notebooks
+# Anything but nothing: install from wheels/ and read data from cache/, as `make offline-bundle` packs them.
+OFFLINE ?=
 # What `make book` shows, and the address that its pages link to where it is published.
 RUN ?= runs/$(PROFILE)
 REPOSITORY ?=
 
 # Two busy programs on two cores: threads that wait by spinning slow each other down many times.
 export OMP_WAIT_POLICY ?= PASSIVE
+
+ifneq ($(OFFLINE),)
+ifeq ($(wildcard wheels/*.whl),)
+$(error no wheels/ here: OFFLINE=1 works in a folder unpacked from what `make offline-bundle` writes)
+endif
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := wheels
+export CRYONB_CACHE ?= $(CURDIR)/cache
+endif
 
 BIN := $(VENV)/bin
 JUPYTEXT := $(BIN)/jupytext --quiet
@@ -19,11 +33,11 @@ PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tutorial test lab book lint format notebooks clean
+.PHONY: help setup tutorial test lab book exercises offline-bundle lint format notebooks clean
 
 help: ## show this list
-	@echo "make tutorial [PROFILE=quick|workshop|paper|smoke]   (also: PYTHON=..., ARGS='-p name value')"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "make tutorial [PROFILE=quick|workshop|paper|smoke]   (also: PYTHON=..., ARGS='-p name value', OFFLINE=1)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## create $(VENV) and install cryonb with the versions of constraints.txt
 
@@ -39,8 +53,8 @@ lab: $(STAMP) ## open JupyterLab on the notebooks (.py files open as notebooks)
 	  '  {"defaultViewers": {"python": "Jupytext Notebook"}},' \
 	  ' "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
 	  > $(VENV)/share/jupyter/lab/settings/overrides.json
-	@env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.root_dir=. \
-	  --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+	@env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.root_dir='$(LAB_ROOT)' \
+	  --LabApp.default_url='/lab/tree/$(LAB_SHOWS)' $(ARGS)
 
 book: $(RUN)/run.json $(BOOK) ## build the book from a run (RUN=runs/quick), to read in a browser
 	@$(BIN)/python book/vendor.py book/_build/vendor
@@ -51,6 +65,12 @@ book: $(RUN)/run.json $(BOOK) ## build the book from a run (RUN=runs/quick), to 
 
 $(RUN)/run.json:
 	@echo "no run in $(RUN): run  make tutorial  first, or name one with RUN=..." >&2; exit 1
+
+exercises: $(STAMP) ## write the learners' copies without solutions to exercises/ (yours are kept)
+	@$(BIN)/python book/exercises.py exercises $(ARGS)
+
+offline-bundle: $(STAMP) ## pack all that a machine without a network needs, in dist/ (`make book` first)
+	@$(BIN)/python book/bundle.py $(ARGS)
 
 lint: $(STAMP) ## check style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

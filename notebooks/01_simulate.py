@@ -519,6 +519,27 @@ for n in (len(seen) // 8, len(seen)):
 # ```
 
 # %% [markdown]
+# ## Quiz
+#
+# **1.** Which of these lies in the input and not in the target? (a) the projection of the molecule (b) the detergent belt (c) both
+#
+# ```{dropdown} Answer
+# **b.** The target is the clean molecule. That the belt has to go is what makes it structural *noise*.
+# ```
+#
+# **2.** Two papers report an SNR of 0.05. Their images are equally noisy (a) yes (b) only if both define signal variance over the same area and before the same processing (c) only with the same camera
+#
+# ```{dropdown} Answer
+# **b.** Over a tight mask the variance of the signal is several times that over the whole box.
+# ```
+#
+# **3.** Why can no filter over frequencies remove the belt? (a) it is too strong (b) its spectrum overlaps the molecule's (c) it moves
+#
+# ```{dropdown} Answer
+# **b.** A filter tells things apart by frequency, and here there is nothing to tell apart.
+# ```
+
+# %% [markdown]
 # ## Recap
 #
 # - Electrons see the electrostatic potential; a projection is a sum along the beam, or a central slice of the transform.
@@ -543,7 +564,6 @@ results = measured | {
     "micelle_agreement": agreement,
     "spectra_correlation": overlap,
     "wrong_ctf_correlation": r_wrong,
-    "nearest_pose_deg": nearest_deg,
     "particles": sum(counts.values()),
     "seconds": round(time.perf_counter() - started, 1),
 }

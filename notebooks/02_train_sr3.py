@@ -415,7 +415,7 @@ frame_viewer(pictures, labels, alts, title="state y_t | guess of the clean image
 
 # %% mystnb={"image": {"alt": "Left: PSNR falls as the sampler takes more steps. Right: the variance of its output rises towards the truth"}}
 by_steps = {}
-for k in (1, 2, 4, 8, 16, 32) if train_images > 1000 else (1, 2, 4):
+for k in [k for k in (1, 2, 4, 8, 16, 32) if k <= max(4, train_images // 250)]:
     out = run(best, test_images, k)
     detail = (out - out.mean((1, 2), keepdim=True)).var() / clean256.var()
     by_steps[k] = float(psnr(out, clean256).mean()), float(mse(out, clean256).mean()), float(detail)
@@ -558,6 +558,61 @@ for eta in (0.0, 1.0):
 #
 # ````{solution-end}
 # ````
+#
+# ```{exercise}
+# :label: ex-sr3-turns
+# **Eight views of one image.** A particle that is turned or mirrored is as good a particle. Denoise the
+# eight turned and mirrored copies of each image in one step, turn them back, and average. Why can the mean
+# not be worse than the eight are on average?
+# ```
+#
+# ````{solution-start} ex-sr3-turns
+# :class: dropdown
+# ````
+
+# %%
+back = []
+for turns, mirrored in [(t, m) for t in range(4) for m in (False, True)]:
+    copies = torch.rot90(few_noisy.flip(-1) if mirrored else few_noisy, turns, (1, 2))
+    out = torch.rot90(run(best, copies, 1), -turns, (1, 2))
+    back.append(out.flip(-1) if mirrored else out)
+eight = sum(mse(out, few).mean() for out in back) / len(back)
+together = mse(torch.stack(back).mean(0), few).mean()
+print(f"MSE: {eight:.4f} on average, {together:.4f} of the mean, in eight times the time")
+assert together <= eight
+
+# %% [markdown]
+# Squared error is convex: the error of a mean is at most the mean of the errors (Jensen's inequality). The
+# difference is exactly the spread of the eight answers about their mean, so it also says how far the
+# network is from treating all orientations alike.
+#
+# ````{solution-end}
+# ````
+#
+# ## Quiz
+#
+# **1.** Two models have losses of 0.9 (asked for the noise) and 0.05 (asked for the clean image). Which one
+# denoises better? (a) the first (b) the second (c) one cannot tell
+#
+# ```{dropdown} Answer
+# **c.** They measure different quantities: with strong noise it is easy to name the noise, and says little.
+# Only the denoised images can be compared.
+# ```
+#
+# **2.** An exact sampler is given twice as many steps. Its mean squared error (a) halves (b) stays at twice
+# the smallest possible one (c) approaches the smallest possible one
+#
+# ```{dropdown} Answer
+# **b.** A sample is a draw from all truths that fit the image. It differs from the mean as much as the truth
+# does, whatever the number of steps.
+# ```
+#
+# **3.** The model draws a crisp particle. What do you know now? (a) a particle was there (b) the model has
+# seen such particles (c) the pose is right
+#
+# ```{dropdown} Answer
+# **b**, and nothing more: section 9 made it do the same from noise alone.
+# ```
 #
 # ## Recap
 #

@@ -454,6 +454,55 @@ for name in ("train", "validation"):
 # ````{solution-end}
 # ````
 #
+# ```{exercise}
+# :label: ex-refine-mix
+# **Mix them.** Average the one-step estimate and an image refined from the sample, with shares from 0 to 1.
+# Where is the best mix? What would it mean if it were at one of the ends?
+# ```
+#
+# ````{solution-start} ex-refine-mix
+# :class: dropdown
+# ````
+
+# %%
+ends = outputs["white"]["one step"], outputs["white"]["refined, sees sample"]
+for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+    mixed = (1 - share) * ends[0] + share * ends[1]
+    print(f"{share:.2f} refined: MSE {float(mse(mixed, clean).mean()):.4f}")
+
+# %% [markdown]
+# Along the line between two estimates the squared error is a parabola. Its minimum lies inside if each of
+# the two is right about something that the other has missed, and at an end if one of them has nothing to
+# add. Mixing costs no training; it is one more control that a second stage should be compared with.
+#
+# ````{solution-end}
+# ````
+#
+# ## Quiz
+#
+# **1.** A paper shows that its second stage improves the samples of a diffusion model by 3 dB. That is (a) a
+# proof that the second stage knows more (b) what averaging alone would bring (c) impossible
+#
+# ```{dropdown} Answer
+# **b.** A sample has twice the smallest possible error. Whatever brings it back to the mean gains up to 3 dB
+# and adds no knowledge; an inexact sampler leaves more than that to gain.
+# ```
+#
+# **2.** Why is the second stage trained on particles that the first has not seen? (a) to have more data (b)
+# because the first stage errs less on its own training particles (c) because of the half sets
+#
+# ```{dropdown} Answer
+# **b.** It would learn to correct errors that are smaller than those it will meet.
+# ```
+#
+# **3.** A refined image has less power at high frequency than the truth. (a) A defect, it should be sharpened
+# (b) an honest statement: what is not known is left out (c) a sign of too little training
+#
+# ```{dropdown} Answer
+# **b**, if its correlation with the truth is as good as it can be; (c) may be true as well. Sharpening (a)
+# raises the power and not the correlation.
+# ```
+#
 # ## Recap
 #
 # - A sample has up to twice the minimum error; a U-Net trained by squared error takes the excess back.

@@ -549,6 +549,63 @@ say(mine.markdown())
 # ````{solution-end}
 # ````
 #
+# ```{exercise}
+# :label: ex-compare-symmetry
+# **What does symmetry buy?** Compute the posterior mean with the molecule's symmetry and without it (`"C1"`).
+# What changes: the images, the time, or both?
+# ```
+#
+# ````{solution-start} ex-compare-symmetry
+# :class: dropdown
+# ````
+
+# %%
+means = {}
+for symmetry in ("C1", volume.symmetry):
+    all_of = volume_templates(molecule, 6.0, symmetry)
+    begin = time.perf_counter()
+    means[symmetry] = posterior(all_of, noisy[:8], sigma).mean
+    spent = time.perf_counter() - begin
+    print(f"{symmetry}: {len(every_pose(all_of)):,} poses, {spent:.2f} s")
+change = float((means["C1"] - means[volume.symmetry]).square().mean())
+print(f"the images differ by {change:.4f} of the signal's variance")
+
+# %% [markdown]
+# Only the time. Every candidate now occurs once for each symmetric view of it, and each takes its share of
+# the weight, so the sums stay what they were; what difference there is comes from grids of directions that
+# do not fall on each other. Symmetry helps a *reconstruction*, where each image counts several times. A
+# denoised image gains nothing by it that the templates did not know already.
+#
+# ````{solution-end}
+# ````
+#
+# ## Quiz
+#
+# **1.** A new method has a smaller MSE than the Bayes limit on 500 test particles. (a) It is a breakthrough
+# (b) it has used knowledge that the limit was not given, or the test is broken (c) the limit is wrong for
+# neural networks
+#
+# ```{dropdown} Answer
+# **b.** No function of the image has a smaller expected error under this model. It may have seen the test
+# images, or noise is not what it is said to be. On a few particles it may also be luck: ask for the standard
+# error.
+# ```
+#
+# **2.** A method stands at 30 dB on the protein that it was trained on and at 21 dB on another. A linear
+# filter that knows neither has 24 dB on both. For your new protein you take (a) the first, it has the higher
+# score (b) the filter (c) their mean
+#
+# ```{dropdown} Answer
+# **b.** Yours is another protein. The 9 dB between the two are memory.
+# ```
+#
+# **3.** What is a fair budget when one stage is compared with two? (a) the same number of parameters (b) the
+# same number of epochs (c) the same time for everything that is trained
+#
+# ```{dropdown} Answer
+# **c.** Epochs of different networks cost differently, and a second stage is not free because it comes later.
+# ```
+#
 # ## Recap
 #
 # - The Bayes limit needs the molecule, the noise, and patience. Its forecast must agree with its measured

@@ -512,6 +512,32 @@ print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d
 # Which of the four measurements of section 7 would you show to a colleague who wants to believe the images?
 # ```
 #
+# ## Quiz
+#
+# **1.** The denoised images of a real data set look much better than those of a twin with the same noise. You
+# conclude that (a) the method works even better on real data (b) something draws what it expects to see (c)
+# the twin was made too difficult
+#
+# ```{dropdown} Answer
+# **b** is the first thing to rule out: look at the empty patches. If these stay empty, ask (c): measure noise
+# spectrum and SNR of both again.
+# ```
+#
+# **2.** Stein's estimate of the error needs (a) the clean images (b) a second exposure (c) white noise of
+# known level
+#
+# ```{dropdown} Answer
+# **c**, which is why the particles are whitened before, and why it is wrong where structural noise is left.
+# ```
+#
+# **3.** Two networks that were trained apart agree on your particles. (a) So they are right (b) they may share
+# the noise of the image that both were given (c) they must have seen the same training data
+#
+# ```{dropdown} Answer
+# **b.** What both have in common is the input, noise included. Agreement of two answers to *one* image says
+# nothing; agreement of answers to two images of one particle would.
+# ```
+#
 # ## Recap
 #
 # - Real images differ from simulated ones by noise spectrum, CTF, contrast and SNR. All four can be measured

@@ -381,6 +381,56 @@ for ratio in (1.0, 0.1, 0.03):
 # ````{solution-end}
 # ````
 #
+# ```{exercise}
+# :label: ex-trust-nothing
+# **Two that invent nothing.** Audit a denoiser that returns its input, and one that blurs it until hardly
+# anything is left. Both pass the first test. Why would you use neither?
+# ```
+#
+# ````{solution-start} ex-trust-nothing
+# :class: dropdown
+# ````
+
+# %%
+harmless = {"returns its input": lambda x: x, "a wide blur": lambda x: methods.blur(x, 8.0)}
+for name, denoise in (harmless | {"SR3, one step": denoisers["SR3, one step"]}).items():
+    found = audit.noise_only(denoise, molecule, sigma, n, symmetry=symmetry, seed=seed)
+    away = float(mse(denoise(noisy), clean).mean())
+    print(
+        f"{name}: resemblance {found.resemblance:.2f} (control {found.control:.2f}), MSE {away:.2f}"
+    )
+
+# %% [markdown]
+# What invents nothing need not denoise anything. A verdict has two sides, how much better the images become
+# and how much of that is invented, and either alone can be made perfect. (The input itself resembles its best
+# projection a little: among thousands of them one always fits best. That is why each number has a control.)
+#
+# ````{solution-end}
+# ````
+#
+# ## Quiz
+#
+# **1.** The half maps of denoised particles agree to 4 Å, those of the raw ones to 7 Å. The resolution is (a)
+# 4 Å (b) 7 Å, as far as these data show (c) between the two
+#
+# ```{dropdown} Answer
+# **b.** Half sets that went through one network share its errors, and the agreement counts them as signal.
+# ```
+#
+# **2.** Which experiment shows that a denoiser would hide a missing subunit? (a) PSNR on test particles (b)
+# half-map FSC (c) particles whose subunit was taken away, with the whole molecule as a control
+#
+# ```{dropdown} Answer
+# **c.** Neither of the others contains the case.
+# ```
+#
+# **3.** Eighty of a hundred truths lie within the 95 % interval of the samples. The sampler is (a) too sure of
+# itself (b) not sure enough (c) calibrated
+#
+# ```{dropdown} Answer
+# **a.** Its samples spread less than its errors are large.
+# ```
+#
 # ## Recap
 #
 # - A denoiser answers from the image and from what it knows. Only controls tell which.

@@ -13,6 +13,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+QUIET = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update"
+         " --disable-background-networking --disable-sync").split()  # fmt: skip
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
@@ -39,6 +42,19 @@ def relion():
         return done.stdout
 
     return call
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; a test without one is skipped, and says what to install."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("no browser here: sudo apt install chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=QUIET)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,6 @@ BOOK = ROOT / "book"
 VENDOR = BOOK / "_build" / "vendor"
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1200, "height": 900}
-QUIET = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update"
-         " --disable-background-networking --disable-sync").split()  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +73,6 @@ def address(site):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/some-path/"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if not program:
-        pytest.skip("no browser here: sudo apt install chromium")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=program, args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 class Reader:

@@ -22,7 +22,19 @@ from cryonb.cli import _parser
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name: ours
-SKIPPED = {".git", ".venv", "runs", "build", "_build", "dist", ".ruff_cache", ".pytest_cache"}
+SKIPPED = {
+    ".git",
+    ".venv",
+    "runs",
+    "exercises",
+    "wheels",
+    "cache",
+    "build",
+    "_build",
+    "dist",
+    ".ruff_cache",
+    ".pytest_cache",
+}
 SKIPPED |= {"__pycache__"}
 
 
@@ -125,7 +137,8 @@ def test_make_takes_the_first_python_that_is_new_enough(fake):
 
 def test_make_targets():
     shown = make("help").stdout
-    for target in ("tutorial", "test", "lab", "book", "lint", "notebooks", "clean"):
+    targets = "tutorial test lab book exercises offline-bundle lint notebooks clean"
+    for target in targets.split():
         assert re.search(rf"^  {target} ", shown, re.M)
     dry = make("-n", "tutorial", "PROFILE=workshop", "ARGS=-p seed 1").stdout
     assert "cryonb run --profile workshop -p seed 1" in dry
