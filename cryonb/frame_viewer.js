@@ -40,7 +40,9 @@ function render({ model, el }) {
   slider.oninput = () => { run(false); go(Number(slider.value)); };
   box.onkeydown = (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!step || event.target === slider) return;  // a slider moves by itself
+    if (!step) return;
+    event.stopPropagation();  // else JupyterLab takes the key for itself
+    if (event.target === slider) return;  // a slider moves by itself
     run(false);
     go(model.get("index") + step);
     event.preventDefault();
