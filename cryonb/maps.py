@@ -12,6 +12,11 @@ import torch
 
 from cryonb.files import beside
 
+# What says where a map lies and whose it is.
+KEPT_FIELDS = (
+    "nxstart nystart nzstart mx my mz cella cellb mapc mapr maps ispg exttyp origin nlabl label"
+).split()
+
 
 def read_map(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
     """Read an MRC or CCP4 map (gzipped or not), its axes in the order (z, y, x).
@@ -55,6 +60,10 @@ def read_placed_map(
         count = np.count_nonzero(~np.isfinite(data))
         raise ValueError(f"{path} has {count} NaN or infinite voxels: repair the map first.")
     voxel = [float(size[axis]) for axis in "zyx"]
+    if max(voxel) == 0:
+        raise ValueError(
+            f"{path} has no pixel size, its header says 0 × 0 × 0 Å: write the cell's edges into it"
+        )
     if min(voxel) <= 0 or max(voxel) - min(voxel) > 1e-3 * max(voxel):
         raise ValueError(
             f"{path} has voxels of {voxel[2]:g} × {voxel[1]:g} × {voxel[0]:g} Å (x, y, z), which "
@@ -66,6 +75,17 @@ def read_placed_map(
     first_A = origin if origin.any() else start * voxel[0]
     grid = np.ascontiguousarray(data.transpose(to_zyx), dtype=np.float32)
     return torch.from_numpy(grid), voxel[0], tuple(first_A.tolist())
+
+
+def check_one_cube(path: str | os.PathLike, map: torch.Tensor) -> None:
+    """ValueError if the file of a map (z, y, x) is a stack of images, or its box is no cube."""
+    with mrcfile.open(path, header_only=True) as mrc:
+        stack = mrc.header.ispg == 0 and mrc.header.mz == 1 and mrc.header.nz > 1
+    if stack or Path(path).suffix == ".mrcs":
+        raise ValueError(f"{path} is a stack of {len(map)} images: give a map")
+    if len(set(map.shape)) > 1:
+        z, y, x = map.shape
+        raise ValueError(f"{path} has {x} × {y} × {z} voxels: cut or pad the map to a cube")
 
 
 def write_map(path: str | os.PathLike, map: torch.Tensor, pixel_size_A: float) -> None:
@@ -84,6 +104,49 @@ def write_map(path: str | os.PathLike, map: torch.Tensor, pixel_size_A: float) -
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"Could not write {path} ({reason}): free space or change folder.") from error
+
+
+def write_map_like(
+    path: str | os.PathLike, map: torch.Tensor, like: str | os.PathLike, label: str = ""
+) -> None:
+    """Write a volume (z, y, x) as float32 with the header of another file of the same grid.
+
+    Cell, place, order of axes, space group, extended header and labels are those of `like`;
+    statistics are the new map's, and `label` becomes one label more where there is room.
+
+    Raises
+    ------
+    ValueError
+        The grids differ.
+    OSError
+        As in `write_map`.
+    """
+    with mrcfile.open(like, permissive=False) as mrc:
+        header, extended = mrc.header.copy(), mrc.extended_header.copy()
+        order = [int(header[name]) for name in ("maps", "mapr", "mapc")]
+        order = order if any(order) else [3, 2, 1]
+        data = map.detach().cpu().numpy().transpose([3 - axis for axis in order])
+        if data.shape != mrc.data.shape:
+            raise ValueError(f"A map of {data.shape} voxels has no place in {like}.")
+    try:
+        with beside(path) as part, mrcfile.new(part, overwrite=True) as mrc:
+            mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))
+            mrc.set_extended_header(extended)
+            for name in KEPT_FIELDS:
+                mrc.header[name] = header[name]
+            if label and mrc.header.nlabl < 10:
+                mrc.header.label[mrc.header.nlabl] = label.encode()
+                mrc.header.nlabl += 1
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"Could not write {path} ({reason}): free space or change folder.") from error
+
+
+def level_and_scale(map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Median and standard deviation over the last three axes: solvent is most of a box."""
+    flat = map.flatten(-3)
+    level, scale = flat.median(-1).values, flat.std(-1)
+    return level[..., None, None, None], scale.clamp_min(1e-20)[..., None, None, None]
 
 
 def resample(

@@ -1,4 +1,4 @@
-"""What surrounds a molecule: its soft mask, and a detergent micelle."""
+"""What surrounds a molecule: soft masks from a map or a model, and a detergent micelle."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.spatial import KDTree
 from skimage.filters import threshold_otsu
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def soft_mask(
     threshold: float | None = None,
     extend_A: float = 3.0,
     soft_edge_A: float = 9.0,
+    largest: bool = False,
 ) -> torch.Tensor:
     """Mask of the molecule, 1 inside and 0 outside, with a cosine edge.
 
@@ -34,6 +36,8 @@ def soft_mask(
         Å.
     threshold : float or None
         On the blurred map; None separates it into two classes (Otsu 1979).
+    largest : bool
+        Keep only the largest piece above the threshold, pieces that touch at faces being one.
 
     Returns
     -------
@@ -51,8 +55,72 @@ def soft_mask(
             f"Nothing in the blurred map exceeds {level:.3g} (its maximum is {smooth.max():.3g}): "
             "lower the threshold."
         )
-    away = ndimage.distance_transform_edt(smooth <= level) * pixel_size_A - extend_A
-    edge = np.clip(away / max(soft_edge_A, 1e-6), 0, 1)
+    solid = smooth > level
+    if largest:
+        pieces, _ = ndimage.label(solid)
+        solid = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    away_A = ndimage.distance_transform_edt(~solid) * pixel_size_A
+    return _soft_edge(away_A, extend_A, soft_edge_A)
+
+
+def model_mask(
+    xyz_A: np.ndarray,
+    shape: tuple[int, int, int],
+    pixel_size_A: float,
+    first_A: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    *,
+    extend_A: float = 4.0,
+    soft_edge_A: float = 6.0,
+) -> torch.Tensor:
+    """Mask around an atomic model: 1 near its atoms, with a cosine edge.
+
+    At distance d from the nearest atom's centre the mask is 1 up to `extend_A`, then
+    (1 + cos(π (d - extend_A) / soft_edge_A)) / 2, and 0 from there on.
+
+    Parameters
+    ----------
+    xyz_A : ndarray (n, 3)
+        Atoms (x, y, z) in the frame of the map's file, such as `cryonb.volumes.read_atoms` gives
+        with ``centre=False``.
+    shape : (int, int, int)
+        Voxels (z, y, x) of the map.
+    pixel_size_A : float
+        Å.
+    first_A : (float, float, float)
+        Where the map's first voxel lies: (z, y, x) in Å, see `cryonb.maps.read_placed_map`.
+    extend_A, soft_edge_A : float
+        Å.
+
+    Returns
+    -------
+    Tensor (z, y, x), float32
+
+    Raises
+    ------
+    ValueError
+        More than half of the atoms lie outside the map.
+    """
+    atoms = (np.asarray(xyz_A)[:, ::-1] - first_A) / pixel_size_A  # (n, zyx) in voxels
+    inside = ((atoms > -0.5) & (atoms < np.array(shape) - 0.5)).all(1)
+    if inside.mean() < 0.5:
+        raise ValueError(
+            f"Only {inside.mean():.0%} of the model's {len(atoms)} atoms lie in the map's box: "
+            "give the model in the frame of the map, and a map whose header says where it lies."
+        )
+    reach = (extend_A + soft_edge_A) / pixel_size_A
+    low = np.clip(np.floor(atoms.min(0) - reach), 0, shape).astype(int)
+    high = np.clip(np.ceil(atoms.max(0) + reach) + 1, 0, shape).astype(int)
+    box = tuple(map(slice, low, high))  # beyond it the mask is 0
+    voxels = np.stack(np.mgrid[box], axis=-1)  # (..., zyx)
+    away, _ = KDTree(atoms).query(voxels, distance_upper_bound=reach, workers=-1)
+    mask = torch.zeros(shape)
+    mask[box] = _soft_edge(away * pixel_size_A, extend_A, soft_edge_A)
+    return mask
+
+
+def _soft_edge(away_A: np.ndarray, extend_A: float, soft_edge_A: float) -> torch.Tensor:
+    """From 1 within `extend_A` down to 0 by half a cosine; distances may be infinite."""
+    edge = np.clip((away_A - extend_A) / max(soft_edge_A, 1e-6), 0, 1)
     return torch.from_numpy((0.5 + 0.5 * np.cos(np.pi * edge)).astype(np.float32))
 
 
