@@ -40,7 +40,7 @@ ROOMS = {
     "Physics": "files conventions fourier geometry ctf projection volumes molecules maps particles"
     " star masks simulate families dataset micrographs reconstruct metrics resolution poses"
     " steerable templates posterior",
-    "Learning": "unet diffusion refine direct gan train precision weights pretrain",
+    "Learning": "unet diffusion refine direct gan mapclean train precision weights pretrain",
     "Real data": "cache download empiar fetch whitening inference",
     "Comparing and judging": "baselines ksvd peers methods compare audit report relion",
     "Running and showing": "cli tools check plan engine runner plotting surface widgets",

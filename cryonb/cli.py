@@ -19,6 +19,7 @@ DELEGATED = {
     "denoise": ("cryonb.inference", "denoise_main", "denoise particles of a STAR file or stack"),
     "reconstruct": ("cryonb.tools", "reconstruct_main", "make a map from a particle STAR file"),
     "audit": ("cryonb.report", "audit_main", "what a denoiser invents: a report with verdicts"),
+    "clean": ("cryonb.tools", "clean_main", "take noise and detergent out of a map"),
     "fsc": ("cryonb.tools", "fsc_main", "resolution of half maps, or of a map against a reference"),
 }
 

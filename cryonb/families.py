@@ -17,9 +17,12 @@ from tqdm.auto import tqdm
 
 from cryonb import molecules
 from cryonb.ctf import ctf
-from cryonb.fourier import filter_radially, fourier_crop
+from cryonb.fourier import filter_radially, fourier_crop, low_pass
+from cryonb.maps import level_and_scale
+from cryonb.masks import micelle
 from cryonb.projection import shift_images
-from cryonb.simulate import clean_scale, setting, simulate_images
+from cryonb.reconstruct import flatten_corners
+from cryonb.simulate import clean_scale, map_noise, setting, simulate_images
 from cryonb.volumes import Volume
 
 RESIDUE_A3 = 135.0  # volume of a residue in a folded protein
@@ -194,3 +197,87 @@ def _transfer(n: int, box: int, pixel_A: float, rng, generator) -> torch.Tensor:
     defocus = 0.4 + 3.1 * torch.rand(n, generator=generator)
     voltage = float(rng.choice([200.0, 300.0]))
     return ctf(box, pixel_A, defocus, voltage_kv=voltage).abs() * whitening
+
+
+def training_volumes(
+    n_molecules: int, box_size: int = 64, pixel_size_A: float = 3.0, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random molecules and their micelles, from which `draw_maps` makes maps.
+
+    Three of five molecules have a micelle, around a slab of 30 Å somewhere in their middle, of
+    random width and density; the other belts are zero. Molecules wider than 0.9 boxes are left out.
+
+    Returns
+    -------
+    molecules, belts : Tensor (n_molecules, z, y, x), float16
+        In units of each molecule's standard deviation over the box.
+    """
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for _ in tqdm(range(n_molecules), desc="molecules"):
+        atoms = random_molecule(rng)
+        while 2 * _reach_A(atoms) + 8 > 0.9 * box_size * pixel_size_A:
+            atoms = random_molecule(rng)
+        volume, belt = coarse_volume(atoms, box_size, pixel_size_A), torch.zeros(())
+        if rng.random() < 0.6:
+            z_A = float(np.quantile(atoms.xyz_A[:, 2], rng.uniform(0.25, 0.75)))
+            belt = micelle(
+                volume,
+                membrane_z_A=(z_A - 15, z_A + 15),
+                width_A=rng.uniform(15, 32),
+                shell_A=rng.uniform(6, 12),
+                head_level=rng.uniform(0.5, 1.1),
+                core_level=rng.uniform(-0.4, 0.4),
+            )
+        both = torch.stack([volume.map, belt.expand_as(volume.map)])
+        pairs.append((both / volume.map.std()).half())
+    return tuple(torch.stack(maps) for maps in zip(*pairs, strict=True))
+
+
+def draw_maps(
+    volumes, n: int, generator: torch.Generator, *, pixel_size_A: float = 3.0, patch: int = 48
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw what a map cleaner is trained on: pieces of noisy maps, and the molecules in them.
+
+    A molecule with 0.3 to 1.3 of its micelle is turned by 90° steps and gets noise like that of a
+    reconstruction, of power f^p with p from 0 to 1.5, strong enough to bring its FSC with the truth
+    down to 0.5 at a resolution from 2.1 to 8 pixels. Half of the maps are flat outside a sphere.
+    All are sharpened or blurred by a B factor within ±150 Å², and two of three are low-passed near
+    that resolution. The target is the molecule, filtered alike.
+
+    Parameters
+    ----------
+    volumes : (Tensor, Tensor)
+        Of `training_volumes`.
+    patch : int
+        Voxels along the edge of the piece that is cut out, at most the box.
+
+    Returns
+    -------
+    target, observed : Tensor (n, patch, patch, patch)
+        In units of the standard deviation of the whole observed map, its median at zero.
+    """
+    pairs = [_draw_map(volumes, generator, pixel_size_A, patch) for _ in range(n)]
+    return tuple(torch.stack(maps) for maps in zip(*pairs, strict=True))
+
+
+def _draw_map(volumes, generator, pixel_A: float, patch: int) -> torch.Tensor:
+    """One target and observed map: (2, patch, patch, patch)."""
+    u = torch.rand(7, generator=generator).tolist()
+    turns = torch.randint(0, 4, (3,), generator=generator).tolist()
+    molecule, belt = (v[int(u[0] * len(v))].float() for v in volumes)
+    observed = molecule + (0.3 + u[1]) * belt
+    resolution_A = pixel_A * 2.1 * (8 / 2.1) ** u[2]
+    noise = map_noise(molecule, resolution_A, pixel_A, generator, power=1.5 * u[3])
+    observed = observed + (flatten_corners(noise) if u[4] < 0.5 else noise)
+    both, decay = torch.stack([molecule, observed]), 75 * (2 * u[5] - 1) / 2 / pixel_A**2
+    both = filter_radially(both, lambda f: torch.exp(-decay * f**2))
+    if u[6] < 2 / 3:
+        both = low_pass(both, resolution_A * (0.75 + u[6]), pixel_A)
+    level, scale = level_and_scale(both[1])
+    both = torch.stack([both[0], both[1] - level]) / scale
+    for turn, plane in zip(turns, ((1, 2), (2, 3), (1, 2)), strict=True):
+        both = torch.rot90(both, turn, plane)
+    box = both.shape[-1]
+    corner = torch.randint(0, box - patch + 1, (3,), generator=generator).tolist()
+    return both[(slice(None), *(slice(c, c + patch) for c in corner))]

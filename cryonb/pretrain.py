@@ -4,7 +4,8 @@
 ``kept/channel-white-sr3.safetensors`` and ``kept/channel-white-refine.safetensors``, whose headers
 hold the options and the result on test images that neither network has seen. ``cryonb train many``
 trains a first stage for any molecule, on random ones (`cryonb.families`), at SNRs from 0.02 to 1;
-it is what `cryonb denoise` uses.
+it is what `cryonb denoise` uses. ``cryonb train map-cleaner`` trains the network that takes noise
+and detergent out of maps (`cryonb.mapclean`), the default of `cryonb clean`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch
 from tqdm.auto import tqdm
 
 from cryonb.diffusion import SR3, denoise
-from cryonb.families import training_images
+from cryonb.families import draw_maps, training_images, training_volumes
+from cryonb.fourier import low_pass
+from cryonb.mapclean import MapCleaner, cleaning_loss
 from cryonb.metrics import psnr
 from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
@@ -34,14 +37,19 @@ REFINER = {"inputs": "sample+noisy", "widths": (64, 128), "transformers": 2}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `cryonb train`."""
-    parser.add_argument("source", help="channel, prestin, a PDB, mmCIF or MRC file, or many")
+    parser.add_argument("source", help="channel, prestin, a file, many, or map-cleaner")
     parser.add_argument("--setting", default="white", help="white or structural")
     parser.add_argument("--snr", type=float, default=0.1, help="signal variance / noise variance")
     parser.add_argument("--box-size", type=int, default=64, help="pixels")
     parser.add_argument(
         "--pixel-size", dest="pixel_size_A", type=float, default=3.0, help="Å per pixel"
     )
-    parser.add_argument("--projections", type=int, default=16000, help="distinct training poses")
+    parser.add_argument(
+        "--projections",
+        type=int,
+        default=16000,
+        help="distinct training poses; for map-cleaner molecules",
+    )
     parser.add_argument("--images", type=int, default=230000, help="images the SR3 model sees")
     parser.add_argument("--refine-images", type=int, default=60000, help="images the U-Net sees")
     parser.add_argument(
@@ -62,8 +70,8 @@ def main_args(arguments: list[str]) -> int:
 
 def main(args: argparse.Namespace) -> int:
     """Run both stages; a run that was cut off goes on where it was."""
-    if args.source == "many":
-        return many(args)
+    if args.source in ALONE:
+        return ALONE[args.source](args)
     out, name = Path(args.out), f"{Path(args.source).stem}-{args.setting}"
     sigma, amounts = noise_sigma(args.snr), setting(args.setting)
     volume = load_volume(args.source, args.box_size, args.pixel_size_A)
@@ -100,7 +108,8 @@ def many(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     model = load_model(args.init, SR3)[0].train() if args.init else SR3()
     loss = partial(any_level_loss, snr=MANY_SNR, start=args.start)
-    model = _run(args, "SR3", model, stacks, loss, args.images, out.with_suffix(".checkpoint"))
+    draw = partial(draw_batch, stacks)
+    model = _run(args, "SR3", model, draw, loss, args.images, out.with_suffix(".checkpoint"))
     result = {}
     for name in ("channel", "prestin"):
         volume = load_volume(name, args.box_size, args.pixel_size_A)
@@ -126,7 +135,7 @@ def first_stage(args, stacks, sigma: float, checkpoint: Path) -> SR3:
     model = load_model(args.init, SR3)[0].train() if args.init else SR3()
     snr_start = args.snr if args.init else 3.0  # no curriculum for what has had it
     loss = partial(sr3_loss, sigma=sigma, snr_start=snr_start, start=args.start)
-    return _run(args, "SR3", model, stacks, loss, args.images, checkpoint)
+    return _run(args, "SR3", model, partial(draw_batch, stacks), loss, args.images, checkpoint)
 
 
 def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Refiner:
@@ -140,13 +149,62 @@ def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Re
     )
     refiner = Refiner(**REFINER)
     loss = partial(refine_loss, sigma=sigma)
-    return _run(args, "U-Net", refiner, (clean, drawn, noisy), loss, args.refine_images, checkpoint)
+    draw = partial(draw_batch, (clean, drawn, noisy))
+    return _run(args, "U-Net", refiner, draw, loss, args.refine_images, checkpoint)
 
 
-def _run(args, title: str, model, stacks, loss, n_images: int, checkpoint: Path):
+def map_cleaner(args: argparse.Namespace) -> int:
+    """Train the map cleaner on random molecules; the report is on others, drawn alike."""
+    out = Path(args.out) / "map-cleaner.safetensors"
+    grid = {"box_size": args.box_size, "pixel_size_A": args.pixel_size_A}
+    volumes = training_volumes(args.projections, **grid, seed=args.seed)
+    torch.manual_seed(args.seed)
+    model = MapCleaner(pixel_size_A=args.pixel_size_A)
+    patch = min(48, args.box_size)
+    draw = partial(draw_maps, volumes, pixel_size_A=args.pixel_size_A, patch=patch)
+    checkpoint = out.with_suffix(".checkpoint")
+    model = _run(args, "map cleaner", model, draw, cleaning_loss, args.images, checkpoint, 4)
+    result = evaluate_cleaner(model, training_volumes(16, **grid, seed=args.seed + 1))
+    options = grid | {"molecules": args.projections, "maps": args.images, "seed": args.seed}
+    manifest = {"made_by": "cryonb train map-cleaner", "options": options, "test": result}
+    save_model(out, model, manifest, half=True)
+    print("map-cleaner", result, flush=True)
+    return 0
+
+
+ALONE = {"many": many, "map-cleaner": map_cleaner}
+
+
+@torch.no_grad()
+def evaluate_cleaner(model: MapCleaner, volumes, n: int = 48) -> dict:
+    """Mean correlation with the molecule, of maps that the model has not seen.
+
+    "low_pass" and "both" are the best of five cuts of the input and of the cleaned map, chosen for
+    each map with the truth at hand.
+    """
+    pixel_A, generator = model.pixel_size_A, torch.Generator().manual_seed(1)
+    target, given = draw_maps(
+        volumes, n, generator, pixel_size_A=pixel_A, patch=volumes[0].shape[-1]
+    )
+    cleaned = torch.cat([model(x) for x in given.split(4)])
+
+    def likeness(maps):
+        a, b = (x.flatten(-3) - x.flatten(-3).mean(-1, keepdim=True) for x in (maps, target))
+        return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+    def best_cut(maps):
+        cuts = (low_pass(maps, pixel_A * c, pixel_A) for c in (2.5, 3, 4, 6, 9))
+        return torch.stack([likeness(cut) for cut in cuts]).max(0).values
+
+    found = {"input": likeness(given), "low_pass": best_cut(given)}
+    found |= {"cleaned": likeness(cleaned), "both": best_cut(cleaned)}
+    return {name: round(float(values.mean()), 4) for name, values in found.items()}
+
+
+def _run(args, title: str, model, draw, loss, n_images: int, checkpoint: Path, batch_size=32):
     average = copy.deepcopy(model)
     steps = train(
-        model, average, partial(draw_batch, stacks), loss, n_images,
+        model, average, draw, loss, n_images, batch_size=batch_size,
         learning_rate=5e-4 if args.init else 1e-3, seed=args.seed, checkpoint=checkpoint,
     )  # fmt: skip
     with tqdm(total=n_images, desc=title, unit="image", mininterval=10) as bar:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from cryonb.ctf import apply_ctf, ctf
-from cryonb.fourier import low_pass
+from cryonb.fourier import filter_radially, low_pass, radial_mean
 from cryonb.geometry import random_rotations
 from cryonb.masks import micelle
 from cryonb.projection import project
@@ -203,3 +203,26 @@ def projected_mask(mask: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
     Tensor (n, y, x) of bool
     """
     return project(mask, rotations) > 1.0
+
+
+def map_noise(
+    molecule: torch.Tensor,
+    resolution_A: float,
+    pixel_size_A: float,
+    generator: torch.Generator,
+    *,
+    power: float = 1.0,
+) -> torch.Tensor:
+    """Noise (z, y, x) with which a map's FSC with `molecule` is 0.5 at `resolution_A`.
+
+    There its power is three times the signal's: ``FSC = sqrt(S / (S + N))``. It goes with
+    frequency as ``f^power``; 1 is what a reconstruction from white images has, whose slices grow
+    sparse as 1 / f.
+    """
+    box = molecule.shape[-1]
+    spectrum = radial_mean(torch.fft.rfftn(molecule).abs().square(), box, dims=3)
+    at = pixel_size_A / resolution_A
+    signal = float(spectrum[min(max(round(at * box), 1), box // 2)]) / box**3
+    noise = torch.randn(molecule.shape, generator=generator)
+    strength = (3 * signal) ** 0.5
+    return filter_radially(noise, lambda f: strength * (f / at) ** (power / 2))

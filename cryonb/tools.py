@@ -1,4 +1,4 @@
-"""``cryonb reconstruct`` and ``cryonb fsc``: maps from particle files, and what they are worth."""
+"""``cryonb reconstruct``, ``fsc``, ``clean``: maps, what they are worth, and what cleans them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from tqdm import tqdm
 
 from cryonb.conventions import FSC_HALF_MAPS, FSC_TRUTH
 from cryonb.files import beside, check_writable
-from cryonb.maps import read_map, write_map
-from cryonb.masks import soft_mask
+from cryonb.mapclean import MapCleaner, clean_map
+from cryonb.maps import check_one_cube, read_map, read_placed_map, write_map, write_map_like
+from cryonb.masks import model_mask, soft_mask
 from cryonb.particles import Particles, stream_particles
 from cryonb.reconstruct import reconstruct_batches
 from cryonb.resolution import fsc, fsc_mask_corrected, resolution_at
-from cryonb.volumes import load_volume
+from cryonb.volumes import MODEL_SUFFIXES, load_volume, read_atoms
+from cryonb.weights import MAP_CLEANER, load_model
+
+NOT_FOR_FSC = "not for FSC between half maps: what the network does to both would count as signal"
 
 
 def reconstruct_parser() -> argparse.ArgumentParser:
@@ -219,3 +223,75 @@ def _report(curves: pd.DataFrame, out: str, goal: float) -> None:
     )
     figure.savefig(f"{out}.png", dpi=150, bbox_inches="tight")
     print(f"wrote {out}.csv and {out}.png")
+
+
+def clean_parser() -> argparse.ArgumentParser:
+    """Options of `cryonb clean`."""
+    parser = argparse.ArgumentParser(
+        prog="cryonb clean",
+        description="Take noise and detergent out of a map, to look at it or to trace a model in "
+        f"it; {NOT_FOR_FSC}.",
+    )
+    add = parser.add_argument
+    add("map", help="a cubic map (.mrc, .map, also .gz), the molecule bright")
+    add("--out", required=True, help="the cleaned map, .mrc, with the header of the map")
+    add("--weights", help="of `cryonb train map-cleaner` (default: those that come with cryonb)")
+    add("--mask", default="none", help="besides: a soft mask (.mrc), an atomic model, auto or none")
+    add("--overwrite", action="store_true", help="replace the output if it is there already")
+    return parser
+
+
+def clean_main(arguments: list[str]) -> int:
+    """Clean a map, with these command-line arguments."""
+    args = clean_parser().parse_args(arguments)
+    clean_file(args.map, args.out, args.weights, args.mask, overwrite=args.overwrite)
+    return 0
+
+
+def clean_file(
+    map: str | os.PathLike,
+    out: str | os.PathLike,
+    weights: str | os.PathLike | None = None,
+    mask: str = "none",
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Clean a map file, see `cryonb.mapclean.clean_map`; write another with the same header.
+
+    Parameters
+    ----------
+    weights : path, optional
+        By default those that come with the package.
+    mask : str
+        What the cleaned map is multiplied with: the name of a soft mask or of an atomic model in
+        the frame of the map, "auto" (from the cleaned map) or "none".
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        One line that says what is wrong with the map, the mask, the weights or the output.
+    """
+    map, out = Path(map), Path(out)
+    check_writable(out)
+    if out.resolve() == map.resolve():
+        raise ValueError(f"{out} would replace the input, which is never touched: choose another")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} is there already: choose another name, or --overwrite")
+    given, pixel, first_A = read_placed_map(map)
+    check_one_cube(map, given)
+    suffix = Path(mask.removesuffix(".gz")).suffix.lower()
+    if suffix in MODEL_SUFFIXES:
+        atoms = read_atoms(mask, centre=False)
+        soft = model_mask(atoms.xyz_A, tuple(given.shape), pixel, first_A)
+    elif mask not in ("auto", "none"):
+        soft = _mask(mask, given, pixel)
+    model, _ = load_model(weights or MAP_CLEANER, MapCleaner)
+    cleaned = clean_map(model, given, pixel)
+    if mask != "none":
+        cleaned = cleaned * (soft_mask(cleaned, pixel, largest=True) if mask == "auto" else soft)
+    write_map_like(out, cleaned, map, label=f"cryonb clean: {NOT_FOR_FSC}"[:80])
+    print(
+        f"{out}: {len(given)} px at {pixel:g} Å/px, network at {model.pixel_size_A:g} Å/px, "
+        f"mask {mask}\n  note: {NOT_FOR_FSC}"
+    )
+    return out

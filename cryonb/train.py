@@ -146,7 +146,7 @@ def train(
         The loss is not finite.
     """
     accelerator = Accelerator()  # its own precision is fixed for the whole process: ours is not
-    objective = _Objective(model.to(memory_format=torch.channels_last), loss)
+    objective = _Objective(_channels_last(model), loss)
     average.to(accelerator.device)
     optimiser = torch.optim.AdamW(
         model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
@@ -225,6 +225,12 @@ def images_within(
         raise ValueError("The trial run has fewer than two steps: let make_steps plan more images.")
     each = (last.seconds - first.seconds) / (last.step - first.step)
     return first.images * max(1, int(seconds / each))
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    """The model with its convolutions in the layout that is fast, of images or of volumes."""
+    volumes = any(p.dim() == 5 for p in model.parameters())
+    return model.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
 
 
 class _Objective(nn.Module):

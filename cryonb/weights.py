@@ -15,6 +15,7 @@ from cryonb.files import beside
 
 KEPT = Path(__file__).parent / "kept"
 MANY = KEPT / "many-sr3.safetensors"  # an SR3 for any molecule, see `cryonb.families`
+MAP_CLEANER = KEPT / "map-cleaner.safetensors"  # see `cryonb.mapclean`
 
 
 def _write(path: Path, tensors: dict, header: dict) -> None:

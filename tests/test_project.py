@@ -165,6 +165,8 @@ def test_commands_of_readme_and_book_exist(page):
             fetch.fetch_parser().parse_args(words[2:])
         elif words[:2] == ["cryonb", "audit"]:
             report.audit_parser().parse_args(words[2:])
+        elif words[:2] == ["cryonb", "clean"]:
+            tools.clean_parser().parse_args(words[2:])
         elif words[:2] == ["cryonb", "fsc"]:
             tools.fsc_parser().parse_args(words[2:])
         elif words[:1] == ["cryonb"]:
