@@ -184,6 +184,22 @@ def test_smoke_07_provokes(smoke):
     assert abs(r["exact posterior: coverage"] - 3 / 5) < 0.1  # (K - 1) / (K + 1), K = 4
 
 
+def test_smoke_09_cleans(smoke):
+    """64 particles at 12 Å; the kept network works at its own 3 Å per voxel."""
+    r = smoke["09_clean_a_map"]
+    raw, network = (f"{name}: " for name in ("raw", "network, kept"))
+    assert r["judged"] == "network, kept"
+    assert r["mask around the model: correlation"] > r["mask from the map: correlation"]
+    assert r["figure of merit: correlation"] > r[raw + "correlation"] + 0.05
+    assert r["figure of merit: mean_fsc"] == pytest.approx(r[raw + "mean_fsc"], abs=0.02)
+    assert r["mask from the map: micelle_left"] == pytest.approx(r[raw + "micelle_left"], abs=0.2)
+    assert r[network + "micelle_left"] < r[raw + "micelle_left"] - 0.3
+    assert r["raw: noise power left"] == 1 > r[network + "noise power left"]
+    stays, goes = (f"{part} (network, kept): arrives" for part in
+                   ("a quarter of the molecule", "the micelle"))  # fmt: skip
+    assert r[stays] > r[goes] + 0.2
+
+
 def test_smoke_00_measures_what_it_says(smoke):
     r = smoke["00_start_here"]
     assert abs(r["snr_measured"] / r["snr"] - 1) < 0.15  # one image of 1,024 pixels: 4 %

@@ -1,0 +1,620 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Clean a map, and ask what was cleaned away
+#
+# ```text
+#                     ┌──►  filter   every shell of frequencies gets a factor    knows the noise
+#  molecule           │
+#  + micelle   = map ─┼──►  mask     every voxel gets a factor                   knows the place
+#  + noise            │
+#                     └──►  network  every voxel is guessed anew                 knows molecules
+# ```
+#
+# You will take noise and detergent out of a three-dimensional map in these three ways, judge them by a truth
+# that none of them has seen, and find out what each throws away that was real.
+
+# %% [markdown]
+# **You will learn to**
+#
+# - weigh the shells of a map by their figure of merit, and say what no filter of this kind can do;
+# - build a soft mask around an atomic model, and one from the map alone;
+# - train a small 3D U-Net on random molecules to take noise and detergent out of maps of others;
+# - measure what a cleaner does to the FSC between half maps, and why nobody should ever report that number;
+# - test whether something that was not among the training molecules survives.
+#
+# | You need | | Where |
+# |---|---|---|
+# | reconstruction, half maps, Fourier shell correlation | necessary | [06_reconstruct_fsc](06_reconstruct_fsc.ipynb) |
+# | micelle, projections | necessary | [01_simulate](01_simulate.ipynb) |
+# | U-Net, training loop | helpful | [02_train_sr3](02_train_sr3.ipynb) |
+# | what a denoiser invents | helpful | [07_trust](07_trust.ipynb) |
+#
+# **Input**: none; with the parameters `real_map` and `model` also a map of your own and its atomic model.
+# **Output**: maps in `run_dir/maps/clean`, a network in `run_dir/models`, figures of merit in
+# `run_dir/results`. **Hardware**: two CPU cores; `cryonb run` records the time and the peak memory in
+# `run_dir/09_clean_a_map.json`.
+
+# %% tags=["long"]
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torch.testing import assert_close
+
+from cryonb.families import draw_maps, training_volumes
+from cryonb.fourier import filter_radially, low_pass, shell_sum
+from cryonb.geometry import random_rotations, symmetry_rotations
+from cryonb.mapclean import MapCleaner, apply_cleaner, clean_map, cleaning_loss, quadrant, strangers
+from cryonb.maps import read_placed_map, write_map
+from cryonb.masks import micelle, model_mask, soft_mask
+from cryonb.metrics import fit_parts
+from cryonb.plotting import grey_limits, plot_fsc, say, say_table, show_rows, train_live, use_style
+from cryonb.projection import project
+from cryonb.reconstruct import reconstruct
+from cryonb.resolution import fsc, resolution_at
+from cryonb.simulate import clean_scale
+from cryonb.surface import show_surfaces
+from cryonb.tools import clean_file
+from cryonb.volumes import MOLECULES, from_atoms, load_volume, read_atoms
+from cryonb.weights import MAP_CLEANER, load_model, save_model
+
+use_style()
+
+# %% tags=["parameters"]
+source = "channel"  # the map's molecule: channel or prestin
+other_source = "prestin"  # the other one, for the exercise
+box_size = 64  # voxels along each edge of a map
+pixel_size_A = 3.0  # Å per voxel
+n_images = 400  # particles in the map
+snr = 0.1  # variance of the clean images / variance of the white noise
+train_molecules = 40  # random molecules that the network is trained on here
+train_maps = 600  # pieces of their maps that it sees
+use_kept = True  # judge the weights that come with cryonb, not only the network trained here
+real_map = ""  # an MRC map to clean besides; empty: none
+model = ""  # the atomic model in the frame of that map, PDB or mmCIF
+seed = 0  # of every random number
+run_dir = "runs/own"  # folder for everything that is written
+
+# %% [markdown]
+# ## What is in a map besides the molecule?
+#
+# **Idea.** To know what a cleaner does, build a map whose parts are known. We project a membrane protein
+# *with* its micelle, add white noise, and reconstruct with known poses, one map from each half of the particles:
+#
+# $$ V = \underbrace{V_\text{molecule}}_{\text{the truth}} + \underbrace{V_\text{micelle}}_{\text{in every particle, so it adds up}} + \underbrace{N}_{\text{different in each half}}. $$
+#
+# The micelle is the awkward one. It is no noise in the sense of statistics: both half maps show it, and no
+# number of particles averages it away. Only knowledge of what a protein looks like can tell it apart.
+
+# %%
+volume, atoms = load_volume(source, box_size, pixel_size_A), MOLECULES[source]()
+run, truth, belt, scale = Path(run_dir), volume.map, micelle(volume), clean_scale(volume)
+generator = torch.Generator().manual_seed(seed)
+views = random_rotations(n_images, generator)
+noise = scale * snr**-0.5 * torch.randn(n_images, box_size, box_size, generator=generator)
+
+
+def halves(images):
+    """Maps (2, z, y, x), each of every second image, with the true poses."""
+    sets = (slice(i, None, 2) for i in (0, 1))
+    return torch.stack([reconstruct(images[s], views[s], symmetry=volume.symmetry) for s in sets])
+
+
+half_maps = halves(project(truth + belt, views) + noise)
+raw = half_maps.mean(0)
+
+# %% mystnb={"image": {"alt": "Central slices, with the membrane normal upwards, of the molecule, the micelle, the noise and the map, which is their sum."}}
+middle = box_size // 2
+
+
+def show_side(maps, title=""):
+    """Draw the slices side by side on the grey scale of the truth."""
+    images = torch.stack([map[:, middle].flip(0) for map in maps.values()])  # z upwards
+    show_rows({"y = 0": images}, columns=list(maps), limits=grey_limits(truth + belt), title=title, width_in=1.7)  # fmt: skip
+    plt.show()
+
+
+parts = {"molecule": truth, "micelle": belt, "noise": raw - truth - belt, "the map": raw}
+show_side(parts, f"{source}, {n_images} particles: what the map is made of")
+
+# %% [markdown]
+# **What to notice.** In the map the belt hugs the protein and shares its grey; where one ends and the other begins
+# is hard to say. The noise fills the sphere that a molecule could turn in, and is strongest near the axis, where all
+# subunits lay the same noise down again.
+#
+# ## 1. What can a filter do?
+#
+# **Question.** Noise grows with frequency, signal falls. Can we weaken the shells in which noise wins?
+#
+# **Idea.** Give each shell of frequencies one factor. A **low-pass** has factor 1 up to a cut and 0 beyond. The
+# best factor is the shell's correlation with the truth, its **figure of merit**, which the half maps foretell
+# (Rosenthal & Henderson 2003; `06_reconstruct_fsc` derives it) if their errors are independent:
+#
+# $$ C(s) = \sqrt{\frac{2\,F(s)}{1+F(s)}}, \qquad F(s) = \mathrm{FSC\ between\ half\ maps}. $$
+#
+# To be generous to the low-pass, we let it choose its cut *with the truth at hand*, which nobody has.
+
+# %%
+frequency, half_fsc = fsc(*half_maps, pixel_size_A)
+merit = (2 - 2 / (1 + half_fsc.clamp(0, 1))).sqrt().float()
+
+
+def weigh(map):
+    """Multiply each shell by its figure of merit."""
+    shell = lambda k: (k * box_size).round().long().clamp(max=middle)  # noqa: E731
+    return filter_radially(map, lambda k: merit[shell(k)] * (k <= 0.5))
+
+
+def likeness(map, goal):
+    """Correlation coefficient of two maps over the whole box."""
+    return float(torch.corrcoef(torch.stack([map.flatten(), goal.flatten()]))[0, 1])
+
+
+cuts = [pixel_size_A * c for c in (2.2, 2.6, 3, 3.5, 4, 5, 6, 8)]
+best_cut = max(cuts, key=lambda cut: likeness(low_pass(raw, cut, pixel_size_A), truth))
+blur = partial(low_pass, resolution_A=best_cut, pixel_size_A=pixel_size_A)
+for name, map in {"raw": raw, f"low-pass at {best_cut:.1f} Å": blur(raw), "figure of merit": weigh(raw)}.items():  # fmt: skip
+    print(f"{name:20} correlation with the truth {likeness(map, truth):.3f}")
+
+# %% [markdown]
+# **What no filter of this kind can do.** The FSC compares phases shell by shell, and a factor on a whole shell
+# drops out of it. So a filter leaves every FSC as it was, except where its factor is zero. Nor can it tell protein
+# from detergent, which share their shells. The check:
+
+# %%
+trusted = merit[:-1] > 0.05  # the last shell, at Nyquist, is cut in two
+before, after = (fsc(map, truth)[1][:-1][trusted] for map in (raw, weigh(raw)))
+assert_close(after, before, atol=0.03, rtol=0)
+
+# %% [markdown]
+# ## 2. What can a mask do?
+#
+# **Question.** Noise is everywhere, the molecule is not. Can we cut out the place where it is?
+#
+# **Idea.** Give each *voxel* a factor. Around an **atomic model**, take the distance $d$ from a voxel to the nearest
+# atom: the factor is 1 up to $r$, then falls by half a cosine of width $w$,
+#
+# $$ m(d) = \tfrac12\Big(1 + \cos\big(\pi\,\min(1, \max(0, (d-r)/w))\big)\Big). $$
+#
+# The edge is soft because a hard one adds its own fine detail to every shell. Without a model, the **map itself**
+# must say where it is dense: blur it, split the voxels into two classes at the level that separates them best
+# (Otsu 1979), keep the largest connected piece, grow it a little, and soften the edge.
+#
+# A model lies in a frame. Its coordinates count from the origin of the *file*, and the map's header says where
+# its first voxel lies in that frame: `ORIGIN` in Å, or, where that is zero, `NSTART` in voxels. Whoever forgets
+# this masks the solvent. (`read_placed_map` returns the place, as z, y, x.)
+
+# %%
+xyz_A = atoms.xyz_A + middle * pixel_size_A  # our atoms count from the box's middle
+
+
+def mask_by_hand(points_A, extend_A=4.0, soft_edge_A=6.0):
+    """Mask at points (n, 3) in Å, x, y, z, by the formula above."""
+    d = torch.cdist(points_A, torch.from_numpy(xyz_A)).min(1).values
+    return 0.5 + 0.5 * torch.cos(torch.pi * ((d - extend_A) / soft_edge_A).clamp(0, 1))
+
+
+around_model = model_mask(xyz_A, tuple(raw.shape), pixel_size_A)
+some = torch.randint(0, box_size, (300, 3), generator=generator)  # z, y, x
+by_hand = mask_by_hand(some.flip(1).double() * pixel_size_A).float()
+assert_close(by_hand, around_model[tuple(some.T)], atol=1e-4, rtol=0)
+
+
+def mask_of(map):
+    """Mask from the map alone."""
+    return soft_mask(map, pixel_size_A, largest=True)
+
+
+# %% mystnb={"image": {"alt": "The raw map with the outline of the mask around the model, which follows the protein, and of the mask from the map, which also takes in the micelle."}}
+fig, ax = plt.subplots(figsize=(5.2, 4.4))
+edge = middle * pixel_size_A
+extent = (-edge, edge, -edge, edge)
+low, high = grey_limits(raw[:, middle])
+ax.imshow(raw[:, middle], vmin=low, vmax=high, extent=extent, origin="lower")
+for mask, color, name in ((around_model, "C1", "around the model"), (mask_of(raw), "C5", "from the map")):  # fmt: skip
+    ax.contour(mask[:, middle], [0.5], colors=color, extent=extent, linewidths=1.5)
+    ax.plot([], [], color=color, label=name)
+ax.set(title="Two masks, where they are 0.5", xlabel="x (Å)", ylabel="z (Å)")
+ax.legend(loc="lower left", labelcolor="w")
+plt.show()
+
+# %% [markdown]
+# **What to notice.** The mask from the map walks around the detergent: it is dense, and it hangs on the protein.
+# The mask around the model leaves it out, but to have it you must know the answer.
+#
+# ## 3. Can a network learn what a molecule looks like?
+#
+# **Question.** Is there a cleaner that needs no model of *this* molecule, only experience with others?
+#
+# **Idea.** Make up proteins, hundreds of them, with helices, strands, domains and symmetries that mean nothing
+# (`cryonb.families`). Put three of five into a micelle, add the noise of a reconstruction, whose power grows
+# with frequency because slices thin out, sharpen, blur and turn the lot, and show the network a piece $x$ of the
+# result. It is asked for the molecule $y$ in it. With squared error,
+#
+# $$ L(\theta) = E\,\big\lVert f_\theta(x) - y \big\rVert^2, \qquad f_\theta(x) = x - u_\theta(x), $$
+#
+# it tends to the mean of all molecules that agree with $x$: where it is in doubt it answers with a blur. $u_\theta$
+# is a small U-Net. It folds blocks of $2^3$ voxels into channels, halves the map once more, and joins the two
+# scales; because it starts from the identity it has only to learn what to subtract.
+#
+# Three properties are built in, not learnt. The map is divided by its standard deviation first, so that a factor
+# on the map is a factor on the result. No layer looks at the whole box or at positions, so the output moves with
+# the input, and a map too large for memory may be cut into tiles. And each voxel depends on its surroundings only
+# up to a known reach, which is the margin that tiles need.
+
+# %% mystnb={"image": {"alt": "Central slices of four training maps, and of the molecules that the network is asked to find in them."}}
+patch = min(48, box_size)
+volumes = training_volumes(train_molecules, box_size, pixel_size_A, seed)
+draw = partial(draw_maps, volumes, pixel_size_A=pixel_size_A, patch=patch)
+target, seen = draw(6, torch.Generator().manual_seed(seed))
+rows = {"shown": seen[:, patch // 2], "asked for": target[:, patch // 2]}
+figure = show_rows(rows, title="Pieces of maps of molecules that do not exist")
+
+# %% mystnb={"image": {"alt": "The loss of the network while it trains, falling."}}
+torch.manual_seed(seed)
+network = MapCleaner(pixel_size_A=pixel_size_A)
+network = train_live(network, draw, cleaning_loss, train_maps, title="map cleaner", batch_size=4)
+save_model(run / "models/map-cleaner.safetensors", network, {"made_by": "09_clean_a_map"})
+cleaners = {"network, trained here": partial(clean_map, network, pixel_size_A=pixel_size_A)}
+if use_kept:
+    kept, manifest = load_model(MAP_CLEANER, MapCleaner)
+    cleaners["network, kept"] = partial(clean_map, kept, pixel_size_A=pixel_size_A)
+    options = manifest["options"]
+    say(f"Found pretrained weights: {options['maps']:,} pieces of {options['molecules']} molecules.")  # fmt: skip
+best = list(cleaners)[-1]  # the one that is judged from here on
+
+# %%
+x = torch.randn(48, 48, 48, generator=generator)
+assert_close(apply_cleaner(network, x, tile=16), apply_cleaner(network, x), atol=1e-4, rtol=1e-3)
+assert_close(cleaners[best](1000 * raw), 1000 * cleaners[best](raw), atol=1.0, rtol=1e-2)
+
+# %% [markdown]
+# ## 4. Which one cleans best?
+#
+# **Question.** How near does each come to the truth, and what is left of the belt?
+#
+# The molecule is one that no network was trained on. Four figures: the correlation with the truth over the whole
+# box; the mean FSC with the truth; the share of the micelle, relative to the share of the molecule, in a
+# least-squares fit of the map by both (blurred to 6 voxels, as in `06_reconstruct_fsc`); and the share of the
+# map's power that lies outside the mask around the model.
+
+# %%
+coarse = [low_pass(map, 6 * pixel_size_A, pixel_size_A) for map in (truth, belt)]
+
+
+def judge(map):
+    """Likeness, mean FSC, resolution in Å, share of the micelle, share of power outside."""
+    curve = fsc(map, truth)[1]
+    ours, theirs, _ = fit_parts(low_pass(map, 6 * pixel_size_A, pixel_size_A), *coarse)
+    outside = float((map**2 * (1 - around_model)).sum() / (map**2).sum())
+    mean = float(curve[1:].mean())
+    return likeness(map, truth), mean, resolution_at(frequency, curve, 0.5), theirs / ours, outside
+
+
+ways = {"raw": lambda map: map, "low-pass, best cut": blur, "figure of merit": weigh}
+ways |= {"mask from the map": lambda map: map * mask_of(map)}
+ways |= {"mask around the model": lambda map: map * around_model} | cleaners
+ways |= {"both: network, figure of merit": lambda map: weigh(cleaners[best](map))}
+maps = {name: way(raw) for name, way in ways.items()}
+scores = {name: judge(map) for name, map in maps.items()}
+columns = ["", "correlation", "mean FSC", "FSC 0.5 at (Å)", "micelle left", "power outside"]
+say_table(columns, [(name, *values) for name, values in scores.items()])
+blind = {name: s[0] for name, s in scores.items() if name not in ("raw", "mask around the model")}
+winner = max(blind, key=blind.get)
+say(f"Nearest to the truth of all that had no model: **{winner}**, correlation {blind[winner]:.3f}. Share of the micelle left by the mask from the map {scores['mask from the map'][3]:.2f}, by the network {scores[best][3]:.2f}.")  # fmt: skip
+
+# %% mystnb={"image": {"alt": "Central slices of the raw map, of the map cleaned in each way, and of the truth."}}
+shown = "raw", "figure of merit", "mask from the map", "mask around the model", best
+show_side({name: maps[name] for name in shown} | {"truth": truth})
+
+# %% mystnb={"image": {"alt": "FSC with the truth of the raw map and of the map cleaned in each way."}}
+shown = "raw", "mask from the map", "mask around the model", *cleaners
+curves = {name: (frequency, fsc(maps[name], truth)[1]) for name in shown}
+figure = plot_fsc(curves, thresholds=(0.5,), title="Against the truth")
+
+# %% mystnb={"image": {"alt": "Isosurfaces of the raw map, of the map masked by itself, of the cleaned map and of the truth."}}
+shown = {name: maps[name] for name in ("raw", "mask from the map", best)} | {"truth": truth}
+solid = {name: low_pass(map, 4 * pixel_size_A, pixel_size_A) for name, map in shown.items()}
+figure = show_surfaces(solid, pixel_size_A, float((around_model > 0.5).sum()) / 2)
+plt.show()
+(run / "maps/clean").mkdir(parents=True, exist_ok=True)
+write_map(run / "maps/clean/raw.mrc", raw, pixel_size_A)
+
+# %% [markdown]
+# **What to notice.** The two filters and the mask from the map leave the micelle where it was: to them it is signal.
+# The network was shown many belts and takes this one away without a model, and its curve rises at the left end,
+# at the detail that a belt has. At the right end the masks are ahead of it. There noise rules, and the weights that come with
+# cryonb, trained for half an hour on one core, are timid with noise: they leave a part of it outside the molecule.
+# So **combine**: network, then figure of merit. The network that was trained here has seen few pieces (how few is
+# in the parameters); judge it by what it will be, not by what it is. And the mask around the model wins most columns
+# because it was made from the answer.
+#
+# ## 5. What do half maps say after cleaning?
+#
+# **Question.** The FSC between half maps measures resolution. What does it measure once both have been cleaned?
+#
+# **Idea.** Half maps promise $C=\sqrt{2F/(1+F)}$ for their mean, *if what they share is signal*. Now one
+# network, or one mask, goes over both. We clean the halves, compute the promise, and compare it with what the truth
+# grants. (For raw halves the promise includes the micelle, which is in every particle, so there the truth is
+# molecule + micelle.)
+
+
+# %% mystnb={"image": {"alt": "Promise of the half maps and what the truth grants, raw and cleaned, and the difference of the two, shell by shell."}}
+def promise(pair, goal):
+    """FSC of two maps, what it promises for their mean, and what the goal grants: by shell."""
+    between = fsc(*pair)[1]
+    merit = (2 - 2 / (1 + between.clamp(0, 1))).sqrt()
+    return between, merit, fsc(pair.mean(0), goal)[1]
+
+
+own_mask = mask_of(raw)
+pairs = {"raw": half_maps, "mask from the map": half_maps * own_mask}
+pairs[best] = torch.stack([cleaners[best](half) for half in half_maps])
+found = {name: promise(pair, truth + belt if name != best else truth) for name, pair in pairs.items()}  # fmt: skip
+fig, axes = plt.subplots(1, 2, figsize=(11, 4))
+for ax, name in zip(axes, ("raw", best), strict=True):
+    curves = dict(zip(("between half maps", "what they promise", "what the truth grants"), found[name], strict=True))  # fmt: skip
+    plot_fsc({k: (frequency, v) for k, v in curves.items()}, thresholds=(0.5, 0.143), title=name, ax=ax)  # fmt: skip
+    ax.fill_between(frequency, found[name][1], found[name][2], color="C3", alpha=0.25, lw=0)
+plt.show()
+
+# %%
+gaps = {name: float((merit - granted)[1:].mean()) for name, (_, merit, granted) in found.items()}
+shells = range(middle // 8, middle + 1, middle // 8)
+columns = ["shell at (Å)", *(f"{n}: {k}" for n in ("raw", best) for k in ("promise", "truth"))]
+rows = [(1 / float(frequency[s]), *(float(c[s]) for n in ("raw", best) for c in found[n][1:])) for s in shells]  # fmt: skip
+say_table(columns, rows)
+say("Promise minus truth, mean over all shells: " + ", ".join(f"{n} **{g:+.3f}**" for n, g in gaps.items()) + ".")  # fmt: skip
+
+# %% [markdown]
+# **What to notice.** The raw half maps keep their promise: what they share is in every particle. After cleaning,
+# the same formula promises more than the truth grants, most of all at low frequency, where the truth's curve hangs
+# below the promise. The network left the same remains of the micelle in both halves and bit the same pieces out of the
+# molecule, and what it does twice alike counts as signal. (For the network the goal is the molecule alone, since to
+# keep the belt was never its aim.) Compare the curves *between half maps*: cleaning lifted them, and a resolution
+# read there would be better by something that no particle has paid for. Phase randomisation does not repair that,
+# because a network is no mask that one could apply again to random phases.
+#
+# Now the extreme: half maps with **no molecule at all**. The noise of our particles alone, reconstructed in the
+# same poses. Their FSC should be zero in every shell, before and after.
+
+# %% mystnb={"image": {"alt": "Left, FSC between half maps of pure noise, raw, masked alike, and cleaned. Right, what the network makes of one of them."}}
+empty = halves(noise)
+nothing = {"raw": empty, "one mask for both": empty * mask_of(empty.mean(0))}
+nothing[best] = torch.stack([cleaners[best](half) for half in empty])
+curves = {name: (frequency, fsc(*pair)[1]) for name, pair in nothing.items()}
+figure = plot_fsc(curves, thresholds=(0.143,), title="Half maps of pure noise")
+ones = torch.ones(box_size, box_size, middle + 1)
+chance = 2 * (shell_sum(ones, 3, box_size) / len(symmetry_rotations(volume.symmetry))).rsqrt()
+figure.axes[0].fill_between(frequency, -chance, chance, color="0.9", lw=0)
+figure.axes[0].set_ylim(-1, 1)
+plt.show()
+show_side({"noise": empty[0], "cleaned": nothing[best][0], "the other half, cleaned": nothing[best][1]}, "No molecule")  # fmt: skip
+power = {name: float(pair[0].square().mean() / empty[0].square().mean()) for name, pair in nothing.items()}  # fmt: skip
+shared = {name: float(curve[1:].abs().mean()) for name, (_, curve) in curves.items()}
+say_table(["pure noise", "power left", "mean size of the FSC"], [(n, power[n], shared[n]) for n in nothing])  # fmt: skip
+
+# %% [markdown]
+# **What to notice.** The grey band is where 19 of 20 shells of independent noise fall. Raw noise scatters about zero
+# in it. After the network the lowest shells lie on one side, above zero, and the mean size of the FSC has grown: it
+# makes no protein out of noise, but what faint clouds it makes, it makes alike. One mask for both halves, the oldest of
+# cleaners, enlarges the FSC too.
+#
+# ## 6. What vanishes?
+#
+# **Question.** The network has seen proteins. What of a ligand, of DNA, of a helix that lies in the detergent?
+#
+# **Idea.** Add a density $e$ to the map, clean with and without, and see how much of it arrives:
+#
+# $$ s = \frac{\langle f(V+e) - f(V),\; e\rangle}{\langle e, e \rangle}, $$
+#
+# 1 for an honest cleaner and 0 for one that removes it (both maps have the same noise, so it drops out). The
+# two controls come first: a quarter of the molecule that is there (it should stay), and the micelle (it should
+# go); for these the map without them is $V - e$.
+
+
+# %%
+extra = {"a quarter of the molecule": truth * quadrant(box_size), "the micelle": belt}
+there = set(extra)  # in the map already
+extra |= strangers(volume)
+asked, arrives = ["figure of merit", "mask from the map", "mask around the model", best], {}
+for name, e in extra.items():
+    with_e, without = (raw, raw - e) if name in there else (raw + e, raw)
+    e = low_pass(e, max(8.0, 2.2 * pixel_size_A), pixel_size_A)  # finer detail does not count
+    change = {way: ways[way](with_e) - ways[way](without) for way in asked}
+    arrives[name] = {way: float((d * e).sum() / e.square().sum()) for way, d in change.items()}
+say_table(["share that arrives", *asked], [(name, *row.values()) for name, row in arrives.items()])
+
+# %% [markdown]
+# **What to notice.** A filter lets everything through, dirt as well. The mask from the map keeps what hangs on the
+# molecule and drops what stands apart, whatever it is made of. The mask around the model drops every surprise: what
+# the model lacks, the map no longer shows. The network judges by looks and by company. Inside the protein
+# it lets a ligand pass that it has never seen. A helix out in the micelle is protein, but lies where the network
+# expects detergent, and loses a part of itself. DNA it has never met; most of that it takes for dirt. **Before you call
+# something absent from a cleaned map, look into the raw one.**
+#
+# ## 7. A real map
+#
+# Real maps differ from all that the network has seen: in noise, in solvent, in what was done to them before they
+# were deposited. With a map and the model that was built into it, in one frame, the next cell cleans it and
+# compares it with the model:
+#
+# ```bash
+# cryonb run 09 -p real_map emd_3488.map.gz -p model 5ni1.cif
+# ```
+#
+# Such a judge is partial. The model was built into this very map, and says nothing about what its builders left
+# out.
+
+# %% mystnb={"image": {"alt": "If a real map was given: its FSC with the model, raw, masked and cleaned."}}
+real = {}
+if real_map and model:
+    given, pixel_A, first_A = read_placed_map(real_map)
+    built = read_atoms(model, centre=False)
+    near = model_mask(built.xyz_A, tuple(given.shape), pixel_A, first_A)
+    here = replace(built, xyz_A=built.xyz_A - first_A[::-1])
+    goal = from_atoms(here, len(given), pixel_A, centre=False).map
+    real = {"raw": given, "mask from the map": given * soft_mask(given, pixel_A, largest=True)}
+    real["mask around the model"] = given * near
+    real[best] = cleaners[best](given, pixel_size_A=pixel_A)
+    curves = {name: fsc(map, goal, pixel_A) for name, map in real.items()}
+    figure = plot_fsc(curves, thresholds=(0.5,), title=f"{Path(real_map).name} against its model")
+    plt.show()
+    far = {n: float((m**2 * (1 - near)).sum() / (m**2).sum()) for n, m in real.items()}
+    fit = {n: (float(c[1:].mean()), resolution_at(k, c, 0.5)) for n, (k, c) in curves.items()}
+    better = "nearer to" if fit[best][0] > fit["raw"][0] else "farther from"
+    say(f"The network's map is **{better}** the model than the raw one. A map that was masked before it was deposited has little left to clean, and one that looks unlike the training maps can only lose.")  # fmt: skip
+    say_table(["real map", "mean FSC", "FSC 0.5 at (Å)", "power outside the model's mask"], [(n, *fit[n], far[n]) for n in real])  # fmt: skip
+    strip = torch.stack([map[:, len(given) // 2].flip(0) for map in real.values()])
+    show_rows({"y = middle": strip}, columns=list(real), limits=grey_limits(given), width_in=1.9)
+    plt.show()
+else:
+    say("No map was given: `real_map` and `model` are empty.")
+
+# %% [markdown]
+# ## Exercises
+#
+# ```{exercise-start} Another molecule
+# :label: ex-clean-other
+# ```
+# Repeat the comparison of section 4 for `other_source`. Before you run it: for which methods do you expect other
+# numbers, and why?
+# ```{exercise-end}
+# ```
+#
+# ```{solution-start} ex-clean-other
+# :class: dropdown
+# ```
+
+# %%
+other = load_volume(other_source, box_size, pixel_size_A)
+with_belt = project(other.map + micelle(other), views)
+hum = noise * clean_scale(other) / scale
+theirs = reconstruct(with_belt + hum, views, symmetry=other.symmetry)
+for name in ("raw", "mask from the map", *cleaners):
+    print(f"{name:24} correlation with the truth {likeness(ways[name](theirs), other.map):.3f}")
+
+# %% [markdown]
+# Filters and masks know nothing of a molecule but its outline and its noise. The network has met neither of the two
+# molecules; how its rank differs between them says how far its experience carries. Two molecules are few: test it on
+# one like yours before you trust it with yours.
+# ```{solution-end}
+# ```
+#
+# ```{exercise-start} From the command line
+# :label: ex-clean-command
+# ```
+# Clean the file `maps/clean/raw.mrc` with `cryonb clean`, read the result, and compare it with the map in the
+# notebook. What does the command say besides? What if you name an output that exists?
+# ```{exercise-end}
+# ```
+#
+# ```{solution-start} ex-clean-command
+# :class: dropdown
+# ```
+# In a terminal: `cryonb clean raw.mrc --out cleaned.mrc --weights ../../models/map-cleaner.safetensors`. Or here:
+
+# %%
+folder = run / "maps/clean"
+weights = MAP_CLEANER if use_kept else run / "models/map-cleaner.safetensors"
+written = clean_file(folder / "raw.mrc", folder / "cleaned.mrc", weights, overwrite=True)
+assert_close(read_placed_map(written)[0], maps[best], atol=1e-3 * float(raw.max()), rtol=1e-2)
+
+# %% [markdown]
+# It is the same map. The command reminds you where not to use it, and it replaces nothing unless you add
+# `--overwrite`; the header, and so the place of the map, is that of the input.
+# ```{solution-end}
+# ```
+#
+# ```{exercise-start} Which first?
+# :label: ex-clean-order
+# ```
+# Section 4 weighed the shells *after* the network. Weigh them before, and compare. Why is it not the same?
+# ```{exercise-end}
+# ```
+#
+# ```{solution-start} ex-clean-order
+# :class: dropdown
+# ```
+
+# %%
+for title, both in {"network, then filter": weigh(maps[best]), "filter, then network": cleaners[best](weigh(raw))}.items():  # fmt: skip
+    print(f"{title:22} correlation with the truth {likeness(both, truth):.3f}")
+
+# %% [markdown]
+# Two filters may change places, since both are linear. A network is not: it decides by looks, and a weighed map
+# looks different. Two of three training maps were low-passed, so it has met both kinds. Take the order that serves
+# better here, and do not take it for a law.
+# ```{solution-end}
+# ```
+#
+# ## Quiz
+#
+# **1.** You multiply the shells of a map by their figure of merit. Its FSC with the truth (a) rises (b) stays (c) falls
+#
+# ```{dropdown} Answer
+# **b.** A factor on a whole shell drops out of the correlation of that shell. The picture becomes better, the curve does not.
+# ```
+#
+# **2.** The FSC between cleaned half maps crosses 0.143 at 5 Å, between the raw ones at 6 Å. You report (a) 5 Å (b) 6 Å (c) both
+#
+# ```{dropdown} Answer
+# **b.** One cleaner went over both halves, and what it does alike counts as signal.
+# ```
+#
+# **3.** A ligand is in the raw map and not in the cleaned one. It (a) was noise (b) was removed because the network knows that it is not there (c) may be there
+#
+# ```{dropdown} Answer
+# **c.** The network takes for dirt what looks or lies like nothing it was trained on. Ask the raw map, and its half maps.
+# ```
+#
+# ## Recap
+#
+# - A filter weighs shells; the figure of merit does it best, and no FSC notices.
+# - A mask weighs places. From the map alone it keeps what hangs on the molecule; around a model it keeps the model.
+# - A network weighs experience. It can tell detergent from protein without a model, and calls dirt what it has not met.
+# - Cleaned half maps share a cleaner. Measure resolution on raw halves, and clean only what you look at.
+# - Before you call something absent in a cleaned map, look for it in the raw one.
+#
+# **What next.** [00_start_here](00_start_here.ipynb) has the map of the book. Or train a cleaner for longer:
+# `cryonb train map-cleaner --projections 1000 --images 100000 --out mine`, and give it as `--weights`.
+#
+# ## References
+#
+# - Chen, S. et al. (2013). High-resolution noise substitution to measure overfitting and validate resolution in 3D structure determination by single particle electron cryomicroscopy. *Ultramicroscopy* 135, 24–35.
+# - Otsu, N. (1979). A threshold selection method from gray-level histograms. *IEEE Trans. Syst. Man Cybern.* 9, 62–66.
+# - Ronneberger, O., Fischer, P. & Brox, T. (2015). U-Net: convolutional networks for biomedical image segmentation. *MICCAI*, 234–241.
+# - Rosenthal, P. B. & Henderson, R. (2003). Optimal determination of particle orientation, absolute hand, and contrast loss in single-particle electron cryomicroscopy. *J. Mol. Biol.* 333, 721–745.
+# - Sanchez-Garcia, R. et al. (2021). DeepEMhancer: a deep learning solution for cryo-EM volume post-processing. *Commun. Biol.* 4, 874.
+# - Zhang, J., Zhao, T., Hu, S. & Zhao, X. (2024). Robust single-particle cryo-EM image denoising and restoration. *ICASSP*, arXiv:2401.01097.
+
+# %%
+keys = "correlation", "mean_fsc", "resolution_A", "micelle_left", "power_outside"
+results = {f"{n}: {k}": v for n, s in scores.items() for k, v in zip(keys, s, strict=True)}
+results |= {f"{name}: half-map gap": gap for name, gap in gaps.items()}
+results |= {f"{name}: noise power left": value for name, value in power.items()}
+results |= {f"{name}: noise FSC": value for name, value in shared.items()}
+results |= {
+    f"{name} ({way}): arrives": v for name, row in arrives.items() for way, v in row.items()
+}
+results |= {f"real {name}: mean_fsc": fit[name][0] for name in real}
+results |= {f"real {name}: power_outside": far[name] for name in real} | {"judged": best}
+(run / "results").mkdir(parents=True, exist_ok=True)
+(run / "results" / "09_clean_a_map.json").write_text(json.dumps(results, indent=1))
