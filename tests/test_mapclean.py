@@ -186,17 +186,20 @@ def test_training_helps_on_molecules_that_were_not_trained_on(volumes):
     torch.manual_seed(0)
     model = MapCleaner(widths=(16, 32), blocks=1, pixel_size_A=6.0)
     held_out = training_volumes(4, 32, 6.0, seed=6)
-    before = evaluate_cleaner(model, held_out, 16)
+    options = {"pixel_size_A": 6.0, "patch": 32}
+    unseen = draw_maps(held_out, 32, torch.Generator().manual_seed(9), **options)
+    with torch.no_grad():
+        before = float(cleaning_loss(model, unseen, 0.0, None))
     average = copy.deepcopy(model)
 
     def draw(n, generator):
-        return draw_maps(volumes, n, generator, pixel_size_A=6.0, patch=32)
+        return draw_maps(volumes, n, generator, **options)
 
-    for _ in train(model, average, draw, cleaning_loss, 200, batch_size=4, learning_rate=2e-3):
+    for _ in train(model, average, draw, cleaning_loss, 320, batch_size=4, learning_rate=3e-3):
         pass
-    after = evaluate_cleaner(average.eval(), held_out, 16)
-    assert before["cleaned"] == pytest.approx(before["input"], abs=1e-3)
-    assert after["cleaned"] > before["cleaned"] + 0.1
+    with torch.no_grad():
+        after = float(cleaning_loss(average, unseen, 0.0, None))
+    assert after < 0.8 * before
 
 
 @pytest.fixture(scope="module")
