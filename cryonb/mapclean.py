@@ -141,7 +141,6 @@ def apply_cleaner(model: MapCleaner, map: torch.Tensor, tile: int = 128) -> torc
         inner = tuple(
             slice(o.start - w.start, o.stop - w.start) for o, w in zip(own, wide, strict=True)
         )
-        device = next(model.parameters()).device
         out[own] = model(given[wide][None].to(device))[0][inner].to(out)
     z, y, x = map.shape
     return out[:z, :y, :x] * scale
