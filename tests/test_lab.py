@@ -81,6 +81,11 @@ def open_notebook(page, lab, name: str):
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=120_000)
 
 
+def run_all(page):
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator("[data-command='runmenu:run-all']").click()
+
+
 def find(page, selector: str):
     """Scroll from the top until something is there: JupyterLab draws only the cells in view."""
     panel = page.locator(".jp-WindowedPanel-outer").first
@@ -97,8 +102,7 @@ def find(page, selector: str):
 @pytest.mark.parametrize("name", ["00_start_here", "01_simulate"])
 def test_a_notebook_runs_to_its_end(page, lab, folder, name):
     open_notebook(page, lab, f"{name}.ipynb")
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator("[data-command='runmenu:run-all']").click()
+    run_all(page)
     results = folder / "run" / "results" / f"{name}.json"
     for _ in range(600):
         if results.exists():
@@ -108,14 +112,26 @@ def test_a_notebook_runs_to_its_end(page, lab, folder, name):
         page.wait_for_timeout(500)
     assert results.exists(), "not finished in five minutes"
 
+
+def test_arrow_keys_move_a_slider(page, lab, folder):
+    """Not a matter of course: JupyterLab hears keys first, and has uses of its own for them."""
+    source = (
+        "import numpy as np\nfrom cryonb.widgets import frame_viewer\n"
+        "frame_viewer(np.random.rand(4, 8, 8), list('abcd'), title='Noise')"
+    )
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    notebook.cells = [nbformat.v4.new_code_cell(source)]
+    nbformat.write(notebook, folder / "viewer.ipynb")
+    open_notebook(page, lab, "viewer.ipynb")
+    run_all(page)
     viewer = find(page, ".cryonb-frames")
     image, slider = viewer.locator("img"), viewer.locator("input[type=range]")
-    before, frame = image.get_attribute("src"), int(slider.input_value())
+    before = image.get_attribute("src")
     slider.focus()
-    page.keyboard.press("ArrowLeft" if frame else "ArrowRight")
+    page.keyboard.press("ArrowRight")
     page.wait_for_timeout(300)
-    assert int(slider.input_value()) == (frame - 1 if frame else 1), "JupyterLab took the key"
-    assert image.get_attribute("src") != before
+    assert slider.input_value() == "1" and image.get_attribute("src") != before
 
 
 def test_a_paired_script_opens_as_a_notebook(page, lab):
