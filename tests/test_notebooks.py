@@ -180,6 +180,8 @@ def test_smoke_07_provokes(smoke):
     assert r[f"{memory}: pull"] > r["pull control"] + 0.02
     assert r[f"{memory}: missing part drawn"] > 0.5
     assert r[f"{memory}: returned"] > r[f"{linear}: returned"]
+    each, shared = (r[f"{memory}, one for {whom}: gap"] for whom in ("each", "both"))
+    assert each > r["raw images: gap"] + 0.03 < shared  # they know one molecule, apart or not
     assert 0.75 < r["exact posterior: spread"] < 1.3  # theory: 1; 24 particles
     assert abs(r["exact posterior: coverage"] - 3 / 5) < 0.1  # (K - 1) / (K + 1), K = 4
 
