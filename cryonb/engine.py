@@ -150,7 +150,7 @@ class _Engine(NBClientEngine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, watch, execution_timeout, **_):
         log = logging.Logger("cryonb.engine", level=logging.CRITICAL)  # outcomes are told by us
-        with _runtime_folder() as transport:
+        with _runtime_folder() as connection:
             client = _Client(
                 nb_man,
                 watch=watch,
@@ -158,7 +158,7 @@ class _Engine(NBClientEngine):
                 startup_timeout=120,
                 kernel_name=kernel_name,
                 kernel_manager_class=ThisPython,
-                config=Config({"KernelManager": {"transport": transport}}),
+                config=Config({"KernelManager": connection}),
                 log=log,
             )
             extra = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -167,12 +167,17 @@ class _Engine(NBClientEngine):
 
 @contextmanager
 def _runtime_folder():
-    """Keep connection files in a short-lived folder; local sockets where its path is short."""
+    """Keep the kernel's connection in a short-lived folder; local sockets where its path is short.
+
+    Sockets take their name from the connection file. Without one they would lie in the working
+    directory, under a name that two runs at a time share.
+    """
     before = os.environ.get("JUPYTER_RUNTIME_DIR")
     with tempfile.TemporaryDirectory(prefix="cryonb", ignore_cleanup_errors=True) as folder:
         os.environ["JUPYTER_RUNTIME_DIR"] = folder
-        try:  # a socket's path may have 107 characters, 48 of which are the kernel's own name
-            yield "ipc" if os.name == "posix" and len(folder) < 55 else "tcp"
+        try:  # a socket's path may have 107 characters
+            transport = "ipc" if os.name == "posix" and len(folder) < 80 else "tcp"
+            yield {"transport": transport, "connection_file": f"{folder}/kernel.json"}
         finally:
             os.environ.pop("JUPYTER_RUNTIME_DIR")
             if before is not None:

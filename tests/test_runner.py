@@ -279,6 +279,16 @@ def test_a_stopped_run_goes_on(book, number):
     assert status(book, "00_first") == first and not leftovers(book)
 
 
+def test_sockets_are_not_shared_with_another_run(book):
+    """They lie beside the kernel's connection file, not under one name in the working directory."""
+    source = "import os\nfrom ipykernel.connect import get_connection_file\n"
+    source += "own = os.listdir(os.path.dirname(get_connection_file()))\n"
+    source += "assert len([f for f in own if 'ipc' in f]) in (0, 5)  # 0: by TCP\n"
+    source += "assert not [f for f in os.listdir() if 'ipc' in f]"
+    write_notebook(book / "notebooks/00_first.ipynb", source)
+    assert main(["run", "00", "--profile", "small"]) == 0
+
+
 def test_plain_papermill_runs_the_same_notebook(book):
     out = book / "out.ipynb"
     papermill = [sys.executable, "-m", "papermill", "notebooks/00_first.ipynb", str(out)]
