@@ -43,7 +43,8 @@ ROOMS = {
     "Learning": "unet diffusion refine direct gan mapclean train precision weights pretrain",
     "Real data": "cache download empiar fetch whitening inference",
     "Comparing and judging": "baselines ksvd peers methods compare audit report relion",
-    "Running and showing": "cli tools check plan engine runner plotting surface widgets",
+    "Running and showing": "cli tools check plan engine runner experiment sweep plotting surface"
+    " widgets",
 }
 
 

@@ -14,6 +14,8 @@ import sys
 
 # Subcommands whose module reads its own arguments: name -> (module, function, help).
 DELEGATED = {
+    "sweep": ("cryonb.sweep", "sweep_main", "run an experiment, here or on a cluster"),
+    "results": ("cryonb.experiment", "results_main", "gather a sweep's results into one table"),
     "fetch": ("cryonb.fetch", "fetch_main", "get real data by name, and print its path"),
     "train": ("cryonb.pretrain", "main_args", "train the weights that come with cryonb"),
     "denoise": ("cryonb.inference", "denoise_main", "denoise particles of a STAR file or stack"),

@@ -164,7 +164,24 @@ def plan(notebooks: dict[str, Path], profile: dict, given: dict, run_dir: str) -
     ValueError
         For an unknown notebook or parameter and for a value of the wrong type.
     """
+    return plan_all(notebooks, profile, [(given, run_dir)])[0]
+
+
+def plan_all(
+    notebooks: dict[str, Path], profile: dict, runs: list[tuple[dict, str]]
+) -> list[list[Step]]:
+    """Plan many runs, each a pair (given, run_dir) as in `plan`, reading every file once."""
     defaults = {name: read_parameters(path) for name, path in notebooks.items()}
+    sources = {name: _hash_notebook(path) for name, path in notebooks.items()}
+    package = hash_package()
+    plans = []
+    for given, run_dir in runs:
+        values = _values(defaults, profile, given)
+        plans.append(_with_keys(notebooks, values, sources, package, run_dir))
+    return plans
+
+
+def _values(defaults: dict[str, dict], profile: dict, given: dict) -> dict[str, dict]:
     values = {name: dict(own) for name, own in defaults.items()}
     asked = [("", name, value) for name, value in (profile.get("common") or {}).items()]
     for owner in profile.keys() - PROFILE_SETTINGS.keys():
@@ -175,7 +192,7 @@ def plan(notebooks: dict[str, Path], profile: dict, given: dict, run_dir: str) -
     for owner, name, value in asked:
         for n in _owners(owner, name, defaults):
             values[n][name] = convert(value, defaults[n][name], f"{n}.{name}")
-    return _with_keys(notebooks, values, run_dir)
+    return values
 
 
 def _owners(owner: str, name: str, defaults: dict[str, dict]) -> list[str]:
@@ -191,16 +208,19 @@ def _owners(owner: str, name: str, defaults: dict[str, dict]) -> list[str]:
     return owners
 
 
-def _with_keys(notebooks, values, run_dir) -> list[Step]:
-    steps, above, package = [], "", hash_package()
+def _with_keys(notebooks, values, sources, package, run_dir) -> list[Step]:
+    steps, above = [], ""
     for name, path in notebooks.items():
-        cells = nbformat.read(path, as_version=4).cells
-        source = _hash([[c.cell_type, c.source, c.metadata.get("tags", [])] for c in cells])
         own = {k: v for k, v in values[name].items() if k != "run_dir"}
-        above = _hash([source, package, own, above])
+        above = _hash([sources[name], package, own, above])
         here = own | ({"run_dir": run_dir} if "run_dir" in values[name] else {})
-        steps.append(Step(name, path, here, source, above))
+        steps.append(Step(name, path, here, sources[name], above))
     return steps
+
+
+def _hash_notebook(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return _hash([[c.cell_type, c.source, c.metadata.get("tags", [])] for c in cells])
 
 
 def _hash(content) -> str:

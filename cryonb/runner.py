@@ -155,8 +155,23 @@ def require_gpu(profile: str) -> None:
         )
 
 
-def check_folder(run_dir: Path, configuration: dict, force: bool) -> None:
+def is_finished(steps: list[Step], chosen: list[Step], run_dir: Path) -> bool:
+    """Say whether a run folder has all the chosen steps finished and unchanged."""
+    latest = ""
+    for step in steps:
+        record = read_json(run_dir / f"{step.name}.json")
+        if step in chosen and not is_current(record, step, run_dir, latest):
+            return False
+        latest = max(latest, record.get("end") or "")
+    return True
+
+
+def check_folder(
+    run_dir: Path, configuration: dict, force: bool, record: str = "run.json", kind: str = "run"
+) -> None:
     """Refuse a folder of another configuration, or one that is not a run folder.
+
+    `record` is the file that says what a folder is, `kind` its word in the message.
 
     Raises
     ------
@@ -166,15 +181,15 @@ def check_folder(run_dir: Path, configuration: dict, force: bool) -> None:
         return
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is a file; name a folder with --run-dir")
-    before = read_json(run_dir / "run.json").get("configuration")
+    before = read_json(run_dir / record).get("configuration")
     if before is None and any(p.name != ".lock" for p in run_dir.iterdir()):
         raise ValueError(
-            f"{run_dir} is no run folder and not empty; use another --run-dir or --force"
+            f"{run_dir} is no {kind} folder and not empty; use another --run-dir or --force"
         )
     if before not in (None, configuration):
-        words = [f"{c['profile']} {c['given'] or ''}".strip() for c in (before, configuration)]
+        words = [" ".join(str(v) for v in c.values() if v) for c in (before, configuration)]
         raise ValueError(
-            f"{run_dir} holds a run of another configuration ({words[0]}, now {words[1]}); "
+            f"{run_dir} holds a {kind} of another configuration ({words[0]}, now {words[1]}); "
             "use another --run-dir, or --force to run it anew"
         )
 
@@ -215,13 +230,18 @@ def describe(profile: str, given: dict, steps: list[Step], git: dict | None) -> 
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "git": git,
         "machine": {
-            "cores": len(psutil.Process().cpu_affinity())
-            if hasattr(psutil.Process, "cpu_affinity")
-            else os.cpu_count(),
+            "cores": count_cores(),
             "memory_GB": round(memory / 1e9, 1),
             "platform": platform.platform(),
         },
     }
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(psutil.Process, "cpu_affinity"):
+        return len(psutil.Process().cpu_affinity())
+    return os.cpu_count() or 1
 
 
 def git_state(folder: Path) -> dict | None:

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import cryonb
-from cryonb import fetch, pretrain, report, tools
+from cryonb import experiment, fetch, pretrain, report, sweep, tools
 from cryonb.cli import _parser
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,8 @@ def test_constraints_are_exact_and_within_the_ranges():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", v) for v in pins.values()), "public versions only"
-    for name, allowed in required().items():
+    cluster = map(Requirement, PROJECT["optional-dependencies"]["cluster"])
+    for name, allowed in (required() | {r.name: r.specifier for r in cluster}).items():
         assert pins[name] in allowed, f"{name} {pins[name]} is not in {allowed}"
 
 
@@ -167,12 +168,16 @@ def test_commands_of_readme_and_book_exist(page):
             report.audit_parser().parse_args(words[2:])
         elif words[:2] == ["cryonb", "clean"]:
             tools.clean_parser().parse_args(words[2:])
+        elif words[:2] == ["cryonb", "sweep"]:
+            sweep.sweep_parser().parse_args(words[2:])
+        elif words[:2] == ["cryonb", "results"]:
+            experiment.results_parser().parse_args(words[2:])
         elif words[:2] == ["cryonb", "fsc"]:
             tools.fsc_parser().parse_args(words[2:])
         elif words[:1] == ["cryonb"]:
             _parser().parse_known_args(words[1:])
         for word in words:
-            if re.fullmatch(r"(?:\./)?(?:notebooks|benchmarks|tests|cryonb)/[\w./]+", word):
+            if re.fullmatch(r"(?:\./)?(?:notebooks|benchmarks|tests|cryonb|experiments)/[\w./]+", word):
                 assert (ROOT / word).exists(), words
 
 
