@@ -141,11 +141,16 @@ def train(
     Raises
     ------
     ValueError
-        A checkpoint of another run.
+        A checkpoint of another run; a batch that cannot be shared by the processes.
     FloatingPointError
         The loss is not finite.
     """
     accelerator = Accelerator()  # its own precision is fixed for the whole process: ours is not
+    if batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be shared by {accelerator.num_processes} processes: "
+            "take a multiple"
+        )
     objective = _Objective(_channels_last(model), loss)
     average.to(accelerator.device)
     optimiser = torch.optim.AdamW(
@@ -245,7 +250,7 @@ class _Objective(nn.Module):
 
 
 def _backward(accelerator, precision, objective, draw, batch_size, step, steps, seed) -> float:
-    """Gradients of one step, of this process's share of the batch; returns the loss."""
+    """Gradients of one step, of this process's share of the batch; returns the batch's loss."""
     torch.set_flush_denormal(True)  # the optimiser's moments decay into slow numbers
     generator = torch.Generator()
     generator.manual_seed(seed * 1_000_003 + step + 2**40 * accelerator.process_index)
@@ -255,7 +260,7 @@ def _backward(accelerator, precision, objective, draw, batch_size, step, steps, 
         loss = objective(batch, step / steps, generator)
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(objective.parameters(), 1.0)
-    value = float(loss.detach())
+    value = float(accelerator.reduce(loss.detach(), "mean"))  # of the whole batch, in every process
     check_finite(value, step)
     return value
 

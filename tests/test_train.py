@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import resource
 import signal
@@ -167,6 +168,31 @@ def test_full_disk_keeps_the_older_file(tmp_path):
         signal.signal(signal.SIGXFSZ, old)
     assert path.read_bytes() == before
     assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def ddp(folder, name: str, processes: int, steps: int, checkpoint: str = "none"):
+    """Run ddp_train.py in so many processes; what each of them wrote."""
+    script = os.path.join(os.path.dirname(__file__), "ddp_train.py")
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(several if processes > 1 else []), script]
+    command += [folder / name, folder / checkpoint, str(steps)]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{name}-{k}.json").read_text()) for k in range(processes)]
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """Gradients are shared: losses and weights of 2 × 8 images are those of 16, to rounding."""
+    (alone,) = ddp(tmp_path, "alone", 1, 12)
+    both = ddp(tmp_path, "both", 2, 12, "shared.checkpoint")
+    assert alone["shares"] == [16] * 12 and [b["shares"] for b in both] == [[8] * 12] * 2
+    for one in both:  # the reported loss is that of the whole batch, in every process
+        # float32 sums in another order, amplified over 12 steps of Adam
+        assert one["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+        assert one["weights"] == pytest.approx(alone["weights"], rel=1e-2, abs=1e-2)
+    assert both[0]["weights"] == both[1]["weights"]
+    assert alone["losses"][-1] < 0.9 * alone["losses"][0]
 
 
 def test_nan_stops_training_with_advice():
