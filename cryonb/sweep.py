@@ -158,7 +158,8 @@ def pool(experiment: Experiment, n_jobs: int, workers=None, scheduler=None, clus
             made = LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **size)
             scheduler = stack.enter_context(made)
         client = stack.enter_context(Client(scheduler, timeout=20))
-        print(f"dask, {experiment.cores} threads a run", end="")
+        now = sum(client.ncores().values())
+        print(f"dask: {now} runs at a time so far, {experiment.cores} threads each", end="")
         print(f"; dashboard {client.dashboard_link}" if bokeh else "")
         yield client.get_executor(pure=False)
 
@@ -225,7 +226,7 @@ def _judge(job: Job, future, folder: Path) -> None:
     if job.run.finished(folder):
         job.state, job.message = "finished", ""
     elif error or code < 0 or record.get("state") == "killed":
-        why = record.get("message") or (f"signal {-code}" if code else f"{error!r}")
+        why = record.get("message") or (f"signal {-code}" if code else type(error).__name__)
         job.state, job.message = "lost", f"its process was killed ({why})"
     elif code == 0:
         job.state = "failed"

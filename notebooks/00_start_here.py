@@ -485,6 +485,7 @@ assert bright > 5 and dark < -5
 # | [05 real data](05_real_data.ipynb) | does it work on a real micrograph, where nobody knows the truth? | picked and denoised particles, and an error without a truth |
 # | [06 reconstruct](06_reconstruct_fsc.ipynb) | do denoised images give a better map? | volumes, Fourier shell correlation, resolution |
 # | [07 trust](07_trust.ipynb) | when may I believe what a denoiser shows? | experiments that provoke it, and an audit of your own |
+# | [08 experiments](08_experiments.ipynb) | is that difference more than luck? | many runs, one table, curves with their spread |
 # | [09 clean a map](09_clean_a_map.ipynb) | how do I get noise and detergent out of a map, and what else goes? | masks, a 3D network, `cryonb clean` |
 #
 # The book follows one paper, Zhang, Zhao, Hu and Zhao (2024), and says at every step what the paper states, what it leaves open and what we chose. Two settings run through everything: `white`, molecule plus white noise as in the paper's tables, and `structural`, with all that a real micrograph adds. The target is the clean molecule in both.

@@ -636,12 +636,12 @@ for setting, images in outputs.items():
     folder = run_dir / "denoised" / setting
     write_denoised(folder, "posterior_mean", data[setting], images[f"one step, {suffix}"])
     write_denoised(folder, "sample", data[setting], images[f"{steps}-step sample, {suffix}"])
-for finished in (run_dir / "models").glob("*.checkpoint"):
-    finished.unlink()
+_ = [finished.unlink() for finished in (run_dir / "models").glob("*.checkpoint")]
 dB = {name: row["psnr_dB"] for name, row in scores["white"].items()}
 results = {f"{name} (dB)": round(dB[name], 2) for name in dB if "sample" not in name}
 results |= {"noise_only_variance": variance_from_noise}
 results |= {f"asked_{a}_{k}_dB": dB for (a, k), dB in asked.items()}
+results |= {f"steps {k} psnr_dB": values[0] for k, values in by_steps.items()}
 for setting, rows in scores.items():
     results |= {f"{setting}: {n} {k}": v for n, s in rows.items() for k, v in s.items()}
 (run_dir / "results").mkdir(exist_ok=True)

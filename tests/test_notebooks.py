@@ -202,6 +202,19 @@ def test_smoke_09_cleans(smoke):
     assert r[stays] > r[goes] + 0.2
 
 
+def test_smoke_08_runs_an_experiment_and_reads_it(smoke):
+    """Two SNRs and two lengths of training as a star, two seeds each: six runs."""
+    r = smoke["08_experiments"]
+    assert r["runs"] == 6 and r["not_finished"] == 0
+    for setting in ("SNR 0.3, 256 images", "SNR 0.1, 256 images", "SNR 0.1, 128 images"):
+        assert r[f"{setting}: best linear filter (dB)"] > r[f"{setting}: SR3, sample (dB)"] + 2
+    few, more = (r[f"SNR {snr}, 256 images: best linear filter (dB)"] for snr in (0.1, 0.3))
+    assert few + 0.5 < more
+    # The best of two beats a third of the same kind in two of three cases; 10,000 draws: 0.5 %.
+    assert r["best_of_seeds_wins"] == pytest.approx(2 / 3, abs=0.02)
+    assert 0 < r["spread: SR3, one step (dB)"] < 3 and r["slower_by"] >= 1
+
+
 def test_smoke_00_measures_what_it_says(smoke):
     r = smoke["00_start_here"]
     assert abs(r["snr_measured"] / r["snr"] - 1) < 0.15  # one image of 1,024 pixels: 4 %

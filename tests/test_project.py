@@ -177,7 +177,9 @@ def test_commands_of_readme_and_book_exist(page):
         elif words[:1] == ["cryonb"]:
             _parser().parse_known_args(words[1:])
         for word in words:
-            if re.fullmatch(r"(?:\./)?(?:notebooks|benchmarks|tests|cryonb|experiments)/[\w./]+", word):
+            if re.fullmatch(
+                r"(?:\./)?(?:notebooks|benchmarks|tests|cryonb|experiments)/[\w./]+", word
+            ):
                 assert (ROOT / word).exists(), words
 
 

@@ -40,6 +40,8 @@ from cryonb.volumes import load_volume
 snr = 0.1  # variance of the clean images / variance of the white noise
 train_images = 1024  # images that the diffusion model sees, each with fresh noise
 refine_images = 512  # images that the second stage sees
+batch_size = 8  # images per training step; small, so that few images make many steps
+learning_rate = 2e-3  # of AdamW, at its highest
 steps = 4  # network evaluations of the sampler
 counted = [1, 2, 4, 8]  # numbers of steps that are tried besides
 n_train = 512  # particles for training; half as many for the second stage
@@ -59,7 +61,8 @@ noisy, clean = test.noisy.images, test.clean.images
 def trained(model, stacks, loss, n_images):
     """Train on stacks of images; returns the moving average of the weights."""
     average, draw = copy.deepcopy(model), partial(draw_batch, stacks)
-    for _ in train(model, average, draw, partial(loss, sigma=sigma), n_images, seed=seed):
+    options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    for _ in train(model, average, draw, partial(loss, sigma=sigma), n_images, **options):
         pass
     return average.eval()
 
