@@ -18,6 +18,7 @@ function render({ model, el }) {
     image.src = "data:image/png;base64," + frames[k];
     image.alt = model.get("alt")[k];
     slider.max = frames.length - 1;
+    play.hidden = slider.hidden = frames.length < 2;
     slider.value = k;
     label.textContent = model.get("labels")[k];
     slider.setAttribute("aria-valuetext", label.textContent);
@@ -47,12 +48,12 @@ function render({ model, el }) {
     go(model.get("index") + step);
     event.preventDefault();
   };
-  for (const name of ["index", "frames"]) model.on("change:" + name, show);
+  for (const name of ["index", "frames", "labels"]) model.on("change:" + name, show);
   show();
   run(false);
   return () => {
     clearInterval(timer);
-    for (const name of ["index", "frames"]) model.off("change:" + name, show);
+    for (const name of ["index", "frames", "labels"]) model.off("change:" + name, show);
   };
 }
 export default { render };

@@ -2,15 +2,18 @@
 
 Every frame is in the widget's state as a PNG, so nothing has to be computed when the slider moves:
 a notebook executed by papermill, and the page made from it, stay interactive without a kernel.
+`live_viewer` adds controls that do compute, for those who have a kernel.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import anywidget
+import ipywidgets
 import numpy as np
 import traitlets
 
@@ -94,6 +97,58 @@ def frame_viewer(
         pixelated=pixelated,
         width_px=width_px,
     )
+
+
+def live_viewer(
+    draw: Callable[..., tuple[list, list[str]]],
+    controls: dict[str, ipywidgets.ValueWidget],
+    *,
+    title: str,
+    limits: tuple[float, float] | None = None,
+) -> ipywidgets.VBox:
+    """Make a viewer whose frames are computed anew when a control changes; it needs a kernel.
+
+    Parameters
+    ----------
+    draw : callable
+        Takes the value of each control by its name, and returns frames and labels as
+        `frame_viewer` takes them. An error in it is shown in the place of the labels.
+    controls : dict of str to ipywidgets
+        Such as ``{"snr": ipywidgets.FloatLogSlider(value=0.1, min=-2, max=0)}``; one without a
+        description is called by its name.
+    title, limits
+        As in `frame_viewer`.
+
+    Returns
+    -------
+    ipywidgets.VBox
+        The controls above the viewer, which shows the last frame.
+    """
+
+    def frames() -> FrameViewer:
+        pictures, labels = draw(**{name: control.value for name, control in controls.items()})
+        return frame_viewer(
+            pictures, labels, title=title, limits=limits, index=len(labels) - 1, width_px=640
+        )
+
+    def redraw(_=None):
+        try:
+            new = frames()
+        except Exception as error:  # in a callback it would vanish in the kernel's log
+            viewer.labels = [f"{type(error).__name__}: {error}"] * len(viewer.labels)
+            return
+        with viewer.hold_sync():
+            viewer.labels, viewer.alt, viewer.index = new.labels, new.alt, new.index
+            viewer.frames = new.frames
+
+    viewer = frames()
+    for name, control in controls.items():
+        control.description = control.description or name
+        if hasattr(control, "continuous_update"):
+            control.continuous_update = False  # when it is let go of, not on the way
+        control.observe(redraw, "value")
+    row = ipywidgets.Layout(flex_flow="row wrap")
+    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values()), layout=row), viewer])
 
 
 def _png(frame, limits) -> bytes:

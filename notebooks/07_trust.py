@@ -50,16 +50,25 @@ import json
 from functools import partial
 from pathlib import Path
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from cryonb import audit, methods
 from cryonb.dataset import read_dataset, write_dataset
-from cryonb.diffusion import SR3
+from cryonb.diffusion import SR3, sample
 from cryonb.geometry import random_rotations
 from cryonb.metrics import mse
-from cryonb.plotting import plot_fsc, plot_lines, say, say_table, show_denoised, use_style
+from cryonb.plotting import (
+    grey_limits,
+    plot_fsc,
+    plot_lines,
+    say,
+    say_table,
+    show_denoised,
+    use_style,
+)
 from cryonb.posterior import bayes_limit
 from cryonb.projection import project
 from cryonb.reconstruct import reconstruct
@@ -68,6 +77,7 @@ from cryonb.simulate import clean_scale, projected_mask
 from cryonb.templates import image_templates, pose_of, view_directions
 from cryonb.volumes import load_volume
 from cryonb.weights import load_kept, load_model
+from cryonb.widgets import live_viewer
 
 use_style()
 
@@ -249,6 +259,36 @@ figure = show_denoised(
 # %% [markdown]
 # Compare the second column with the third. If the output resembles the known molecule more than the truth
 # itself does, the denoiser has pulled it there.
+#
+# **See for yourself.** With a kernel the next cell is a bench: choose a molecule, or nothing at all, an SNR and the
+# sampler's steps, and a fresh particle is denoised. (In a saved page there is no kernel to ask.)
+
+
+# %%
+cases = {source: clean, other_source: truth, "nothing": torch.zeros_like(clean)}
+
+
+def bench(molecule, snr, steps, particle):
+    """Frames, one a step of the sampler: noisy particle, guess and truth, and their labels."""
+    y, level = cases[molecule][particle], snr**-0.5
+    draw = torch.Generator().manual_seed(particle)
+    x = y + level * torch.randn(y.shape, generator=draw)
+    guesses = [step.clean[0] for step in sample(network, x[None], level, steps, generator=draw)]
+    labels = [f"step {k + 1}: MSE {(g - y).square().mean():.2f}" for k, g in enumerate(guesses)]
+    return [torch.cat([x / x.std(), guess, y], 1) for guess in guesses], labels
+
+
+controls = {
+    "molecule": ipywidgets.Dropdown(options=list(cases), value=other_source),
+    "snr": ipywidgets.FloatLogSlider(value=snr, min=-2, max=0.5),
+    "steps": ipywidgets.IntSlider(value=steps, min=1, max=16),
+    "particle": ipywidgets.IntSlider(max=min(n, 16) - 1),
+}
+live_viewer(bench, controls, title="noisy | denoised | truth", limits=grey_limits(clean))
+
+# %% [markdown]
+# Go from strong signal to weak on the unknown molecule. Where does the network stop seeing it, and start to
+# show the one it knows?
 #
 # ## 4. A missing subunit
 #

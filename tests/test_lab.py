@@ -113,16 +113,18 @@ def test_a_notebook_runs_to_its_end(page, lab, folder, name):
     assert results.exists(), "not finished in five minutes"
 
 
-def test_arrow_keys_move_a_slider(page, lab, folder):
-    """Not a matter of course: JupyterLab hears keys first, and has uses of its own for them."""
-    source = (
-        "import numpy as np\nfrom cryonb.widgets import frame_viewer\n"
-        "frame_viewer(np.random.rand(4, 8, 8), list('abcd'), title='Noise')"
-    )
+def one_cell(folder: Path, name: str, *lines: str):
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
-    notebook.cells = [nbformat.v4.new_code_cell(source)]
-    nbformat.write(notebook, folder / "viewer.ipynb")
+    notebook.cells = [nbformat.v4.new_code_cell("\n".join(lines))]
+    nbformat.write(notebook, folder / name)
+
+
+def test_arrow_keys_move_a_slider(page, lab, folder):
+    """Not a matter of course: JupyterLab hears keys first, and has uses of its own for them."""
+    lines = ("import numpy as np", "from cryonb.widgets import frame_viewer")
+    shown = "frame_viewer(np.random.rand(4, 8, 8), list('abcd'), title='Noise')"
+    one_cell(folder, "viewer.ipynb", *lines, shown)
     open_notebook(page, lab, "viewer.ipynb")
     run_all(page)
     viewer = find(page, ".cryonb-frames")
@@ -132,6 +134,22 @@ def test_arrow_keys_move_a_slider(page, lab, folder):
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(300)
     assert slider.input_value() == "1" and image.get_attribute("src") != before
+
+
+def test_a_control_has_the_kernel_draw_anew(page, lab, folder):
+    lines = ("import ipywidgets, numpy as np", "from cryonb.widgets import live_viewer")
+    draw = "draw = lambda n: ([np.eye(n)] * n, [f'{k + 1} of {n}' for k in range(n)])"
+    shown = "live_viewer(draw, {'n': ipywidgets.Dropdown(options=[4, 2, 8])}, title='Bench')"
+    one_cell(folder, "live.ipynb", *lines, draw, shown)
+    open_notebook(page, lab, "live.ipynb")
+    run_all(page)
+    viewer = find(page, ".cryonb-frames")
+    assert viewer.locator("span").inner_text() == "4 of 4"
+    for choice in ("8", "2"):
+        page.locator(".widget-dropdown select").select_option(label=choice)
+        viewer.get_by_text(f"{choice} of {choice}").wait_for(timeout=30_000)
+        size = "image => image.naturalWidth"
+        assert viewer.locator("img").evaluate(size) == int(choice)
 
 
 def test_a_paired_script_opens_as_a_notebook(page, lab):

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from cryonb import engine
-from cryonb.widgets import frame_viewer
+from cryonb.widgets import frame_viewer, live_viewer
 
 
 def pixels(frame: str) -> np.ndarray:
@@ -142,3 +143,27 @@ def test_the_viewer_works_in_a_browser(tmp_path):
         "picture": [5, 4, "pixelated"],
         "left": 0,
     }
+
+
+def test_a_live_viewer_draws_anew_when_a_control_changes():
+    def draw(level, kind):
+        if kind == "wrong":
+            raise ValueError("no such kind")
+        return [np.full((4, 4), level), np.eye(4)], ["flat", f"{kind} {level}"]
+
+    controls = {
+        "level": ipywidgets.IntSlider(value=1, max=5),
+        "kind": ipywidgets.Dropdown(options=["eye", "other", "wrong"]),
+    }
+    box = live_viewer(draw, controls, title="Bench", limits=(0, 5))
+    viewer = box.children[-1]
+    assert viewer.labels == ["flat", "eye 1"] and viewer.index == 1
+    before = list(viewer.frames)
+    controls["level"].value = 4
+    assert viewer.labels == ["flat", "eye 4"] and viewer.alt == ["Bench, flat", "Bench, eye 4"]
+    assert viewer.frames[0] != before[0] and viewer.frames[1] == before[1]
+    assert controls["level"].description == "level" and not controls["level"].continuous_update
+    controls["kind"].value = "wrong"
+    assert viewer.labels[viewer.index] == "ValueError: no such kind"
+    controls["kind"].value = "other"
+    assert viewer.labels == ["flat", "other 4"]
