@@ -22,7 +22,8 @@ from maps_and_poses import in_turn, report
 from simulate_train_sample import measure
 
 from cryonb.diffusion import SR3, denoise
-from cryonb.inference import denoise_file, measured_noise, open_source
+from cryonb.inference import denoise_file, measured_noise
+from cryonb.stacks import open_source
 from cryonb.weights import MANY, load_model
 from cryonb.whitening import from_network, to_network
 

@@ -41,7 +41,7 @@ ROOMS = {
     " star masks simulate families dataset micrographs reconstruct metrics resolution poses"
     " steerable templates posterior",
     "Learning": "unet diffusion refine direct gan mapclean train precision weights pretrain",
-    "Real data": "cache download empiar fetch whitening inference",
+    "Real data": "cache download empiar fetch whitening stacks inference shards",
     "Comparing and judging": "baselines ksvd peers methods compare audit report relion",
     "Running and showing": "cli tools check plan engine runner experiment sweep plotting surface"
     " widgets",

@@ -16,12 +16,13 @@ import pytest
 import starfile
 import torch
 
-from cryonb import files, inference
+from cryonb import files, inference, stacks
 from cryonb.cli import main
 from cryonb.diffusion import SR3
 from cryonb.geometry import random_rotations
 from cryonb.inference import denoise_file
 from cryonb.particles import particles_from_arrays, read_particles, write_particles
+from cryonb.shards import denoise_shards, split
 from cryonb.weights import save_model
 
 BOX = 32
@@ -88,7 +89,7 @@ def test_row_order_decides_which_image_a_row_gets(tmp_path, weights):
     mixed = pd.concat(tables).sample(frac=1, random_state=1)
     optics = starfile.read(a)["optics"]
     starfile.write({"optics": optics, "particles": mixed}, tmp_path / "mixed.star")
-    source = inference.open_source(tmp_path / "mixed.star")
+    source = stacks.open_source(tmp_path / "mixed.star")
     for image, name in zip(source.read(range(9), BOX).images, mixed["rlnImageName"], strict=True):
         number, stack = name.split("@")
         with mrcfile.open(tmp_path / stack) as mrc:
@@ -178,14 +179,14 @@ def test_deviations_do_not_replace_the_input_either(tmp_path, weights):
 # kill -9 from within, so that it always hits the middle of the stack.
 DIES_IN_THE_MIDDLE = """
 import os, signal, sys
-from cryonb import inference
+from cryonb import stacks
 from cryonb.cli import main
-write = inference.StackWriter.write
+write = stacks.StackWriter.write
 def until(self, first, images):
     if first >= 200:
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, first, images)
-inference.StackWriter.write = until
+stacks.StackWriter.write = until
 main(sys.argv[1:])
 """
 
@@ -216,14 +217,14 @@ def test_a_full_disk_loses_nothing(tmp_path, weights, monkeypatch, capsys):
     assert run(*arguments) == 2
     assert "free" in capsys.readouterr().err
     monkeypatch.undo()
-    write = inference.StackWriter.write
+    write = stacks.StackWriter.write
 
     def fills(self, first, images):
         if first >= 4:
             raise OSError(28, "No space left on device")
         write(self, first, images)
 
-    monkeypatch.setattr(inference.StackWriter, "write", fills)
+    monkeypatch.setattr(stacks.StackWriter, "write", fills)
     assert run(*arguments) == 2
     assert "free some space and run the same command again" in capsys.readouterr().err
     monkeypatch.undo()
@@ -363,10 +364,88 @@ def test_the_run_record_names_the_input(tmp_path, weights, monkeypatch):
     """An unfinished stack of another input is not gone on with."""
     star = particle_file(tmp_path)
     monkeypatch.setattr(inference, "_batches", lambda *a: iter(()))
-    monkeypatch.setattr(inference.StackWriter, "finish", lambda self: None)
+    monkeypatch.setattr(stacks.StackWriter, "finish", lambda self: None)
     denoise_file(star, tmp_path / "o.star", checkpoint=weights)
     asked = json.loads((tmp_path / ".o.mrcs.run.json").read_text())
     assert asked["input"][0] == str(star.resolve()) and asked["input"][2] == 10
     os.utime(star)
     with pytest.raises(ValueError, match="another input"):
         denoise_file(star, tmp_path / "o.star", checkpoint=weights)
+
+
+def assert_same_stack(tmp_path, one: str, other: str):
+    """Equal but for the order of float32 sums, which depends on the number of threads."""
+    one, other = (mrcfile.read(tmp_path / f"{name}.mrcs") for name in (one, other))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_shards_give_what_one_piece_gives(tmp_path, weights, capsys):
+    star = particle_file(tmp_path, 60)
+    options = ("--checkpoint", weights, "--batch-size", 8, "--samples", 2, "--steps", 2)
+    assert run(star, "--out", tmp_path / "whole.star", *options) == 0
+    assert run(star, "--out", tmp_path / "parts.star", *options, "--shards", 3) == 0
+    assert_same_stack(tmp_path, "whole", "parts")
+    assert_same_stack(tmp_path, "whole_std", "parts_std")
+    whole, parts = (starfile.read(tmp_path / f"{n}.star")["particles"] for n in ("whole", "parts"))
+    names = parts["rlnImageName"].str.replace("parts", "whole")
+    pd.testing.assert_frame_equal(parts.assign(rlnImageName=names), whole)
+    assert not [p.name for p in tmp_path.iterdir() if "shard" in p.name]
+    headers = [mrcfile.open(tmp_path / f"{n}.mrcs", header_only=True) for n in ("whole", "parts")]
+    assert headers[0].voxel_size == headers[1].voxel_size
+    assert run(star, "--out", tmp_path / "o.star", *options, "--shards", 0) == 2
+    assert "shards is 0" in capsys.readouterr().err
+
+
+def test_rows_are_split_where_batches_begin():
+    assert split(60, 8, 3) == [range(0, 16), range(16, 40), range(40, 60)]
+    for count, size, wanted in [(1, 8, 4), (64, 64, 2), (100, 7, 5), (10_000, 64, 16)]:
+        parts = split(count, size, wanted)
+        assert [row for part in parts for row in part] == list(range(count))
+        assert len(parts) <= wanted and all(part.start % size == 0 and len(part) for part in parts)
+
+
+def test_shards_go_on_where_a_run_stopped(tmp_path, weights, monkeypatch):
+    """A part that is whole is not made again, and what is half of another is kept."""
+    star = particle_file(tmp_path, 40)
+    options = {"checkpoint": weights, "samples": 0, "steps": 8, "diameter_A": None, "seed": 0,
+               "contrast": "auto", "device": "cpu", "batch_size": 8}  # fmt: skip
+    denoise_file(star, tmp_path / "whole.star", **options)
+    places = [tmp_path / f"out.shard{k}.mrcs" for k in range(2)]
+    source, (first, second) = stacks.open_source(star), split(40, 8, 2)
+    inference.denoise_rows(source, [places[0]], first, quiet=True, **options)
+    write = stacks.StackWriter.write
+
+    def stops(self, row, images):
+        if row >= 8:
+            raise OSError(28, "No space left on device")
+        write(self, row, images)
+
+    monkeypatch.setattr(stacks.StackWriter, "write", stops)
+    with pytest.raises(OSError, match="No space"):
+        inference.denoise_rows(source, [places[1]], second, quiet=True, **options)
+    monkeypatch.undo()
+    parts = [place.with_name(f".{place.name}.part") for place in places]
+    kept = [part.stat().st_ino for part in parts]
+    made, rename = [], os.replace
+
+    def watch(a, b):
+        made.extend(part.stat().st_ino for part in parts if part.exists())
+        rename(a, b)
+
+    monkeypatch.setattr(files.os, "replace", watch)
+    denoise_shards(star, tmp_path / "out.star", shards=2, **options)
+    assert made[:2] == kept, "the files of the first run were used"
+    assert_same_stack(tmp_path, "whole", "out")
+
+
+def test_shards_on_a_dask_cluster(tmp_path, weights):
+    distributed = pytest.importorskip("distributed", reason="pip install 'cryonb[cluster]'")
+    star = particle_file(tmp_path, 40)
+    options = ("--checkpoint", weights, "--batch-size", 8)
+    assert run(star, "--out", tmp_path / "whole.star", *options) == 0
+    made = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(processes=True, **made) as cluster:
+        address = cluster.scheduler_address
+        out = tmp_path / "dask.star"
+        assert run(star, "--out", out, *options, "--shards", 4, "--scheduler", address) == 0
+    assert_same_stack(tmp_path, "whole", "dask")
