@@ -248,10 +248,12 @@ def plot_fsc(
         ax.axhline(threshold, color="0.6", lw=0.8, ls="--")
         ax.annotate(f"{threshold:g}", (1.0, threshold), xycoords=("axes fraction", "data"), size=8)
     ax.set(xlabel="spatial frequency (1/Å)", ylabel="Fourier shell correlation", ylim=(-0.1, 1.05))
-    ticks = np.array([40, 20, 12, 9, 7, 6, 5, 4, 3])
-    ticks = ticks[1 / ticks <= float(ax.get_xlim()[1])]
+    ticks, reach = [], float(ax.get_xlim()[1])
+    for tick in (2, 3, 4, 5, 6, 7, 9, 12, 20, 40):  # from the right, where there is room
+        if 1 / tick <= reach and all(1 / t - 1 / tick > 0.06 * reach for t in ticks):
+            ticks.append(tick)
     top = ax.secondary_xaxis("top")
-    top.set_xticks(1 / ticks, [f"{t} Å" for t in ticks], size=8)
+    top.set_xticks([1 / t for t in ticks], [f"{t} Å" for t in ticks], size=8)
     ax.set_title(title)
     ax.legend(fontsize=8)
     return ax.figure
