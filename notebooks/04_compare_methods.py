@@ -71,6 +71,7 @@ from cryonb.projection import project
 from cryonb.simulate import StructuralNoise, setting, simulate_images
 from cryonb.templates import every_pose, poses, volume_templates
 from cryonb.volumes import load_volume
+from cryonb.widgets import frame_viewer
 
 use_style()
 
@@ -279,6 +280,16 @@ for name, table in tables.items():
     strips["clean"] = data[name].test.clean.images
     figure = show_denoised(strips, title=f"{name}, SNR {snr:g}")
     figure.savefig(run_dir / "figures" / f"compare-{name}.png")
+
+# %% [markdown]
+# The same four particles, one method after another in the same place. Hold the arrow key: what stays is in the
+# data, what jumps is the method's own.
+
+# %%
+pictures = tables["white"].images | {"noisy": noisy / noisy.std(), "clean": clean}
+frames = [torch.cat([*images[:4]], 1) for images in pictures.values()]
+scale = {"limits": (-1, 5), "width_px": 640}  # clean images have unit variance
+frame_viewer(frames, list(pictures), title="Four particles by every method", **scale)
 
 # %% [markdown]
 # ## 3. What the table measures

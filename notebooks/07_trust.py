@@ -77,7 +77,7 @@ from cryonb.simulate import clean_scale, projected_mask
 from cryonb.templates import image_templates, pose_of, view_directions
 from cryonb.volumes import load_volume
 from cryonb.weights import load_kept, load_model
-from cryonb.widgets import live_viewer
+from cryonb.widgets import frame_viewer, live_viewer
 
 use_style()
 
@@ -356,6 +356,16 @@ judged = {name: audit.calibration(images, clean, inside) for name, images in dra
 columns = ["", "between samples ÷ to the truth", "truth among the samples", "should be"]
 rows = [(n, j.between_to_truth, j.coverage[0], j.nominal[0]) for n, j in judged.items()]
 say_table(columns, rows)
+
+# %%
+draws = zip(*drawn.values(), strict=True)
+frames = [torch.cat([exactly[0], network_s[0], clean[0]], 1) for exactly, network_s in draws]
+title = "One particle, draw after draw: exact posterior | SR3 | truth"
+labels = [f"sample {k + 1}" for k in range(samples)]
+frame_viewer(frames, labels, title=title, limits=grey_limits(clean), width_px=640)
+
+# %% [markdown]
+# What moves from draw to draw is what the image leaves open. On the left it is exactly as much as it should be.
 
 # %% mystnb={"image": {"alt": "Left: coverage against nominal. Right: ranks of the truth"}}
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
