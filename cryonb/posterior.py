@@ -24,7 +24,7 @@ from cryonb.ctf import apply_ctf
 from cryonb.fourier import radial_mean
 from cryonb.projection import shift_images
 from cryonb.steerable import analyse, energy, products_over_turns, ring_frequencies, synthesise
-from cryonb.templates import Templates, neighbours, volume_templates
+from cryonb.templates import Templates, neighbours, view_directions, volume_templates
 
 
 @dataclass(frozen=True)
@@ -254,17 +254,35 @@ def refined(
     """
     before = directions = None
     for i, spacing in enumerate(spacings_deg):
-        coarse, candidates = directions, None
-        templates = volume_templates(volume, spacing, symmetry, structure)
-        directions = templates.directions_deg
-        if before is not None:
+        coarse, directions = directions, view_directions(spacing, symmetry)
+        if before is None:
+            templates = volume_templates(volume, spacing, symmetry, structure)
+            before = posterior(templates, noisy, sigma, **options)
+        else:
             weight = before.log_weight.cpu()
             last = weight.topk(min(32, weight.shape[1])).values[:, -1:].clamp(max=-10)
             radius = 1.2 * spacings_deg[i - 1]
-            candidates = neighbours(coarse, weight >= last, directions, radius, symmetry)
-        before = posterior(templates, noisy, sigma, candidates=candidates, **options)
+            near = neighbours(coarse, weight >= last, directions, radius, symmetry)
+            rows = near.any(0).nonzero()[:, 0]  # the only ones that are worth a projection
+            templates = volume_templates(volume, spacing, symmetry, structure, directions[rows])
+            found = posterior(templates, noisy, sigma, candidates=near[:, rows], **options)
+            before = _in_grid(found, rows, len(directions))
         del templates  # before the next, larger ones are made
         yield spacing, directions, before
+
+
+def _in_grid(found: Posterior, rows: torch.Tensor, m: int) -> Posterior:
+    """Posterior over some rows of a grid of m directions, as one over the whole grid."""
+    rows = rows.to(found.log_weight.device)
+    log_weight = found.log_weight.new_full((len(found.log_weight), m), -math.inf)
+    log_weight[:, rows] = found.log_weight
+    return replace(
+        found,
+        index=rows[found.index],
+        drawn_index=rows[found.drawn_index],
+        log_evidence=found.log_evidence + math.log(len(rows) / m),
+        log_weight=log_weight,
+    )
 
 
 def bayes_limit(

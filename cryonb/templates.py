@@ -75,6 +75,7 @@ def volume_templates(
     spacing_deg: float = 2.0,
     symmetry: str = "C1",
     structure: torch.Tensor | None = None,
+    directions_deg: torch.Tensor | None = None,
 ) -> Templates:
     """Templates of a known molecule: its projections along a grid of directions.
 
@@ -87,8 +88,12 @@ def volume_templates(
     symmetry : str
     structure : Tensor (z, y, x), optional
         What is fixed to the molecule in the particle and absent from the target, as a micelle.
+    directions_deg : Tensor (m, 2), optional
+        Some rows of the grid; default all of it.
     """
-    directions = view_directions(spacing_deg, symmetry)
+    directions = directions_deg
+    if directions is None:
+        directions = view_directions(spacing_deg, symmetry)
     angles = torch.cat([directions, torch.zeros(len(directions), 1)], dim=1)
     rotations = euler_to_matrix(angles).to(target.device)
     maps = target[None] if structure is None else torch.stack([target, target + structure])
@@ -193,9 +198,10 @@ def neighbours(
         euler_to_matrix(torch.cat([d, torch.zeros(len(d), 1)], dim=1))[..., 2]
         for d in (directions_deg, finer_deg)
     )
-    near = []
+    some = chosen.any(0)
+    coarse, chosen, near = coarse[some], chosen[:, some].float(), []
     for piece in finer.split(1024):
         mates = torch.stack([piece @ (g @ coarse.T) for g in symmetry_rotations(symmetry).float()])
         close = mates.amax(0) > math.cos(math.radians(radius_deg))  # (f, m)
-        near.append(chosen.float() @ close.float().T > 0)
+        near.append(chosen @ close.float().T > 0)
     return torch.cat(near, dim=1)

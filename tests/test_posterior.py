@@ -9,6 +9,7 @@ import torch
 from test_projection import phantom
 from torch.testing import assert_close
 
+from cryonb import templates as templates_module
 from cryonb.ctf import apply_ctf, ctf
 from cryonb.geometry import (
     angular_distance_deg,
@@ -16,7 +17,7 @@ from cryonb.geometry import (
     random_rotations,
     symmetry_rotations,
 )
-from cryonb.posterior import bayes_limit, over_shifts, posterior
+from cryonb.posterior import bayes_limit, over_shifts, posterior, refined
 from cryonb.projection import project, shift_images
 from cryonb.templates import every_pose, image_templates, poses, view_directions, volume_templates
 
@@ -120,6 +121,28 @@ def test_forecast_of_the_error_is_borne_out(molecule):
     assert_close(between, (samples - clean).square().mean(), rtol=0.2, atol=0)
     best = poses(templates, found.index, found.psi_deg)
     assert angular_distance_deg(best, rotations).median() < 16  # a blurred molecule at SNR 0.16
+
+
+def test_refining_projects_only_what_comes_into_question(molecule, monkeypatch):
+    """It finds what the whole grid finds, from a part of its projections."""
+    _, _, noisy = particles(molecule, 2, sigma=0.8)
+    counts, project_all = [], templates_module.project
+
+    def count(maps, rotations):
+        counts.append(len(rotations))
+        return project_all(maps, rotations)
+
+    monkeypatch.setattr(templates_module, "project", count)
+    *_, (_, directions, found) = refined(molecule, noisy, 0.8, spacings_deg=(12.0, 8.0, 4.0))
+    monkeypatch.undo()
+    assert sum(counts) < 0.5 * len(directions)
+    whole = posterior(volume_templates(molecule, 4.0), noisy, 0.8)
+    assert len(directions) == whole.log_weight.shape[1]
+    assert torch.equal(found.index, whole.index)
+    assert_close(found.mean, whole.mean, rtol=0, atol=1e-2)
+    assert_close(found.log_evidence, whole.log_evidence, rtol=0, atol=1e-2)
+    likely = whole.log_weight > -10
+    assert_close(found.log_weight[likely], whole.log_weight[likely], rtol=0, atol=0.05)
 
 
 def test_no_denoiser_does_better(molecule):
