@@ -429,9 +429,12 @@ exact = methods.exact_model(volume_templates(molecule, 2.0, volume.symmetry))
 network = rows["white"]["SR3, one step"].denoise.args[0]
 solvers = {"second order": {}, "DDIM": {"second_order": False}}
 solvers["ancestral"] = {"second_order": False, "eta": 1.0}
-k, counted, few = 1 + np.arange(samples), [1, 2, 4, 8, 16, 32], slow_images // 4
+k, counted, few = 1 + np.arange(samples), [1, 2, 4, 8, 16, 32], max(slow_images // 4, 4)
 falls, means = {}, {"theory, 1 + 1/K": 1 + 1 / k}
-tried = {"network": (network, 64, counted, samples), "exact": (exact, few, counted[:5], 4)}
+tried = {
+    "network": (network, min(64, 8 * slow_images), counted, samples),
+    "exact": (exact, few, counted[:5], 4),
+}
 for name, (model, n, some, most_samples) in tried.items():
     given = model, noisy[:n], clean[:n], sigma
     for title, solver in solvers.items():
@@ -449,8 +452,10 @@ figure = plot_lines(lines, theory="theory, 1 + 1/K", title=title, x=label, ticks
 plt.show()
 ratios = {name: float(means[name][0]) for name in tried}
 say(
-    "A {}-step sample has **{:.2f}** times the error of the mean with the exact posterior, and {:.2f} times "
-    "with the network of this run.".format(steps, ratios["exact"], ratios["network"])
+    "A {}-step sample has **{:.2f}** times the error of the mean with the exact posterior ({} particles), and "
+    "{:.2f} times with the network of this run.".format(
+        steps, ratios["exact"], few, ratios["network"]
+    )
 )
 
 # %% [markdown]
@@ -500,7 +505,7 @@ say_table(["limit", "measured MSE", "forecast"], [(n, *v) for n, v in with_micel
 # The posterior was given the true $\sigma$. What if the noise level is wrong?
 
 # %%
-wrong, few = [], noisy[: slow_images // 4]
+wrong, few = [], noisy[: max(slow_images // 4, 4)]
 for factor in (0.5, 0.8, 1.0, 1.25, 2.0):
     found = posterior(templates, few, factor * sigma)
     wrong.append(
@@ -526,7 +531,7 @@ say_table(["σ assumed ÷ true", "measured MSE", "forecast"], wrong)
 # ````
 
 # %%
-memory, n = memories["white"], slow_images // 4
+memory, n = memories["white"], max(slow_images // 4, 4)
 for share in (16, 4, 1):
     part = replace(memory, target=memory.target[:, ::share], observed=memory.observed[:, ::share])
     value = psnr(methods.recalled(part, noisy[:n], sigma), clean[:n]).mean()
