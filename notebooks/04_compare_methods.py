@@ -459,6 +459,9 @@ say(
 )
 
 # %% [markdown]
+# Theory's 2 is a mean over many particles. Most of the error is made by the few whose pose is in doubt, and for a
+# handful of particles the first figure is chance: raise `slow_images` to see it settle.
+#
 # A network that was trained briefly has a one-step error far above the smallest possible one, so its ratio
 # may well lie below 2, or above: what its samples add is *its own* idea of the spread.
 #
