@@ -114,8 +114,7 @@ def live_viewer(
         Takes the value of each control by its name, and returns frames and labels as
         `frame_viewer` takes them. An error in it is shown in the place of the labels.
     controls : dict of str to ipywidgets
-        Such as ``{"snr": ipywidgets.FloatLogSlider(value=0.1, min=-2, max=0)}``; one without a
-        description is called by its name.
+        Such as ``{"snr": FloatLogSlider()}``; one without a description is called by its name.
     title, limits
         As in `frame_viewer`.
 
