@@ -431,10 +431,8 @@ solvers = {"second order": {}, "DDIM": {"second_order": False}}
 solvers["ancestral"] = {"second_order": False, "eta": 1.0}
 k, counted, few = 1 + np.arange(samples), [1, 2, 4, 8, 16, 32], max(slow_images // 4, 4)
 falls, means = {}, {"theory, 1 + 1/K": 1 + 1 / k}
-tried = {
-    "network": (network, min(64, 8 * slow_images), counted, samples),
-    "exact": (exact, few, counted[:5], 4),
-}
+tried = {"network": (network, min(64, 8 * few), counted, samples)}
+tried["exact"] = exact, few, counted[:5], 4
 for name, (model, n, some, most_samples) in tried.items():
     given = model, noisy[:n], clean[:n], sigma
     for title, solver in solvers.items():
@@ -451,11 +449,10 @@ title, label = f"Mean of K {steps}-step samples", "samples K that are averaged"
 figure = plot_lines(lines, theory="theory, 1 + 1/K", title=title, x=label, ticks=k, **labels)
 plt.show()
 ratios = {name: float(means[name][0]) for name in tried}
+found = steps, ratios["exact"], few, ratios["network"]
 say(
     "A {}-step sample has **{:.2f}** times the error of the mean with the exact posterior ({} particles), and "
-    "{:.2f} times with the network of this run.".format(
-        steps, ratios["exact"], few, ratios["network"]
-    )
+    "{:.2f} times with the network of this run.".format(*found)
 )
 
 # %% [markdown]
