@@ -26,6 +26,7 @@ endif
 
 BIN := $(VENV)/bin
 JUPYTEXT := $(BIN)/jupytext --quiet
+PAIRED := $(basename $(wildcard notebooks/*.py experiments/*/*.py))
 STAMP := $(VENV)/.cryonb-installed
 PEERS := $(VENV)/.cryonb-peers
 BOOK := $(VENV)/.cryonb-book
@@ -78,8 +79,8 @@ lint: $(STAMP) ## check style and format
 format: $(STAMP) ## put the code into the project's format
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-notebooks: $(STAMP) ## bring each notebooks/*.ipynb in step with its edited .py, without outputs
-	@for py in notebooks/*.py; do nb=$${py%.py}.ipynb; \
+notebooks: $(STAMP) ## bring each .ipynb in step with its edited .py, without outputs
+	@for py in $(PAIRED:=.py); do nb=$${py%.py}.ipynb; \
 	  if [ -e $$nb ] && $(JUPYTEXT) --to py:percent -o - $$nb | cmp -s - $$py; then continue; fi; \
 	  if [ $$nb -nt $$py ]; then \
 	    echo "$$nb was edited after $$py: keep it with  $(BIN)/jupytext --to py:percent $$nb" >&2; exit 1; \
@@ -89,7 +90,7 @@ notebooks: $(STAMP) ## bring each notebooks/*.ipynb in step with its edited .py,
 	  fi; \
 	  $(JUPYTEXT) --to ipynb --update $$py && echo "wrote $$nb" || exit 1; \
 	done
-	@$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace notebooks/*.ipynb
+	@$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace $(PAIRED:=.ipynb)
 
 clean: ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) build dist book/_build *.egg-info .pytest_cache .ruff_cache

@@ -1,9 +1,10 @@
-"""Time the posterior over poses against the same sums over pixels, and the whole Bayes limit.
+"""Time the posterior over poses, the refining of its grid, and the whole Bayes limit.
 
     python benchmarks/bayes_limit.py
 
-Both sides run in one process, in turn, on the same particles and the same poses. The sums over
-pixels get the projections of all poses for nothing: neither making nor storing them is counted.
+Both sides of each comparison run in one process, in turn, on the same particles and the same
+poses. The sums over pixels get the projections of all poses for nothing: neither making nor storing
+them is counted.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from functools import partial
 
 import torch
 from simulate_train_sample import compare, peak_MB
 
 from cryonb.geometry import random_rotations
 from cryonb.metrics import mse
-from cryonb.posterior import bayes_limit, posterior
+from cryonb.posterior import bayes_limit, posterior, refined
 from cryonb.projection import project
 from cryonb.simulate import clean_scale, noise_sigma
 from cryonb.templates import every_pose, volume_templates
@@ -48,6 +50,31 @@ def one_grid(molecule, noisy, sigma: float, symmetry: str, args) -> None:
     print(f"  mean squared difference of the images {apart:.1e}, where the noise has {sigma**2:g}")
 
 
+def refining(molecule, noisy, sigma: float, symmetry: str, args) -> None:
+    """Grid after grid: projecting what comes into question, against projecting every grid."""
+    spacings = (4.0, 2.0, 1.4, 1.0)
+    refine = partial(refined, molecule, noisy, sigma, symmetry, spacings_deg=spacings)
+    grids = list(refine())
+
+    def every_grid():
+        for spacing, _, found in grids:
+            templates = volume_templates(molecule, spacing, symmetry)
+            posterior(templates, noisy, sigma, candidates=found.log_weight > -math.inf)
+
+    names = "directions in question", "all directions"
+    compare(
+        f"Refining to {spacings[-1]:g} degrees, {len(noisy)} particles",
+        dict.fromkeys(names, len(noisy)),
+        {
+            names[0]: lambda: list(
+                refined(molecule, noisy, sigma, symmetry, spacings_deg=spacings)
+            ),
+            names[1]: every_grid,
+        },
+        args.repeats,
+    )
+
+
 def whole(molecule, clean, noisy, sigma: float, symmetry: str) -> None:
     """The limit to convergence, with its time and memory."""
     print(f"\nThe whole limit of {len(noisy)} particles, noise {sigma:.2f}")
@@ -63,7 +90,7 @@ def whole(molecule, clean, noisy, sigma: float, symmetry: str) -> None:
 
 
 def main() -> None:
-    """Compare on one grid, then run the limit to convergence."""
+    """Compare on one grid and on finer and finer ones, then run the limit to convergence."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--box-size", type=int, default=64, help="pixels")
     parser.add_argument("--spacing", type=float, default=10.0, help="grid to compare on, degrees")
@@ -79,6 +106,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.box_size} px")
 
     one_grid(molecule, noisy[:32], sigma, volume.symmetry, args)
+    refining(molecule, noisy[:8], sigma, volume.symmetry, args)
     whole(molecule, clean, noisy, sigma, volume.symmetry)
 
 

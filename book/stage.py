@@ -37,11 +37,11 @@ WORDS_A_MINUTE = 200  # and a minute for each figure
 
 # The rooms of the package, in the order in which one may depend on another.
 ROOMS = {
-    "Physics": "files conventions fourier geometry ctf projection volumes molecules maps particles"
-    " star masks simulate families dataset micrographs reconstruct metrics resolution poses"
-    " steerable templates posterior",
+    "Physics": "files workers conventions fourier geometry ctf projection volumes molecules maps"
+    " particles star masks simulate families dataset micrographs reconstruct metrics resolution"
+    " poses steerable templates posterior",
     "Learning": "unet diffusion refine direct gan mapclean train precision weights pretrain",
-    "Real data": "cache download empiar fetch whitening stacks inference shards",
+    "Real data": "cache download empiar fetch whitening stacks shards inference",
     "Comparing and judging": "baselines ksvd peers methods compare audit report relion",
     "Running and showing": "cli tools check plan engine runner experiment sweep plotting surface"
     " widgets",

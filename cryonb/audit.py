@@ -15,7 +15,7 @@ import torch
 
 from cryonb.fourier import radial_mean, randomise_phases
 from cryonb.geometry import random_rotations
-from cryonb.metrics import mse
+from cryonb.metrics import correlation, mse
 from cryonb.projection import project
 from cryonb.reconstruct import reconstruct
 from cryonb.resolution import frc, fsc
@@ -58,13 +58,6 @@ def best_match(
     best = torch.cat(best)
     rotations = pose_of(templates.directions_deg, best // turns, best % turns * (360 / turns))
     return Match(correlation(images, project(volume, rotations)), rotations)
-
-
-def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Correlation of images (n, y, x) with images, one by one: (n,); 0 where one is constant."""
-    a, b = (x - x.mean((-2, -1), keepdim=True) for x in (a, b))
-    size = (a.square().sum((-2, -1)) * b.square().sum((-2, -1))).sqrt()
-    return torch.where(size > 0, (a * b).sum((-2, -1)) / size, 0.0)
 
 
 def shuffled(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from cryonb.diffusion import SR3, denoise
 from cryonb.files import check_room
 from cryonb.particles import Particles
+from cryonb.shards import denoise_shards
 from cryonb.stacks import Source, StackWriter, open_source, stack_paths, write_star
 from cryonb.weights import MANY, load_model
 from cryonb.whitening import NoiseModel, from_network, measure_noise, to_network
@@ -52,17 +54,7 @@ def denoise_parser() -> argparse.ArgumentParser:
 def denoise_main(arguments: list[str]) -> int:
     """Denoise a particle file with these command-line arguments."""
     args = vars(denoise_parser().parse_args(arguments))
-    shards, scheduler = args.pop("shards"), args.pop("scheduler")
-    given = args.pop("particles"), args.pop("out")
-    options = args | {"diameter_A": args.pop("diameter")}
-    if shards is None and scheduler is None:
-        denoise_file(*given, **options)
-    else:
-        from cryonb.shards import denoise_shards
-
-        denoise_shards(
-            *given, shards=8 if shards is None else shards, scheduler=scheduler, **options
-        )
+    denoise_file(args.pop("particles"), args.pop("out"), diameter_A=args.pop("diameter"), **args)
     return 0
 
 
@@ -78,6 +70,8 @@ def denoise_file(
     device: str | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    shards: int | None = None,
+    scheduler: str | None = None,
 ) -> Path:
     """Denoise a STAR file or stack and write the like.
 
@@ -96,6 +90,8 @@ def denoise_file(
         Of the particle; noise is measured outside.
     contrast : str
         "bright" or "dark" particles; "auto" finds out. The output has the contrast of the input.
+    shards, scheduler : int, str, optional
+        Denoise in parts, at the same time, see `cryonb.shards.denoise_shards`.
 
     Returns
     -------
@@ -109,12 +105,22 @@ def denoise_file(
     """
     source, out = open_source(particles), Path(out)
     paths = stack_paths(source, out, samples)
+    batch_size = batch_size or (64 if (device or best_device()) == "cpu" else 512)
     options = {"checkpoint": checkpoint, "samples": samples, "steps": steps, "contrast": contrast}
     options |= {"diameter_A": diameter_A, "device": device, "batch_size": batch_size, "seed": seed}
-    for writer in denoise_rows(source, paths, range(len(source.table)), **options):
-        writer.finish()
+    if shards is None and scheduler is None:
+        for writer in denoise_rows(source, paths, range(len(source.table)), **options):
+            writer.finish()
+    else:
+        work = partial(_denoise_part, source.path.resolve(), options)
+        denoise_shards(work, source, paths, batch_size, 8 if shards is None else shards, scheduler)
     write_star(out, source, paths)
     return out
+
+
+def _denoise_part(particles: Path, options: dict, places: list[Path], rows: range) -> None:
+    """Denoise some rows on a worker; the stacks keep their hidden names until all are joined."""
+    denoise_rows(open_source(particles), places, rows, quiet=True, **options)
 
 
 def denoise_rows(
@@ -128,7 +134,7 @@ def denoise_rows(
     diameter_A: float | None,
     contrast: str,
     device: str | None,
-    batch_size: int | None,
+    batch_size: int,
     seed: int,
     quiet: bool = False,
 ) -> list[StackWriter]:
@@ -146,9 +152,7 @@ def denoise_rows(
     Other parameters are those of `denoise_file`.
     """
     model, manifest = load_model(checkpoint or MANY, SR3)
-    device = device or best_device()
-    model = model.to(device)
-    batch_size = batch_size or default_batch(device)
+    model = model.to(device or best_device())
     box = _network_box(source.stacks.box[0], manifest)
     noise = measured_noise(source, box, diameter_A, {"auto": 0, "bright": 1, "dark": -1}[contrast])
     if not quiet:
@@ -232,8 +236,3 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def default_batch(device: str) -> int:
-    """Images in a batch that suit a device."""
-    return 64 if device == "cpu" else 512

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mrcfile
@@ -96,11 +98,18 @@ def write_map(path: str | os.PathLike, map: torch.Tensor, pixel_size_A: float) -
     OSError
         The disk is full or not writable; nothing half-written stays behind.
     """
+    with _new_file(path, map.detach().cpu().numpy()) as mrc:
+        mrc.set_volume()
+        mrc.voxel_size = pixel_size_A
+
+
+@contextmanager
+def _new_file(path: str | os.PathLike, data: np.ndarray) -> Iterator[mrcfile.mrcfile.MrcFile]:
+    """Give an MRC file of these float32 data, written beside its place; its header can be set."""
     try:
         with beside(path) as part, mrcfile.new(part, overwrite=True) as mrc:
-            mrc.set_data(np.ascontiguousarray(map.detach().cpu().numpy(), dtype=np.float32))
-            mrc.set_volume()
-            mrc.voxel_size = pixel_size_A
+            mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))
+            yield mrc
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"Could not write {path} ({reason}): free space or change folder.") from error
@@ -128,18 +137,13 @@ def write_map_like(
         data = map.detach().cpu().numpy().transpose([3 - axis for axis in order])
         if data.shape != mrc.data.shape:
             raise ValueError(f"A map of {data.shape} voxels has no place in {like}.")
-    try:
-        with beside(path) as part, mrcfile.new(part, overwrite=True) as mrc:
-            mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))
-            mrc.set_extended_header(extended)
-            for name in KEPT_FIELDS:
-                mrc.header[name] = header[name]
-            if label and mrc.header.nlabl < 10:
-                mrc.header.label[mrc.header.nlabl] = label.encode()
-                mrc.header.nlabl += 1
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"Could not write {path} ({reason}): free space or change folder.") from error
+    with _new_file(path, data) as mrc:
+        mrc.set_extended_header(extended)
+        for name in KEPT_FIELDS:
+            mrc.header[name] = header[name]
+        if label and mrc.header.nlabl < 10:
+            mrc.header.label[mrc.header.nlabl] = label.encode()
+            mrc.header.nlabl += 1
 
 
 def level_and_scale(map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

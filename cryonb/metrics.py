@@ -171,6 +171,17 @@ def sure(
     return left - sigma**2 + 2 * sigma**2 * divergence
 
 
+def correlation(a: torch.Tensor, b: torch.Tensor, dims: int = 2) -> torch.Tensor:
+    """Correlation of images (n, y, x), or maps (..., z, y, x) with dims=3, with others, one by one.
+
+    0 where one is constant.
+    """
+    axes = tuple(range(-dims, 0))
+    a, b = (x - x.mean(axes, keepdim=True) for x in (a, b))
+    size = (a.square().sum(axes) * b.square().sum(axes)).sqrt()
+    return torch.where(size > 0, (a * b).sum(axes) / size, 0.0)
+
+
 def structural_noise_residual(
     output: torch.Tensor, clean: torch.Tensor, structure: torch.Tensor, region: torch.Tensor
 ) -> torch.Tensor:

@@ -166,20 +166,12 @@ SCORE_COLUMNS = {
 }
 
 
-def score_table(rows: dict[str, dict[str, float]], title: str = "") -> Markdown:
-    """Table of scores, name to the values of `cryonb.dataset.score_test`, for `display`."""
+def say_scores(rows: dict[str, dict[str, float]], title: str = "") -> None:
+    """Display a table of scores, name to the values of `cryonb.dataset.score_test`."""
     shown = [k for k in SCORE_COLUMNS if any(k in row for row in rows.values())]
-    lines = [
-        f"**{title}**",
-        "",
-        "| | " + " | ".join(SCORE_COLUMNS[k][0] for k in shown) + " |",
-        "|---" * (len(shown) + 1) + "|",
-    ]
-    for name, row in rows.items():
-        lines.append(
-            f"| {name} | " + " | ".join(f"{row[k]:{SCORE_COLUMNS[k][1]}}" for k in shown) + " |"
-        )
-    return Markdown("\n".join(lines))
+    columns = ["", *(SCORE_COLUMNS[k][0] for k in shown)]
+    cells = [[n, *(format(row[k], SCORE_COLUMNS[k][1]) for k in shown)] for n, row in rows.items()]
+    say_table(columns, cells, title)
 
 
 def plot_lines(

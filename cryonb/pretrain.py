@@ -22,7 +22,7 @@ from cryonb.diffusion import SR3, denoise
 from cryonb.families import draw_maps, training_images, training_volumes
 from cryonb.fourier import low_pass
 from cryonb.mapclean import MapCleaner, cleaning_loss
-from cryonb.metrics import psnr
+from cryonb.metrics import correlation, psnr
 from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
 from cryonb.train import any_level_loss, draw_batch, sr3_loss, train
@@ -187,10 +187,7 @@ def evaluate_cleaner(model: MapCleaner, volumes, n: int = 48) -> dict:
         volumes, n, generator, pixel_size_A=pixel_A, patch=volumes[0].shape[-1]
     )
     cleaned = torch.cat([model(x) for x in given.split(4)])
-
-    def likeness(maps):
-        a, b = (x.flatten(-3) - x.flatten(-3).mean(-1, keepdim=True) for x in (maps, target))
-        return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+    likeness = partial(correlation, target, dims=3)
 
     def best_cut(maps):
         cuts = (low_pass(maps, pixel_A * c, pixel_A) for c in (2.5, 3, 4, 6, 9))

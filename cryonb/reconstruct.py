@@ -72,6 +72,14 @@ def reconstruct(
     return reconstruct_batches(batches, symmetry, padding=padding, weight_floor=weight_floor)
 
 
+def reconstruct_halves(
+    images: torch.Tensor, rotations: torch.Tensor, symmetry: str = "C1"
+) -> torch.Tensor:
+    """Maps (2, z, y, x), each from every second image; their mean is the full map."""
+    halves = (slice(i, None, 2) for i in (0, 1))
+    return torch.stack([reconstruct(images[h], rotations[h], symmetry=symmetry) for h in halves])
+
+
 @torch.no_grad()
 def reconstruct_batches(
     batches: Iterable[tuple],

@@ -90,6 +90,15 @@ def resolution_at(frequency_per_A: torch.Tensor, value: torch.Tensor, threshold:
     return 1 / (frequency[fall - 1] + part * (frequency[fall] - frequency[fall - 1]))
 
 
+def figure_of_merit(half_map_fsc: torch.Tensor) -> torch.Tensor:
+    """FSC of the full map with the truth, C, that the FSC of its half maps, F, promises.
+
+    ``C = sqrt(2 F / (1 + F))``, if the errors of the two are independent. Rosenthal & Henderson
+    2003, J. Mol. Biol. 333, 721-745. Introduced in: 06_reconstruct_fsc.
+    """
+    return (2 - 2 / (1 + half_map_fsc.clamp(0, 1))).sqrt()
+
+
 class MaskedFSC(NamedTuple):
     """Curves of `fsc_mask_corrected`, each of shape (n // 2 + 1,)."""
 

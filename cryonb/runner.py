@@ -28,6 +28,7 @@ import psutil
 from cryonb.engine import execute
 from cryonb.files import beside
 from cryonb.plan import Step, choose, find_notebooks, hash_package, plan, read_profile
+from cryonb.workers import count_cores
 
 PACKAGES = ("cryonb", "torch", "numpy", "scipy", "torch-fourier-slice", "papermill", "ipykernel")
 
@@ -235,13 +236,6 @@ def describe(profile: str, given: dict, steps: list[Step], git: dict | None) -> 
             "platform": platform.platform(),
         },
     }
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(psutil.Process, "cpu_affinity"):
-        return len(psutil.Process().cpu_affinity())
-    return os.cpu_count() or 1
 
 
 def git_state(folder: Path) -> dict | None:

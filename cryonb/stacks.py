@@ -66,6 +66,11 @@ def open_source(path: str | os.PathLike) -> Source:
     return Source(path, {}, optics, table, Stacks(table["rlnImageName"], path))
 
 
+def hidden(path: Path) -> tuple[Path, Path]:
+    """Names of a stack that is not whole yet, and of the record of what was asked for."""
+    return path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.run.json")
+
+
 class StackWriter:
     """A stack that is appended to and renamed when whole; MRC mode 2.
 
@@ -77,8 +82,7 @@ class StackWriter:
 
     def __init__(self, path: Path, source: Source, count: int, asked: dict):
         self.path, self.count, self.box = path, count, source.stacks.box[0]
-        self.part = path.with_name(f".{path.name}.part")
-        self.record = path.with_name(f".{path.name}.run.json")
+        self.part, self.record = hidden(path)
         self.done = 0
         if self.part.is_file() and self.record.is_file():
             if json.loads(self.record.read_text()) != asked:

@@ -30,13 +30,13 @@ import psutil
 from tqdm.auto import tqdm
 
 from cryonb.experiment import Experiment, Run, plan_runs, read_experiment
-from cryonb.runner import check_folder, count_cores, lock, read_json, write_json
+from cryonb.runner import check_folder, lock, read_json, write_json
+from cryonb.workers import INSTALL, connect, count_cores
 
 TRIES = 2  # of a run whose process was killed
 FULL = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CHILD = "import sys; from cryonb.sweep import run_here; sys.exit(run_here(sys.argv[1:]))"
-INSTALL = "pip install 'cryonb[cluster]'"
 
 
 def sweep(
@@ -145,19 +145,17 @@ def pool(experiment: Experiment, n_jobs: int, workers=None, scheduler=None, clus
         with ThreadPoolExecutor(n) as executor:
             yield executor
         return
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise ValueError(f"a cluster needs dask: {INSTALL}") from None
     bokeh = bool(importlib.util.find_spec("bokeh"))
     with ExitStack() as stack:
         if cluster:
             scheduler = stack.enter_context(_slurm(experiment, n))
         elif not scheduler:  # threads of this process suffice: a run is a process of its own
+            from distributed import LocalCluster
+
             size = {"n_workers": 1, "threads_per_worker": n, "memory_limit": 0}
             made = LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **size)
             scheduler = stack.enter_context(made)
-        client = stack.enter_context(Client(scheduler, timeout=20))
+        client = stack.enter_context(connect(scheduler))
         now = sum(client.ncores().values())
         print(f"dask: {now} runs at a time so far, {experiment.cores} threads each", end="")
         print(f"; dashboard {client.dashboard_link}" if bokeh else "")

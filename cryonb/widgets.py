@@ -99,6 +99,14 @@ def frame_viewer(
     )
 
 
+def flip_through(
+    stacks: dict[str, np.ndarray], n: int = 4, *, title: str, limits: tuple[float, float]
+) -> FrameViewer:
+    """Make a viewer of the first n images of each stack (n, y, x), side by side, stack by stack."""
+    frames = [np.concatenate([*np.asarray(stack[:n])], 1) for stack in stacks.values()]
+    return frame_viewer(frames, list(stacks), title=title, limits=limits, width_px=640)
+
+
 def live_viewer(
     draw: Callable[..., tuple[list, list[str]]],
     controls: dict[str, ipywidgets.ValueWidget],

@@ -69,7 +69,7 @@ from cryonb.simulate import noise_sigma
 from cryonb.volumes import load_volume
 from cryonb.widgets import frame_viewer
 
-started = time.perf_counter()
+started, answers = time.perf_counter(), {}  # of the exercises, for the results
 use_style()
 
 # %% tags=["parameters"]
@@ -446,6 +446,7 @@ def contrast(images):
 bright, dark = contrast(stack), contrast(-stack)
 print(f"as sent: {bright:+.1f} standard errors, inverted: {dark:+.1f}")
 assert bright > 5 and dark < -5
+answers["contrast_standard_errors"] = bright
 
 # %% [markdown]
 # ```{solution-end}
@@ -517,7 +518,7 @@ assert bright > 5 and dark < -5
 # - Scheres, *RELION: implementation of a Bayesian approach to cryo-EM structure determination*, J. Struct. Biol. 180, 519 (2012).
 
 # %%
-results = {
+results = answers | {
     "snr": snr,
     "snr_measured": measured[0],
     "snr_mean_of_1000": measured[-1],

@@ -81,6 +81,7 @@ from cryonb.dataset import read_dataset, write_dataset
 from cryonb.fourier import low_pass, radial_mean
 from cryonb.geometry import angular_distance_deg, random_rotations
 from cryonb.masks import micelle, soft_mask
+from cryonb.metrics import correlation
 from cryonb.plotting import show_rows, use_style
 from cryonb.projection import project
 from cryonb.volumes import VOLT_A2, from_atoms, load_volume
@@ -406,20 +407,15 @@ print("measured from the files:", ", ".join(f"{k} {v:.4f}" for k, v in measured.
 
 
 # %%
-def correlation(a, b):
-    """Mean over images of the correlation of each pair."""
-    pairs = zip(a.flatten(1), b.flatten(1), strict=True)
-    return float(torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).mean())
-
-
 for level in (1.0, 0.1, 0.01):
-    r = correlation(clean + simulate.noise_sigma(level) / sigma * white, clean)
+    r = float(correlation(clean + simulate.noise_sigma(level) / sigma * white, clean).mean())
     law = math.sqrt(level / (1 + level))
     print(f"SNR {level:<4g}: correlation with the truth {r:.3f}, law {law:.3f}")
     assert abs(r - law) < 0.05  # images differ in their own variance
 right, wrong = (ctf(box_size, pixel_size_A, sign * 1.5) for sign in (1, -1))
 recorded = apply_ctf(clean, right)
-r_right, r_wrong = (correlation(apply_ctf(recorded, c.sign()), clean) for c in (right, wrong))
+flipped = (apply_ctf(recorded, c.sign()) for c in (right, wrong))
+r_right, r_wrong = (float(correlation(images, clean).mean()) for images in flipped)
 print(f"after phase flipping: right sign {r_right:+.2f}, wrong sign {r_wrong:+.2f}")
 assert r_right > 0.3 > r_wrong
 
@@ -486,8 +482,9 @@ print(f"belt alone: {belts[2.0] / belts[1.0]:.2f}, full setting: {full[2.0] / fu
 # %%
 for kind in kinds:
     image = clean + simulated[kind].structure
-    masked = correlation(image * inside, clean * inside)
-    print(f"{kind:10s} whole box {correlation(image, clean):.3f}, inside the outline {masked:.3f}")
+    whole = float(correlation(image, clean).mean())
+    masked = float(correlation(image * inside, clean * inside).mean())
+    print(f"{kind:10s} whole box {whole:.3f}, inside the outline {masked:.3f}")
 
 # %% [markdown]
 # ```{solution-end}
@@ -513,6 +510,7 @@ for n in (len(seen) // 8, len(seen)):
     apart = angular_distance_deg(unseen[:, None], seen[None, :n], symmetry=volume.symmetry)
     nearest_deg = float(apart.amin(1).median())
     print(f"{n:6,} training poses, {volume.symmetry}: the nearest at {nearest_deg:.1f}° (median)")
+measured["nearest_pose_deg"] = nearest_deg
 
 # %% [markdown]
 # ```{solution-end}

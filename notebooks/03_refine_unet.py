@@ -44,7 +44,7 @@
 # weights `run_dir/models/*-refine.safetensors`, refined test particles in `run_dir/denoised`.
 # **Hardware**: two CPU cores; time and memory are in the table `make tutorial` prints.
 
-# %%
+# %% tags=["long"]
 import copy
 import json
 import time
@@ -53,7 +53,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import display
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
@@ -62,7 +61,15 @@ from cryonb.dataset import read_dataset, score_test, write_dataset, write_denois
 from cryonb.diffusion import SR3, denoise
 from cryonb.fourier import radial_mean
 from cryonb.metrics import mse, psnr
-from cryonb.plotting import grey_limits, say, score_table, show_rows, train_live, use_style
+from cryonb.plotting import (
+    grey_limits,
+    say,
+    say_scores,
+    say_table,
+    show_rows,
+    train_live,
+    use_style,
+)
 from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.resolution import frc
 from cryonb.train import draw_batch, images_within, sr3_loss, train
@@ -305,7 +312,7 @@ for setting in settings:
         name: score_test(images, data[setting]) for name, images in outputs[setting].items()
     }
     title = f"{setting}, SNR {snr:g}, {n_test} test particles"
-    display(score_table(scores[setting], title))
+    say_scores(scores[setting], title)
 
 # %% mystnb={"image": {"alt": "Strips of test particles: noisy, sample, refined, clean"}}
 for setting, images in outputs.items():
@@ -395,8 +402,7 @@ broken = {}
 for name, images in feeds.items():
     after = float(psnr(refine(model, images, noisy, sigma), clean).mean())
     broken[name] = float(psnr(images, clean).mean()), after
-rows = "\n".join(f"| {name} | {a:.2f} | {b:.2f} |" for name, (a, b) in broken.items())
-say(f"| fed with | before (dB) | after (dB) |\n|---|---|---|\n{rows}")
+say_table(["fed with", "before (dB)", "after (dB)"], [(name, *dB) for name, dB in broken.items()])
 
 # %% [markdown]
 # A second stage is a specialist: it corrects the errors it was trained on. Where "after" is below

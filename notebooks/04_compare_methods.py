@@ -71,7 +71,7 @@ from cryonb.projection import project
 from cryonb.simulate import StructuralNoise, setting, simulate_images
 from cryonb.templates import every_pose, poses, volume_templates
 from cryonb.volumes import load_volume
-from cryonb.widgets import frame_viewer
+from cryonb.widgets import flip_through
 
 use_style()
 
@@ -261,9 +261,7 @@ tables["white"].add("Bayes limit", best)
 spread = methods.spread_dB(trainings["white"], seeds, steps, samples, held_out)
 for title, value in spread.items():
     tables["white"].rows[title]["psnr_spread_dB"] = value
-say(
-    f"Seeds: {seeds}. With one no spread is shown; `-p seeds 3` trains each learned row three times."
-)
+say(f"Seeds: {seeds}. With one no spread is shown; `-p seeds 3` trains each row three times.")
 
 # %%
 for name, table in tables.items():
@@ -287,9 +285,7 @@ for name, table in tables.items():
 
 # %%
 pictures = tables["white"].images | {"noisy": noisy / noisy.std(), "clean": clean}
-frames = [torch.cat([*images[:4]], 1) for images in pictures.values()]
-scale = {"limits": (-1, 5), "width_px": 640}  # clean images have unit variance
-frame_viewer(frames, list(pictures), title="Four particles by every method", **scale)
+flip_through(pictures, title="Four particles by every method", limits=(-1, 5))
 
 # %% [markdown]
 # ## 3. What the table measures
@@ -442,11 +438,9 @@ for name, (model, n, some, most_samples) in tried.items():
 
 # %% mystnb={"image": {"alt": "Error of samples against the number of steps, and of the mean of K samples"}}
 labels = {"y": "MSE ÷ MSE of one step"}
-title, label = "One sample, against steps", "network evaluations"
-figure = plot_lines(falls, title=title, ticks=counted, x=label, **labels)
+figure = plot_lines(falls, title="One sample, against steps", ticks=counted, x="network evaluations", **labels)  # fmt: skip
 lines = {name: (k[: len(values)], values[:samples]) for name, values in means.items()}
-title, label = f"Mean of K {steps}-step samples", "samples K that are averaged"
-figure = plot_lines(lines, theory="theory, 1 + 1/K", title=title, x=label, ticks=k, **labels)
+figure = plot_lines(lines, theory="theory, 1 + 1/K", title=f"Mean of K {steps}-step samples", x="samples K that are averaged", ticks=k, **labels)  # fmt: skip
 plt.show()
 ratios = {name: float(means[name][0]) for name in tried}
 found = steps, ratios["exact"], few, ratios["network"]
@@ -489,10 +483,8 @@ part = read_dataset(write_dataset(folder, volume, counts, noise=belt, **made))
 given, with_micelle = (part.volume, part.test.noisy.images, sigma, volume.symmetry), {}
 for name, structure in (("told of the micelle", part.micelle), ("not told", None)):
     *_, (_, best) = bayes_limit(*given, structure=structure)
-    with_micelle[name] = (
-        float(mse(best.mean, part.test.clean.images).mean()),
-        float(best.mmse.mean()),
-    )
+    error = mse(best.mean, part.test.clean.images)
+    with_micelle[name] = float(error.mean()), float(best.mmse.mean())
 say_table(["limit", "measured MSE", "forecast"], [(n, *v) for n, v in with_micelle.items()])
 
 # %% [markdown]
@@ -508,9 +500,8 @@ say_table(["limit", "measured MSE", "forecast"], [(n, *v) for n, v in with_micel
 wrong, few = [], noisy[: max(slow_images // 4, 4)]
 for factor in (0.5, 0.8, 1.0, 1.25, 2.0):
     found = posterior(templates, few, factor * sigma)
-    wrong.append(
-        (factor, float(mse(found.mean, clean[: len(few)]).mean()), float(found.mmse.mean()))
-    )
+    error = mse(found.mean, clean[: len(few)])
+    wrong.append((factor, float(error.mean()), float(found.mmse.mean())))
 say_table(["σ assumed ÷ true", "measured MSE", "forecast"], wrong)
 
 # %% [markdown]
@@ -568,7 +559,7 @@ say(mine.markdown())
 # ```{exercise}
 # :label: ex-compare-symmetry
 # **What does symmetry buy?** Compute the posterior mean with the molecule's symmetry and without it (`"C1"`).
-# What changes: the images, the time, or both?
+# What changes: the images, the number of poses to look at, or both?
 # ```
 #
 # ````{solution-start} ex-compare-symmetry
@@ -576,18 +567,13 @@ say(mine.markdown())
 # ````
 
 # %%
-means = {}
-for symmetry in ("C1", volume.symmetry):
-    all_of = volume_templates(molecule, 6.0, symmetry)
-    begin = time.perf_counter()
-    means[symmetry] = posterior(all_of, noisy[:8], sigma).mean
-    spent = time.perf_counter() - begin
-    print(f"{symmetry}: {len(every_pose(all_of)):,} poses, {spent:.2f} s")
-change = float((means["C1"] - means[volume.symmetry]).square().mean())
-print(f"the images differ by {change:.4f} of the signal's variance")
+grids = [volume_templates(molecule, 6.0, symmetry) for symmetry in ("C1", volume.symmetry)]
+change = mse(*(posterior(grid, noisy[:8], sigma).mean for grid in grids)).mean()
+print(" and ".join(f"{len(every_pose(grid)):,}" for grid in grids), "poses; the images")
+print(f"differ by {change:.4f} of the signal's variance")
 
 # %% [markdown]
-# Only the time. Every candidate now occurs once for each symmetric view of it, and each takes its share of
+# Only the number of poses. Every candidate now occurs once for each symmetric view of it, and each takes its share of
 # the weight, so the sums stay what they were; what difference there is comes from grids of directions that
 # do not fall on each other. Symmetry helps a *reconstruction*, where each image counts several times. A
 # denoised image gains nothing by it that the templates did not know already.
@@ -646,10 +632,8 @@ for name, rows_of in (tables | {"other": table}).items():
     results |= rows_of.results(name)
 for title, values in points.items():
     results |= {f"SNR {ratio:g}: {title} (dB)": value for ratio, value in values}
-for name, values in with_micelle.items():
-    results |= {
-        f"micelle, {name}: {k}": v for k, v in zip(("mse", "forecast"), values, strict=True)
-    }
+for name, (value, told) in with_micelle.items():
+    results |= {f"micelle, {name}: mse": value, f"micelle, {name}: forecast": told}
 results |= {f"outliers: {title} loses (dB)": values[2] for title, values in lost.items()}
 (run_dir / "results").mkdir(exist_ok=True)
 (run_dir / "results" / "04_compare_methods.json").write_text(json.dumps(results, indent=1))

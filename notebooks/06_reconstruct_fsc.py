@@ -64,9 +64,9 @@ from cryonb.particles import read_particles
 from cryonb.plotting import grey_limits, plot_fsc, say, say_table, show_slices, use_style
 from cryonb.poses import estimate_poses
 from cryonb.projection import project
-from cryonb.reconstruct import flatten_corners, reconstruct
+from cryonb.reconstruct import flatten_corners, reconstruct, reconstruct_halves
 from cryonb.relion import ADVICE, auto_refine, installed, postprocess
-from cryonb.resolution import fsc, fsc_mask_corrected, resolution_at
+from cryonb.resolution import figure_of_merit, fsc, fsc_mask_corrected, resolution_at
 from cryonb.surface import show_surfaces
 from cryonb.volumes import load_volume
 from cryonb.widgets import frame_viewer
@@ -205,16 +205,15 @@ assert (a - b).norm() < 5e-3 * b.norm()  # they differ in how the rim at Nyquist
 
 
 # %%
-def reconstruct_halves(stack, rotations):
+def three_maps(stack, rotations):
     """Map from each half set, every second image, and their mean: the full map."""
-    sets = slice(0, None, 2), slice(1, None, 2)
-    two = [reconstruct(stack[i], rotations[i], symmetry=symmetry) for i in sets]
-    return {"half1": two[0], "half2": two[1], "full": (two[0] + two[1]) / 2}
+    two = reconstruct_halves(stack, rotations, symmetry)
+    return {"half1": two[0], "half2": two[1], "full": two.mean(0)}
 
 
 maps = {}
 for (setting, stage), particles in tqdm(images.items(), desc="reconstruct"):
-    maps[setting, stage] = reconstruct_halves(particles.images, particles.rotations)
+    maps[setting, stage] = three_maps(particles.images, particles.rotations)
     (run / "maps" / setting).mkdir(parents=True, exist_ok=True)
     for name, v in maps[setting, stage].items():
         write_map(run / f"maps/{setting}/{stage}_{name}.mrc", v, pixel_size_A)
@@ -279,6 +278,7 @@ def draw(title, curves, thresholds, ax=None):
 
 
 assert abs(float(predicted(torch.tensor(1 / 7))) - 0.5) < 1e-6
+assert_close(predicted(half_fsc), figure_of_merit(half_fsc))
 against_truth = fsc(noisy["full"], truth)[1]
 curves = {"half maps": half_fsc, "predicted from them": predicted(half_fsc), "truth": against_truth}
 draw("noisy images, white", curves, (0.5, 0.143))
@@ -383,7 +383,7 @@ say_table(columns, [(*key, *(s[k] for k in kinds)) for key, (s, *_) in scores.it
 
 
 # %% mystnb={"image": {"alt": "Central slices of each map in the setting structural minus its fitted share of the molecule, and of the micelle itself for comparison."}}
-left, rest = {}, {}
+left, rest, answers = {}, {}, {}
 if structural:
     belt = data["structural"].micelle
     for key, m in maps.items():
@@ -423,17 +423,15 @@ frame_viewer(planes[keep], height_A[keep], title=", ".join(solid), limits=grey_l
 #
 # Poses are found by projection matching: of all poses, take the one whose projection of a *reference* fits the image best. The reference here is the true molecule blurred to `reference_A`, as one would have it from a relative or an early map. So the search cannot know finer detail, yet it knows the overall shape, and that has a price, **reference bias**: among thousands of poses, noise too finds one that it fits. The noise that happens to look like the reference adds up in the map, so up to `reference_A` the map resembles the reference whatever was in the images. Only what lies beyond (right of the dotted line below) is news; and since all particles share the reference, so do the half maps.
 #
-# The particles are new ones, which no denoiser has seen. They are denoised by the weights that come with cryonb where those were made for this molecule and this SNR, otherwise by the best linear filter.
+# The particles are new ones, which no denoiser has seen. They are denoised by the weights that come with cryonb where those were made for this molecule and this SNR, otherwise by the best linear filter. What noise a denoised image has is not known; the search takes a level of 1 for it, so as to look as widely as need be.
 
 # %%
 white, routes, errors = data["white"], {}, {}
 generator = torch.Generator().manual_seed(seed + 100)
 poses = random_rotations(max(route_particles), generator)
-known = {"true": poses}
-views = project(truth, poses)
+views, known = project(truth, poses), {"true": poses}
 reference = low_pass(truth, reference_A, pixel_size_A)
-# Half as many pixels hold all that the reference knows.
-search = {"spacings_deg": (6.0, 3.0), "box_size": box_size // 2}
+search = {"spacings_deg": (6.0, 3.0), "box_size": box_size // 2}  # pixels enough for it
 for level in tqdm(route_snrs, desc="four routes"):
     sigma = level**-0.5
     noisy_views = views + sigma * torch.randn(views.shape, generator=generator)
@@ -441,12 +439,11 @@ for level in tqdm(route_snrs, desc="four routes"):
     clean_views = denoiser.denoise(noisy_views)
     say(f"SNR {level:g}: denoised by {denoiser.settings}.")
     known["raw"] = estimate_poses(reference, noisy_views, sigma, symmetry, **search).rotations
-    # What noise a denoised image has is not known; a level of 1 searches as widely as need be.
     known["denoised"] = estimate_poses(reference, clean_views, 1.0, symmetry, **search).rotations
     errors |= {(level, k): angular_distance_deg(v, poses, symmetry) for k, v in known.items()}
     for n, (way, (kind, stack)) in product(route_particles, ROUTES.items()):
         images_of = {"raw": noisy_views, "denoised": clean_views}[stack]
-        routes[level, n, way] = judge(reconstruct_halves(images_of[:n], known[kind][:n]))
+        routes[level, n, way] = judge(three_maps(images_of[:n], known[kind][:n]))
 
 # %% mystnb={"image": {"alt": "For each SNR, FSC with the truth of the maps of the four routes, with a dotted line at the resolution of the reference; the labels hold the median errors of the poses."}}
 fig, axes = plt.subplots(1, len(route_snrs), figsize=(5.6 * len(route_snrs), 4), squeeze=False)
@@ -527,7 +524,7 @@ reference, own = scores["white", "noisy"][2], scores["white", "refined"][2]
 estimate = torch.where(reference > 0.1, cross / reference.clamp(min=0.1).sqrt(), torch.nan)
 curves = {"truth": actual, "without the truth": estimate, "claimed by refined halves": own.clamp(min=0).sqrt()}  # fmt: skip
 draw("refined half map 2, white", curves, (0.5,))
-cross_error = float((estimate - actual).abs().nanmean())
+answers["cross_error"] = cross_error = float((estimate - actual).abs().nanmean())
 claim_error = float((own.clamp(min=0).sqrt() - actual).abs()[~estimate.isnan()].mean())
 say(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the refined half maps **{claim_error:.3f}**.")  # fmt: skip
 
@@ -549,10 +546,9 @@ say(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the
 # The half maps agree exactly as before: both are wrong in the same way. Against the truth only the coarse shells survive, where the two hands are alike. Nothing inside the data decides the hand; a helix seen at better than some 5 Å does, or a tilt experiment.
 
 # %%
-hands = {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll(1, 0)}  # z -> -z
-for name, hand in hands.items():
-    one, two, full = (hand(maps["white", "noisy"][part]) * mask for part in ("half1", "half2", "full"))  # fmt: skip
-    within, against = resolution(fsc(one, two)[1], 0.143), resolution(fsc(full, truth * mask)[1], 0.5)  # fmt: skip
+for name, hand in {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll(1, 0)}.items():  # fmt: skip
+    one, two, full = (hand(v) for v in noisy.values())  # mirrored: z -> -z
+    within, against = resolution(fsc(one, two)[1], 0.143), resolution(fsc(full, truth)[1], 0.5)
     print(f"{name}: {within:.1f} Å between the half maps, {against:.1f} Å against the truth")
 
 # %% [markdown]
@@ -603,9 +599,8 @@ for name, hand in hands.items():
 # %%
 results = {f"{a}_{b}_{k}": v for (a, b), (s, *_) in scores.items() for k, v in s.items()}
 results |= {f"{a}_{b}_micelle_left": m for (a, b), m in left.items()}
-for (level, n, way), (s, *_) in routes.items():
-    results |= {f"route_{way}_snr{level:g}_n{n}_{k}": v for k, v in s.items()}
+results |= {f"route_{way}_snr{a:g}_n{n}_{k}": v for (a, n, way), (s, *_) in routes.items() for k, v in s.items()}  # fmt: skip
 poses_wrong = {f"poses_snr{a:g}_{b}_median_deg": float(e.median()) for (a, b), e in errors.items()}
-results |= poses_wrong | {"independent_error": independent_error}
+results |= poses_wrong | {"independent_error": independent_error} | answers
 (path := run / "results" / "06_reconstruct_fsc.json").parent.mkdir(parents=True, exist_ok=True)
 path.write_text(json.dumps(results, indent=1))

@@ -71,7 +71,7 @@ from cryonb.plotting import (
 )
 from cryonb.posterior import bayes_limit
 from cryonb.projection import project
-from cryonb.reconstruct import reconstruct
+from cryonb.reconstruct import reconstruct_halves
 from cryonb.resolution import fsc, resolution_at
 from cryonb.simulate import clean_scale, projected_mask
 from cryonb.templates import image_templates, pose_of, view_directions
@@ -175,20 +175,19 @@ figure = plot_fsc(curves, thresholds=(0.5,), title="Maps from pure noise, agains
 # shows beyond that is invented.
 
 # %%
-poses, halves = data.test.clean.rotations[:n], (slice(0, None, 2), slice(1, None, 2))
+poses = data.test.clean.rotations[:n]
 
 
 def promise_gap(first, second):
     """Frequencies, and what the FSC of half maps shows beyond what the truth justifies.
 
-    The first denoiser is given half set 1, the second half set 2.
+    The first denoiser is given half set 1, every second image, and the second half set 2.
     """
-    maps = [
-        reconstruct(denoise(noisy[half]), poses[half], symmetry=symmetry)
-        for denoise, half in zip((first, second), halves, strict=True)
-    ]
+    images = torch.empty_like(noisy)
+    images[::2], images[1::2] = first(noisy[::2]), second(noisy[1::2])
+    maps = reconstruct_halves(images, poses, symmetry)
     frequency, between = fsc(*maps, pixel_size_A)
-    with_truth = fsc(maps[0] + maps[1], molecule, pixel_size_A)[1]
+    with_truth = fsc(maps.mean(0), molecule, pixel_size_A)[1]
     return frequency, between - with_truth**2 / (2 - with_truth**2)
 
 

@@ -64,11 +64,11 @@ from cryonb.geometry import random_rotations, symmetry_rotations
 from cryonb.mapclean import MapCleaner, apply_cleaner, clean_map, cleaning_loss, quadrant, strangers
 from cryonb.maps import read_placed_map, write_map
 from cryonb.masks import micelle, model_mask, soft_mask
-from cryonb.metrics import fit_parts
+from cryonb.metrics import correlation, fit_parts
 from cryonb.plotting import grey_limits, plot_fsc, say, say_table, show_rows, train_live, use_style
 from cryonb.projection import project
-from cryonb.reconstruct import reconstruct
-from cryonb.resolution import fsc, resolution_at
+from cryonb.reconstruct import reconstruct, reconstruct_halves
+from cryonb.resolution import figure_of_merit, fsc, resolution_at
 from cryonb.simulate import clean_scale
 from cryonb.surface import show_surfaces
 from cryonb.tools import clean_file
@@ -111,10 +111,7 @@ views = random_rotations(n_images, generator)
 noise = scale * snr**-0.5 * torch.randn(n_images, box_size, box_size, generator=generator)
 
 
-def halves(images):
-    """Maps (2, z, y, x), each of every second image, with the true poses."""
-    sets = (slice(i, None, 2) for i in (0, 1))
-    return torch.stack([reconstruct(images[s], views[s], symmetry=volume.symmetry) for s in sets])
+halves = partial(reconstruct_halves, rotations=views, symmetry=volume.symmetry)
 
 
 half_maps = halves(project(truth + belt, views) + noise)
@@ -153,7 +150,7 @@ show_side(parts, f"{source}, {n_images} particles: what the map is made of")
 
 # %%
 frequency, half_fsc = fsc(*half_maps, pixel_size_A)
-merit = (2 - 2 / (1 + half_fsc.clamp(0, 1))).sqrt().float()
+merit = figure_of_merit(half_fsc).float()
 
 
 def weigh(map):
@@ -164,7 +161,7 @@ def weigh(map):
 
 def likeness(map, goal):
     """Correlation coefficient of two maps over the whole box."""
-    return float(torch.corrcoef(torch.stack([map.flatten(), goal.flatten()]))[0, 1])
+    return float(correlation(map, goal, dims=3))
 
 
 cuts = [pixel_size_A * c for c in (2.2, 2.6, 3, 3.5, 4, 5, 6, 8)]
@@ -360,8 +357,7 @@ write_map(run / "maps/clean/raw.mrc", raw, pixel_size_A)
 def promise(pair, goal):
     """FSC of two maps, what it promises for their mean, and what the goal grants: by shell."""
     between = fsc(*pair)[1]
-    merit = (2 - 2 / (1 + between.clamp(0, 1))).sqrt()
-    return between, merit, fsc(pair.mean(0), goal)[1]
+    return between, figure_of_merit(between), fsc(pair.mean(0), goal)[1]
 
 
 own_mask = mask_of(raw)

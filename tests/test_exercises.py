@@ -75,13 +75,6 @@ def test_every_exercise_is_left_and_every_solution_is_gone(exercises, path):
 
 
 @each
-def test_the_lesson_is_short(exercises, path):
-    copy = exercises.without_solutions(nbformat.read(path, as_version=4))
-    lines = [line for source in code(copy) for line in source.splitlines() if line.strip()]
-    assert len(lines) < 260, f"{len(lines)} lines of code; what of it belongs in cryonb?"
-
-
-@each
 def test_nothing_after_a_solution_needs_it(exercises, path):
     """Without this a learner who skips an exercise would meet a NameError, or other numbers."""
     whole = nbformat.read(path, as_version=4)

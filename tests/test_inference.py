@@ -22,7 +22,7 @@ from cryonb.diffusion import SR3
 from cryonb.geometry import random_rotations
 from cryonb.inference import denoise_file
 from cryonb.particles import particles_from_arrays, read_particles, write_particles
-from cryonb.shards import denoise_shards, split
+from cryonb.shards import split
 from cryonb.weights import save_model
 
 BOX = 32
@@ -210,6 +210,18 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_stack(tmp_path, weights):
     np.testing.assert_allclose(cut, uncut, atol=1e-4)  # float32 sums, in another order
 
 
+def fill_the_disk(monkeypatch, row: int):
+    """From this row on there is no room for images."""
+    write = stacks.StackWriter.write
+
+    def fills(self, first, images):
+        if first >= row:
+            raise OSError(28, "No space left on device")
+        write(self, first, images)
+
+    monkeypatch.setattr(stacks.StackWriter, "write", fills)
+
+
 def test_a_full_disk_loses_nothing(tmp_path, weights, monkeypatch, capsys):
     star = particle_file(tmp_path)
     arguments = (star, "--out", tmp_path / "o.star", "--checkpoint", weights, "--batch-size", 4)
@@ -217,14 +229,7 @@ def test_a_full_disk_loses_nothing(tmp_path, weights, monkeypatch, capsys):
     assert run(*arguments) == 2
     assert "free" in capsys.readouterr().err
     monkeypatch.undo()
-    write = stacks.StackWriter.write
-
-    def fills(self, first, images):
-        if first >= 4:
-            raise OSError(28, "No space left on device")
-        write(self, first, images)
-
-    monkeypatch.setattr(stacks.StackWriter, "write", fills)
+    fill_the_disk(monkeypatch, 4)
     assert run(*arguments) == 2
     assert "free some space and run the same command again" in capsys.readouterr().err
     monkeypatch.undo()
@@ -413,18 +418,11 @@ def test_shards_go_on_where_a_run_stopped(tmp_path, weights, monkeypatch):
     places = [tmp_path / f"out.shard{k}.mrcs" for k in range(2)]
     source, (first, second) = stacks.open_source(star), split(40, 8, 2)
     inference.denoise_rows(source, [places[0]], first, quiet=True, **options)
-    write = stacks.StackWriter.write
-
-    def stops(self, row, images):
-        if row >= 8:
-            raise OSError(28, "No space left on device")
-        write(self, row, images)
-
-    monkeypatch.setattr(stacks.StackWriter, "write", stops)
+    fill_the_disk(monkeypatch, 8)
     with pytest.raises(OSError, match="No space"):
         inference.denoise_rows(source, [places[1]], second, quiet=True, **options)
     monkeypatch.undo()
-    parts = [place.with_name(f".{place.name}.part") for place in places]
+    parts = [stacks.hidden(place)[0] for place in places]
     kept = [part.stat().st_ino for part in parts]
     made, rename = [], os.replace
 
@@ -433,7 +431,7 @@ def test_shards_go_on_where_a_run_stopped(tmp_path, weights, monkeypatch):
         rename(a, b)
 
     monkeypatch.setattr(files.os, "replace", watch)
-    denoise_shards(star, tmp_path / "out.star", shards=2, **options)
+    denoise_file(star, tmp_path / "out.star", shards=2, **options)
     assert made[:2] == kept, "the files of the first run were used"
     assert_same_stack(tmp_path, "whole", "out")
 

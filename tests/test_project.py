@@ -16,26 +16,33 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import cryonb
-from cryonb import experiment, fetch, pretrain, report, sweep, tools
-from cryonb.cli import _parser
+from cryonb import experiment, fetch, inference, pretrain, report, sweep, tools
+from cryonb.cli import DELEGATED, _parser
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name: ours
-SKIPPED = {
-    ".git",
-    ".venv",
-    "runs",
-    "exercises",
-    "wheels",
-    "cache",
-    "build",
-    "_build",
-    "dist",
-    ".ruff_cache",
-    ".pytest_cache",
+SKIPPED = {".git", ".venv", "runs", "exercises", "wheels", "cache", "build", "_build", "dist"}
+SKIPPED |= {"__pycache__", ".ruff_cache", ".pytest_cache"}
+
+
+def train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    pretrain.add_arguments(parser)
+    return parser
+
+
+PARSERS = {  # of the subcommands that read their own arguments
+    "train": train_parser,
+    "denoise": inference.denoise_parser,
+    "reconstruct": tools.reconstruct_parser,
+    "fetch": fetch.fetch_parser,
+    "audit": report.audit_parser,
+    "clean": tools.clean_parser,
+    "sweep": sweep.sweep_parser,
+    "results": experiment.results_parser,
+    "fsc": tools.fsc_parser,
 }
-SKIPPED |= {"__pycache__"}
 
 
 def required() -> dict[str, SpecifierSet]:
@@ -145,35 +152,24 @@ def test_make_targets():
     assert "cryonb run --profile workshop -p seed 1" in dry
 
 
-@pytest.mark.parametrize("page", ["README.md", "book/index.md", "book/troubleshooting.md"])
+PAGES = "README.md", "book/index.md", "book/troubleshooting.md", "book/experiments.md"
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_of_readme_and_book_exist(page):
     text = (ROOT / page).read_text().replace("\\\n", " ")  # a line that ends in a backslash goes on
-    blocks = re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", text, re.S)
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.S)
+    blocks = [block for kind, block in blocks if kind in ("", "bash", "sh", "shell", "console")]
     commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in commands]
     commands = [[words[0].removeprefix(".venv/bin/"), *words[1:]] for words in commands if words]
     assert commands and (page != "README.md" or ["make", "test"] in commands)
+    assert PARSERS.keys() == DELEGATED.keys()
     for words in commands:
         if words[:1] == ["make"]:
             assert make("-n", *words[1:]).returncode == 0, words
-        elif words[:2] == ["cryonb", "train"]:
-            options = argparse.ArgumentParser()
-            pretrain.add_arguments(options)
-            options.parse_args(words[2:])
-        elif words[:2] == ["cryonb", "reconstruct"]:
-            tools.reconstruct_parser().parse_args(words[2:])
-        elif words[:2] == ["cryonb", "fetch"]:
-            fetch.fetch_parser().parse_args(words[2:])
-        elif words[:2] == ["cryonb", "audit"]:
-            report.audit_parser().parse_args(words[2:])
-        elif words[:2] == ["cryonb", "clean"]:
-            tools.clean_parser().parse_args(words[2:])
-        elif words[:2] == ["cryonb", "sweep"]:
-            sweep.sweep_parser().parse_args(words[2:])
-        elif words[:2] == ["cryonb", "results"]:
-            experiment.results_parser().parse_args(words[2:])
-        elif words[:2] == ["cryonb", "fsc"]:
-            tools.fsc_parser().parse_args(words[2:])
+        elif words[0] == "cryonb" and words[1] in PARSERS:
+            PARSERS[words[1]]().parse_args(words[2:])
         elif words[:1] == ["cryonb"]:
             _parser().parse_known_args(words[1:])
         for word in words:

@@ -342,11 +342,3 @@ def test_the_examples_can_be_planned(path):
     assert "seed" in runs[0].varied and len({run.varied["seed"] for run in runs}) > 1
     assert read_profile(ROOT / "notebooks", experiment.profile)
     assert len({run.name for run in runs}) == len(runs) and find_notebooks(ROOT / "notebooks")
-
-
-def test_the_small_notebook_is_a_pair():
-    path = ROOT / "experiments/small/00_denoise.ipynb"
-    command = [sys.executable, "-m", "jupytext", "--quiet", "--to", "py:percent", "-o", "-", path]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert text == path.with_suffix(".py").read_text(), "jupytext --sync it, and clear its outputs"
-    assert '"outputs": []' in path.read_text() and '"output_type"' not in path.read_text()
