@@ -36,16 +36,22 @@ def linear_filter(
     shape, same = clean.shape[1:], clean is observed
     mean_y = dihedral(clean.mean(0, keepdim=True)).flatten(1).mean(0)
     mean_x = dihedral(observed.mean(0, keepdim=True)).flatten(1).mean(0)
-    c_xx = torch.zeros(mean_x.numel(), mean_x.numel())
-    c_xy = c_xx if same else torch.zeros_like(c_xx)
-    for batch_y, batch_x in zip(clean.split(256), observed.split(256), strict=True):
-        x = dihedral(batch_x).flatten(1) - mean_x
-        c_xx.addmm_(x.T, x, alpha=1 / (8 * len(observed)))
-        if not same:
-            y = dihedral(batch_y).flatten(1) - mean_y
-            c_xy.addmm_(x.T, y, alpha=1 / (8 * len(observed)))
+    x, y = observed.flatten(1) - mean_x, clean.flatten(1) - mean_y
+    c_xx = _mean_over_turns(x.T @ x / len(x), shape)
+    c_xy = c_xx if same else _mean_over_turns(x.T @ y / len(x), shape)
     weights = torch.linalg.solve(c_xx + sigma**2 * torch.eye(len(c_xx)), c_xy)
     return lambda noisy: (mean_y + (noisy.flatten(1) - mean_x) @ weights).view(-1, *shape)
+
+
+def _mean_over_turns(covariance: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Covariance (pixels, pixels) of images and of all their turned and mirrored copies."""
+    values = covariance.view(*shape, *shape)
+    total = torch.zeros_like(values)
+    for k in range(4):
+        turned = torch.rot90(torch.rot90(values, k, (0, 1)), k, (2, 3))
+        total += turned
+        total += turned.flip((1, 3))
+    return total.view_as(covariance) / 8
 
 
 def over_turns(

@@ -148,13 +148,6 @@ def _with_mirrors(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([images, flipped if images.shape[-1] % 2 else flipped.roll(1, -1)])
 
 
-def poses(templates: Templates, index: torch.Tensor, psi_deg: torch.Tensor) -> torch.Tensor:
-    """Rotations (..., 3, 3) of templates of a molecule and turns, see `Posterior`."""
-    if templates.directions_deg is None:
-        raise ValueError("templates made from images have no poses: use volume_templates")
-    return pose_of(templates.directions_deg, index, psi_deg)
-
-
 def pose_of(
     directions_deg: torch.Tensor, index: torch.Tensor, psi_deg: torch.Tensor
 ) -> torch.Tensor:
@@ -166,9 +159,11 @@ def pose_of(
 
 def every_pose(templates: Templates) -> torch.Tensor:
     """Rotations of all templates of a molecule in all turns: (m * turns, 3, 3)."""
+    if templates.directions_deg is None:
+        raise ValueError("templates made from images have no poses: use volume_templates")
     m, turns = templates.target.shape[1], templates.turns
     psi_deg = torch.arange(turns).repeat(m) * 360 / turns
-    return poses(templates, torch.arange(m).repeat_interleave(turns), psi_deg)
+    return pose_of(templates.directions_deg, torch.arange(m).repeat_interleave(turns), psi_deg)
 
 
 def neighbours(

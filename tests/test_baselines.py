@@ -40,6 +40,17 @@ def test_it_removes_structure_that_it_was_shown():
     assert (out - clean).square().mean() < 0.02
 
 
+def test_it_is_that_of_all_turned_and_mirrored_copies():
+    generator = torch.Generator().manual_seed(0)
+    clean, structure = torch.randn(2, 50, 6, 6, generator=generator)
+    noisy = torch.randn(3, 6, 6, generator=generator)
+    for observed in (clean, clean + structure):
+        y, x = (dihedral(stack).flatten(1) for stack in (clean, observed))
+        c_xx, c_xy = x.T.cov(correction=0) + torch.eye(36), (x - x.mean(0)).T @ y / len(x)
+        known = y.mean(0) + (noisy.flatten(1) - x.mean(0)) @ torch.linalg.solve(c_xx, c_xy)
+        assert_close(linear_filter(clean, observed, 1.0)(noisy).flatten(1), known)
+
+
 def test_over_turns_commutes_with_turning_and_keeps_what_does_already():
     generator = torch.Generator().manual_seed(0)
     images, weights = (torch.randn(3, 6, 6, generator=generator) for _ in range(2))

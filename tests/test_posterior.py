@@ -19,7 +19,7 @@ from cryonb.geometry import (
 )
 from cryonb.posterior import bayes_limit, over_shifts, posterior, refined
 from cryonb.projection import project, shift_images
-from cryonb.templates import every_pose, image_templates, poses, view_directions, volume_templates
+from cryonb.templates import every_pose, image_templates, pose_of, view_directions, volume_templates
 
 BOX, SIGMA = 24, 2.5
 
@@ -76,7 +76,7 @@ def test_it_equals_the_sum_over_all_poses(molecule):
         rtol=0,
         atol=0.2,
     )
-    best = poses(templates, found.index, found.psi_deg)
+    best = pose_of(templates.directions_deg, found.index, found.psi_deg)
     apart = angular_distance_deg(best, every_pose(templates)[log_weight.argmax(1)])
     assert (apart < 360 / templates.turns + 0.1).all()
 
@@ -113,13 +113,13 @@ def test_forecast_of_the_error_is_borne_out(molecule):
     gap = error - found.mmse
     assert abs(gap.mean()) < 3 * gap.std() / math.sqrt(128)
     templates = volume_templates(molecule, spacing)
-    drawn = poses(templates, found.drawn_index, found.drawn_psi_deg)
+    drawn = pose_of(templates.directions_deg, found.drawn_index, found.drawn_psi_deg)
     samples = torch.stack([project(molecule, r) for r in drawn])
     ratio = (samples - clean).square().mean() / error.mean()
     assert 1.7 < ratio < 2.3  # theory: 2
     between = (samples[0] - samples[1]).square().mean()  # as far apart as from the truth
     assert_close(between, (samples - clean).square().mean(), rtol=0.2, atol=0)
-    best = poses(templates, found.index, found.psi_deg)
+    best = pose_of(templates.directions_deg, found.index, found.psi_deg)
     assert angular_distance_deg(best, rotations).median() < 16  # a blurred molecule at SNR 0.16
 
 
@@ -206,7 +206,7 @@ def test_training_images_serve_as_templates_in_all_turns_and_mirrored(box):
         assert (found.mean - images).square().mean() < 0.02
         assert (found.index % 20 == torch.arange(20)).all()
     with pytest.raises(ValueError, match="no poses"):
-        poses(templates, found.index, found.psi_deg)
+        every_pose(templates)
 
 
 def test_shifts_are_found_and_the_particle_stays_where_it_is(molecule):
