@@ -44,7 +44,7 @@ ROOMS = {
     "Real data": "cache download empiar fetch whitening stacks shards inference",
     "Comparing and judging": "baselines ksvd peers methods compare audit report relion",
     "Running and showing": "cli tools check plan engine runner experiment sweep plotting surface"
-    " widgets",
+    " widgets shells sphere",
 }
 
 

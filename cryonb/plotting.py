@@ -1,4 +1,4 @@
-"""Figures that several notebooks share: strips of images, slices, FSC curves, a live training plot.
+"""Figures that several notebooks share: strips of images, slices, lines, a live training plot.
 
 Images are grey, one scale to a figure unless said otherwise; every function returns the figure.
 """
@@ -16,7 +16,6 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 from tqdm.auto import tqdm
 
-from cryonb.conventions import FSC_HALF_MAPS, FSC_TRUTH
 from cryonb.train import train
 
 STYLE = {
@@ -223,32 +222,6 @@ def plot_pairs(
     ax.set(xlabel=x, title=title)
     ax.legend(fontsize=8)
     return fig
-
-
-def plot_fsc(
-    curves: dict[str, tuple[torch.Tensor, torch.Tensor]],
-    *,
-    thresholds: tuple[float, ...] = (FSC_TRUTH, FSC_HALF_MAPS),
-    title: str = "",
-    ax=None,
-) -> Figure:
-    """Draw FSC curves: name to (frequency in 1/Å, value); the top axis is the resolution."""
-    ax = ax or plt.subplots(figsize=(5.6, 3.8))[1]
-    for name, (frequency, value) in curves.items():
-        ax.plot(np.asarray(frequency), np.asarray(value), label=name)
-    for threshold in thresholds:
-        ax.axhline(threshold, color="0.6", lw=0.8, ls="--")
-        ax.annotate(f"{threshold:g}", (1.0, threshold), xycoords=("axes fraction", "data"), size=8)
-    ax.set(xlabel="spatial frequency (1/Å)", ylabel="Fourier shell correlation", ylim=(-0.1, 1.05))
-    ticks, reach = [], float(ax.get_xlim()[1])
-    for tick in (2, 3, 4, 5, 6, 7, 9, 12, 20, 40):  # from the right, where there is room
-        if 1 / tick <= reach and all(1 / t - 1 / tick > 0.06 * reach for t in ticks):
-            ticks.append(tick)
-    top = ax.secondary_xaxis("top")
-    top.set_xticks([1 / t for t in ticks], [f"{t} Å" for t in ticks], size=8)
-    ax.set_title(title)
-    ax.legend(fontsize=8)
-    return ax.figure
 
 
 class TrainingPlot:

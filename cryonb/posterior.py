@@ -187,6 +187,11 @@ def _draw(weights: torch.Tensor, n: int, generator) -> torch.Tensor:
     return drawn.to(weights.device)
 
 
+def effective_number(log_weight: torch.Tensor) -> torch.Tensor:
+    """How many templates share the weight: the exponential of its entropy, (n, m) -> (n,)."""
+    return torch.special.entr(log_weight.exp()).sum(-1).exp()
+
+
 def over_shifts(
     templates: Templates, noisy: torch.Tensor, sigma: float, shifts_px: torch.Tensor, **options
 ) -> tuple[Posterior, torch.Tensor]:

@@ -166,6 +166,12 @@ def every_pose(templates: Templates) -> torch.Tensor:
     return pose_of(templates.directions_deg, torch.arange(m).repeat_interleave(turns), psi_deg)
 
 
+def view_axes(directions_deg: torch.Tensor) -> torch.Tensor:
+    """Unit vectors (m, 3), x, y, z in the molecule, of directions (m, 2), rot and tilt."""
+    angles = torch.cat([directions_deg, torch.zeros(len(directions_deg), 1)], dim=1)
+    return euler_to_matrix(angles)[..., 2]
+
+
 def neighbours(
     directions_deg: torch.Tensor,
     chosen: torch.Tensor,
@@ -189,10 +195,7 @@ def neighbours(
     -------
     Tensor (n, f) of bool
     """
-    coarse, finer = (
-        euler_to_matrix(torch.cat([d, torch.zeros(len(d), 1)], dim=1))[..., 2]
-        for d in (directions_deg, finer_deg)
-    )
+    coarse, finer = view_axes(directions_deg), view_axes(finer_deg)
     some = chosen.any(0)
     coarse, chosen, near = coarse[some], chosen[:, some].float(), []
     for piece in finer.split(1024):

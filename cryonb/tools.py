@@ -203,7 +203,7 @@ def _report(curves: pd.DataFrame, out: str, goal: float) -> None:
     """Print resolutions, write the table and the figure."""
     from matplotlib import pyplot as plt
 
-    from cryonb.plotting import plot_fsc
+    from cryonb.shells import plot_fsc
 
     frequency = torch.tensor(curves.index.to_numpy())
     values = {name: torch.tensor(curves[name].to_numpy()) for name in curves}

@@ -68,7 +68,8 @@ from cryonb.metrics import mse, psnr
 from cryonb.plotting import plot_lines, plot_pairs, say, say_table, show_denoised, use_style
 from cryonb.posterior import bayes_limit, posterior
 from cryonb.projection import project
-from cryonb.simulate import StructuralNoise, setting, simulate_images
+from cryonb.simulate import StructuralNoise
+from cryonb.sphere import posterior_viewer
 from cryonb.templates import every_pose, pose_of, view_directions, volume_templates
 from cryonb.volumes import load_volume
 from cryonb.widgets import flip_through
@@ -173,6 +174,24 @@ say(f"The limit is **{psnr(limit.mean, clean[:len(few)]).mean():.2f} dB**, found
 # measurement knows the hidden truth. That they meet within the standard error is a strong check of the
 # whole simulation: had the projector, the noise level or the symmetry been wrong, they would not.
 #
+# ### What the limit averages over
+#
+# One particle, one pattern of noise, and the signal growing frame by frame. The map shows the whole sphere of
+# directions of view with equal areas, and on it the weight of each direction, all its turns in the plane together.
+
+# %%
+templates = volume_templates(molecule, 2.0, volume.symmetry)
+unit_noise, snrs = (noisy[0] - clean[0]) / sigma, [0.01, 0.03, 0.1, 0.3, 1.0]
+seen = templates, clean[0], unit_noise, white.clean.rotations[0], snrs
+posterior_viewer(*seen, symmetry=volume.symmetry, title="Where is this particle seen from?")
+
+# %% [markdown]
+# In strong noise nearly every direction stays possible, and their mean is a blob: the best answer to squared error,
+# and nobody's molecule. With more signal the weight gathers in spots, among them views from the opposite side, whose
+# projections are mirror images and at low resolution much alike. In the end one spot is left, with its symmetry
+# mates, and the mean is sharp. Noise does not blur the molecule: doubt about the pose does. (A count
+# near 1 means that the grid of this run is coarser than the posterior.)
+#
 # ## 2. One table for all
 #
 # **Question.** How does one compare denoisers fairly?
@@ -255,13 +274,12 @@ tables["white"].add("Bayes limit", best)
 
 # %% [markdown]
 # One run of a network is one draw of chance. With `seeds` above 1 the learned rows are trained again, and
-# the table gets a column with the standard deviation between seeds.
+# the table gets a column with the standard deviation between seeds: `-p seeds 3` trains each row three times.
 
 # %%
 spread = methods.spread_dB(trainings["white"], seeds, steps, samples, held_out)
 for title, value in spread.items():
     tables["white"].rows[title]["psnr_spread_dB"] = value
-say(f"Seeds: {seeds}. With one no spread is shown; `-p seeds 3` trains each row three times.")
 
 # %%
 for name, table in tables.items():
@@ -354,8 +372,7 @@ points, learn = {}, data["white"].train.clean.images
 networks = [title for title in ("SR3, one step", "kept SR3, one step") if title in rows["white"]]
 for ratio in tqdm(sweep, desc="SNR"):
     generator, level = torch.Generator().manual_seed(seed + 1), ratio**-0.5
-    scale = data["white"].manifest["scale"]
-    drawn = simulate_images(volume, slow_images, setting("white"), generator, scale=scale).clean
+    drawn = clean[:slow_images]
     given = drawn + level * torch.randn(drawn.shape, generator=generator)
     *_, (_, best) = bayes_limit(molecule, given, level, volume.symmetry)
     found = {"Bayes limit": best.mean}
@@ -387,14 +404,10 @@ for name, methods_of in rows.items():
 plt.show()
 two = [dB[f"SR3 → U-Net, sees {inputs}"] for inputs in ("sample", "sample+noisy")]
 direct, most = dB["U-Net, clean targets"], max(two)
-say(
-    "After {:g} s each, on the test particles: direct U-Net **{:.2f} dB**; SR3 → U-Net **{:.2f} dB** in the "
-    "paper's form and **{:.2f} dB** when it sees the noisy image; SR3 alone, in one step, {:.2f} dB. {} by "
-    "{:.2f} dB.".format(
-        *(train_seconds, direct, *two, dB["SR3, one step"]),
-        "Two stages win" if most > direct else "The direct U-Net wins", abs(most - direct),
-    )
-)  # fmt: skip
+winner = "Two stages win" if most > direct else "The direct U-Net wins"
+say(f"After {train_seconds:g} s each, on the test particles: direct U-Net **{direct:.2f} dB**; SR3 → U-Net **{two[0]:.2f} dB** in "
+    f"the paper's form and **{two[1]:.2f} dB** when it sees the noisy image; SR3 alone, in one step, {dB['SR3, one step']:.2f} dB. "
+    f"{winner} by {abs(most - direct):.2f} dB.")  # fmt: skip
 
 # %% [markdown]
 # The paper states that 200 epochs of SR3 and a U-Net take nearly twelve times less training time than
@@ -408,10 +421,9 @@ say(
 # %%
 curve = rows["white"]["SR3, one step"].curve
 when = [f"after {t:.0f} s" for t, quality in curve if quality >= most] + ["not in that time"]
-say(
-    "SR3's one-step mean reaches the best two-stage result ({:.2f} dB) **{}**; its sample is at {:.2f} dB "
-    "after {:g} s.".format(most, when[0], dB[f"SR3, one {steps}-step sample"], train_seconds)
-)
+sample_dB = dB[f"SR3, one {steps}-step sample"]
+say(f"SR3's one-step mean reaches the best two-stage result ({most:.2f} dB) **{when[0]}**; its sample is at "
+    f"{sample_dB:.2f} dB after {train_seconds:g} s.")  # fmt: skip
 
 # %% [markdown]
 # **Is a sample's error twice the mean's, and how does the mean of K samples fall?** Theory:
@@ -423,8 +435,9 @@ say(
 
 
 # %%
-templates, generator = volume_templates(molecule, 8.0, volume.symmetry), generator.manual_seed(seed)
-world, n, loud = every_pose(templates), 4 * max(slow_images // 4, 4), 10.0
+small, loud = volume_templates(molecule, 8.0, volume.symmetry), 10.0
+n = 4 * max(slow_images // 4, 4)
+world, generator = every_pose(small), torch.Generator().manual_seed(seed)
 truth = project(molecule, world[torch.randint(len(world), (n,), generator=generator)])
 seen = truth + loud * torch.randn(truth.shape, generator=generator)
 network = rows["white"]["SR3, one step"].denoise.args[0]
@@ -433,7 +446,7 @@ solvers["ancestral"] = {"second_order": False, "eta": 1.0}
 k, counted = 1 + np.arange(samples), [1, 2, 4, 8, 16, 32]
 falls, means = {}, {"theory, 1 + 1/K": 1 + 1 / k}
 tried = {"network": (network, noisy[: 2 * n], clean[: 2 * n], sigma, counted, samples)}
-tried["exact"] = methods.exact_model(templates), seen, truth, loud, counted[:4], 4
+tried["exact"] = methods.exact_model(small), seen, truth, loud, counted[:4], 4
 for name, (*given, some, most_samples) in tried.items():
     for title, solver in solvers.items():
         errors = errors_by_steps(*given, some, **solver)
@@ -447,11 +460,8 @@ lines = {name: (k[: len(values)], values[:samples]) for name, values in means.it
 figure = plot_lines(lines, theory="theory, 1 + 1/K", title=f"Mean of K {steps}-step samples", x="samples K that are averaged", ticks=k, **labels)  # fmt: skip
 plt.show()
 ratios = {name: float(means[name][0]) for name in tried}
-found = steps, ratios["exact"], n, ratios["network"]
-say(
-    "A {}-step sample has **{:.2f}** times the error of the mean with the exact posterior ({} particles), and "
-    "{:.2f} times with the network of this run.".format(*found)
-)
+say(f"A {steps}-step sample has **{ratios['exact']:.2f}** times the error of the mean with the exact posterior ({n} "
+    f"particles), and {ratios['network']:.2f} times with the network of this run.")  # fmt: skip
 
 # %% [markdown]
 # Theory's 2 is a mean over many particles; a dozen or two come as near to it as chance lets them.
@@ -503,7 +513,7 @@ say_table(["limit", "measured MSE", "forecast"], [(n, *v) for n, v in with_micel
 # %%
 wrong = []
 for factor in (0.5, 0.8, 1.0, 1.25, 2.0):
-    found = posterior(templates, seen, factor * loud)
+    found = posterior(small, seen, factor * loud)
     error = mse(found.mean, truth)
     wrong.append((factor, float(error.mean()), float(found.mmse.mean())))
 say_table(["σ assumed ÷ true", "measured MSE", "forecast"], wrong)

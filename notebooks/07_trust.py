@@ -60,19 +60,12 @@ from cryonb.dataset import read_dataset, write_dataset
 from cryonb.diffusion import SR3, sample
 from cryonb.geometry import random_rotations
 from cryonb.metrics import mse
-from cryonb.plotting import (
-    grey_limits,
-    plot_fsc,
-    plot_lines,
-    say,
-    say_table,
-    show_denoised,
-    use_style,
-)
+from cryonb.plotting import grey_limits, plot_lines, say, say_table, show_denoised, use_style
 from cryonb.posterior import bayes_limit
 from cryonb.projection import project
 from cryonb.reconstruct import reconstruct_halves
 from cryonb.resolution import fsc, resolution_at
+from cryonb.shells import plot_fsc
 from cryonb.simulate import clean_scale, projected_mask
 from cryonb.templates import image_templates, pose_of, view_directions
 from cryonb.volumes import load_volume

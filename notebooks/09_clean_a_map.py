@@ -65,10 +65,11 @@ from cryonb.mapclean import MapCleaner, apply_cleaner, clean_map, cleaning_loss,
 from cryonb.maps import read_placed_map, write_map
 from cryonb.masks import micelle, model_mask, soft_mask
 from cryonb.metrics import correlation, fit_parts
-from cryonb.plotting import grey_limits, plot_fsc, say, say_table, show_rows, train_live, use_style
+from cryonb.plotting import grey_limits, say, say_table, show_rows, train_live, use_style
 from cryonb.projection import project
 from cryonb.reconstruct import reconstruct, reconstruct_halves
 from cryonb.resolution import figure_of_merit, fsc, resolution_at
+from cryonb.shells import plot_fsc
 from cryonb.simulate import clean_scale
 from cryonb.surface import show_surfaces
 from cryonb.tools import clean_file
