@@ -365,7 +365,8 @@ figure = show_denoised(strips, title=f"{other_source}, never seen")
 # ## 4. Quality against the signal-to-noise ratio
 #
 # The limit, the memory, the linear filter and SR3, from strong signal to weak. Networks are drawn where they were trained: from
-# SNR 3 down to the one of this run. Below it they would have to be trained again.
+# SNR 3 down to the one of this run. Below it they would have to be trained again. (The limit holds in the mean: on
+# `slow_images` particles a method may pass it by luck.)
 
 # %%
 points, learn = {}, data["white"].train.clean.images
