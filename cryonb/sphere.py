@@ -138,7 +138,7 @@ def posterior_viewer(
         off_deg = math.degrees(math.acos(cosine))
         images = {"the particle": noisy, "posterior mean": found.mean[0].cpu()}
         limits = {"the particle": grey_limits(noisy), "posterior mean": grey_limits(clean, 99.9)}
-        words = f"{number:,.1f} of {len(directions):,} directions share the weight"
+        words = f"{number:,.{int(number < 10)}f} of {len(directions):,} directions share the weight"
         labels.append(f"SNR {snr:g}")
         alt.append(f"SNR {snr:g}: {words}; the likeliest is {off_deg:.1f}° from the true one.")
         about = {"symmetry": symmetry, "limits": limits, "title": f"SNR {snr:g}: {words}"}

@@ -181,12 +181,12 @@ say(f"The limit is **{psnr(limit.mean, clean[:len(few)]).mean():.2f} dB**, found
 
 # %%
 templates = volume_templates(molecule, 2.0, volume.symmetry)
-unit_noise, snrs = (noisy[0] - clean[0]) / sigma, [0.01, 0.03, 0.1, 0.3, 1.0]
+unit_noise, snrs = (noisy[0] - clean[0]) / sigma, [0.003, 0.01, 0.03, 0.1, 0.3]
 seen = templates, clean[0], unit_noise, white.clean.rotations[0], snrs
 posterior_viewer(*seen, symmetry=volume.symmetry, title="Where is this particle seen from?")
 
 # %% [markdown]
-# In strong noise nearly every direction stays possible, and their mean is a blob: the best answer to squared error,
+# In strong noise much of the sphere stays possible, and the mean over it is a blur: the best answer to squared error,
 # and nobody's molecule. With more signal the weight gathers in spots, among them views from the opposite side, whose
 # projections are mirror images and at low resolution much alike. In the end one spot is left, with its symmetry
 # mates, and the mean is sharp. Noise does not blur the molecule: doubt about the pose does. (A count
