@@ -25,7 +25,7 @@ from vendor import ONLY_TESTS
 
 import cryonb
 from cryonb.plan import find_notebooks
-from cryonb.runner import read_json
+from cryonb.runner import read_json, span
 
 BOOK = Path(__file__).parent
 ROOT = BOOK.parent
@@ -43,8 +43,8 @@ ROOMS = {
     "Learning": "unet diffusion refine direct gan mapclean train precision weights pretrain",
     "Real data": "cache download empiar fetch whitening stacks shards inference",
     "Comparing and judging": "baselines ksvd peers methods compare audit report relion",
-    "Running and showing": "cli tools check plan engine runner experiment sweep plotting surface"
-    " widgets shells sphere",
+    "Running and showing": "cli tools check plan engine runner calibrate experiment sweep plotting"
+    " widgets surface shells sphere",
 }
 
 
@@ -187,11 +187,6 @@ def judge(claims: list[dict], chapters: dict[str, Chapter]) -> list[dict]:
 def number(value: float | None, digits: int = 2) -> str:
     """Format a result; a dash where the run has none."""
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def span(seconds: float) -> str:
-    """A duration in words that fit its size."""
-    return f"{seconds:.0f}\xa0s" if seconds < 90 else f"{seconds / 60:.0f}\xa0min"
 
 
 def modules() -> dict[str, list[tuple[str, str]]]:

@@ -66,7 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_run(commands.add_parser("run", parents=[debug], help="run the notebooks in order"))
-    check = commands.add_parser("check", parents=[debug], help="say whether this machine is ready")
+    check = commands.add_parser(
+        "check", parents=[debug], help="is this machine ready, and how fast?"
+    )
+    check.add_argument(
+        "--fast", action="store_true", help="without the ten seconds that measure its speed"
+    )
     check.set_defaults(call=_check)
     for name, (module, function, text) in DELEGATED.items():
         command = commands.add_parser(name, help=text, add_help=False)
@@ -115,6 +120,7 @@ def _run(args) -> int:
 
 
 def _check(args) -> int:
+    from cryonb.calibrate import BUSY_PERCENT, busy_percent, calibrate, read_times, say_times
     from cryonb.check import environment_report
 
     report = environment_report()
@@ -122,4 +128,9 @@ def _check(args) -> int:
         print(f"{'ok ' if item.ok else 'NO '} {item.name:14} {item.value}")
         if item.advice:
             print(f"    {'':14} {item.advice}")
+    if times := read_times():
+        if not args.fast and (busy := busy_percent()) > BUSY_PERCENT:
+            print(f"\n{busy:.0f} % of the processor is busy: without other programs it takes less")
+        here = None if args.fast else calibrate()
+        print(f"\nall notebooks together take\n{say_times(times, here)}")
     return 0 if all(item.ok for item in report) else 1

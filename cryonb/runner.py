@@ -268,6 +268,11 @@ def table(run_dir: Path, chosen: list[Step]) -> str:
     return "\n".join([*lines, "", "executed notebooks:", *(f"  {p}" for p in paths if p.exists())])
 
 
+def span(seconds: float) -> str:
+    """A duration in words that fit its size."""
+    return f"{seconds:.0f}\xa0s" if seconds < 90 else f"{seconds / 60:.0f}\xa0min"
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file beside its place, then rename it: never half a file."""
     with beside(path) as part:
