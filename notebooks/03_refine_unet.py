@@ -380,9 +380,9 @@ right.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Left, how much is drawn; right, how much of that is true. A sample draws nearly as much fine detail
-# as the truth has, but its correlation with the truth at high frequency is no better for it. The
-# refined image draws less where less is known. This is what "MMSE images are blurred" means: the blur
+# Left, how much is drawn; right, how much of that is true. A sample draws as much fine detail as the truth
+# has, and far more (the curve leaves the plot) while the first stage is still raw, but its correlation with the
+# truth at high frequency is no better for it. The refined image draws less where less is known. This is what "MMSE images are blurred" means: the blur
 # is an honest statement of ignorance.
 #
 # ## 6. Try to break it
