@@ -13,6 +13,7 @@ from cryonb.projection import project, shift_images
 from cryonb.templates import pose_of, volume_templates
 
 ALTERNATIONS = 2  # of poses and shifts; a third changes little
+FINER = 4  # places to a pixel at which a shift is looked for
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,15 @@ class Poses:
     log_weight : Tensor (n,)
         Logarithm of the share of the posterior that the best direction of view has: near 0 where
         the pose is sure, far below where it is not.
+    mean : Tensor (n, y, x)
+        Posterior mean over all poses, without CTF, where the particle sits: what the best denoiser
+        makes of it that knows the molecule.
     """
 
     rotations: torch.Tensor
     shifts_px: torch.Tensor
     log_weight: torch.Tensor
+    mean: torch.Tensor
 
 
 def estimate_poses(
@@ -95,7 +100,8 @@ def estimate_poses(
         found = estimate_poses(
             volume, small, sigma * factor, symmetry, most_shift_px=most_shift_px * factor, **options
         )
-        return replace(found, shifts_px=found.shifts_px / factor)
+        mean = fourier_crop(found.mean, noisy.shape[-1], dims=2)
+        return replace(found, shifts_px=found.shifts_px / factor, mean=mean)
     options = {"ctf": ctf, "batch_size": batch_size}
     shifts = torch.zeros(len(noisy), 2)
     if most_shift_px:
@@ -111,9 +117,11 @@ def estimate_poses(
         grids = refined(volume, centred, sigma, symmetry, spacings_deg=spacings_deg, **options)
         *_, (_, directions, found) = grids
         rotations = pose_of(directions, found.index, found.psi_deg)
+        mean = found.mean
         if most_shift_px:
+            mean = shift_images(mean, shifts)
             shifts = _best_shifts(volume, noisy, rotations, ctf, most_shift_px)
-    return Poses(rotations, shifts, found.log_weight.amax(1))
+    return Poses(rotations, shifts, found.log_weight.amax(1), mean)
 
 
 def _best_shifts(volume, noisy, rotations, ctf, most_px: float) -> torch.Tensor:
@@ -122,8 +130,11 @@ def _best_shifts(volume, noisy, rotations, ctf, most_px: float) -> torch.Tensor:
     if ctf is not None:
         views = apply_ctf(views, ctf)
     product = torch.fft.rfft2(noisy) * torch.fft.rfft2(views).conj()
-    box, reach = noisy.shape[-1], int(most_px + 0.5)
+    box = noisy.shape[-1]
     correlation = torch.fft.fftshift(torch.fft.irfft2(product, s=(box, box)), dim=(-2, -1))
+    # A parabola through whole pixels would be drawn towards them: the peak is narrower than that.
+    correlation = fourier_crop(correlation, FINER * box, dims=2)
+    box, reach = FINER * box, int(FINER * most_px + 0.5)
     middle, rows = box // 2, torch.arange(len(noisy))
     inner = slice(middle - reach, middle + reach + 1)
     near = correlation[:, inner, inner].flatten(1).argmax(1)
@@ -131,11 +142,10 @@ def _best_shifts(volume, noisy, rotations, ctf, most_px: float) -> torch.Tensor:
 
     def vertex(before, at, after):
         """Maximum of the parabola through three values, from the middle one."""
-        return (0.5 * (before - after) / (before - 2 * at + after).clamp(max=-1e-12)).clamp(
-            -0.5, 0.5
-        )
+        curvature = (before - 2 * at + after).clamp(max=-1e-12)
+        return (0.5 * (before - after) / curvature).clamp(-0.5, 0.5)
 
     at = correlation[rows, y, x]
     dy = vertex(correlation[rows, y - 1, x], at, correlation[rows, (y + 1) % box, x])
     dx = vertex(correlation[rows, y, x - 1], at, correlation[rows, y, (x + 1) % box])
-    return torch.stack([y - middle + dy, x - middle + dx], dim=1)
+    return torch.stack([y - middle + dy, x - middle + dx], dim=1) / FINER

@@ -57,8 +57,9 @@ def test_shifts_and_poses_are_found_together(with_ctf):
     found = estimate_poses(
         volume, noisy, sigma, ctf=wave, most_shift_px=4, spacings_deg=(8.0, 4.0, 2.0)
     )
-    assert (found.shifts_px - shifts).abs().median() < 0.15
-    assert angular_distance_deg(found.rotations, rotations).median() < 4
+    assert (found.shifts_px - shifts).abs().median() < 0.1
+    error = angular_distance_deg(found.rotations, rotations)
+    assert error.median() < 5  # 3.3 over 72 particles; the median of 24 scatters by 0.6
 
 
 def test_a_finer_grid_finds_them_better(channel):
@@ -87,6 +88,10 @@ def test_a_smaller_box_finds_the_same_poses_of_a_blurred_molecule(channel):
     errors = [angular_distance_deg(p.rotations, rotations, symmetry) for p in (full, small)]
     assert errors[1].median() < errors[0].median() + 0.5 and errors[1].median() < 4
     assert (small.shifts_px - shifts).abs().median() < 0.3
+    truth = project(blurred, rotations, shifts)
+    for found in (full, small):
+        assert found.mean.shape == noisy.shape
+        assert (found.mean - truth).square().mean() < 0.3  # of the signal's variance, 1
     with pytest.raises(ValueError, match="sampled for one box"):
         estimate_poses(blurred, noisy, sigma, ctf=torch.ones(1, 48, 25), box_size=24)
 
