@@ -94,6 +94,26 @@ class Method:
     also: torch.Tensor | None = None
     curve: list = field(default_factory=list)
 
+    def given(self, noisy: torch.Tensor) -> torch.Tensor:
+        """Particles that it is handed: the first of a stack, and those that it learns from."""
+        noisy = noisy[: self.first]
+        return noisy if self.also is None else torch.cat([noisy, self.also])
+
+    def __call__(self, noisy: torch.Tensor) -> torch.Tensor:
+        """Denoise a stack (n, y, x), or as many of its first as are worth the time."""
+        return self.denoise(self.given(noisy))[: len(noisy[: self.first])].float()
+
+
+def run_all(rows: dict[str, Method], noisy: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each method makes of a stack (n, y, x), without those whose package is missing."""
+    images = {}
+    for name, method in rows.items():
+        try:
+            images[name] = method(noisy)
+        except ImportError as problem:
+            print(f"{name} is left out: {problem}")
+    return images
+
 
 class Comparison:
     """Denoisers on the test particles of one data set, row by row.
@@ -138,7 +158,7 @@ class Comparison:
         """
         method = method if isinstance(method, Method) else Method(method)
         noisy = self.data.test.noisy.images[: method.first]
-        given = noisy if method.also is None else torch.cat([noisy, method.also])
+        given = method.given(noisy)
         self.settings[name] = method.settings
         start = time.perf_counter()
         try:

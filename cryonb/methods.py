@@ -25,7 +25,7 @@ from cryonb.direct import Denoiser, denoise_direct, noise2noise_loss, supervised
 from cryonb.gan import Discriminator, Generator, contaminate, train_gan
 from cryonb.ksvd import ksvd
 from cryonb.metrics import mse, psnr
-from cryonb.peers import PEERS, affine_fit, topaz
+from cryonb.peers import PEERS, topaz_to_scale
 from cryonb.posterior import posterior
 from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.simulate import noise_sigma
@@ -51,25 +51,31 @@ def classical(data: Dataset, few: int, *, knowing: bool = True) -> dict[str, Met
 
     `knowing` False leaves out those that are made from the clean training images.
     """
-    held, learn, noise = data.validation, data.train, {"sigma": data.sigma}
-    noisy, clean = held.noisy.images[:128], held.clean.images[:128]
-    width = min(np.arange(1, 6, 0.25), key=lambda w: mse(blur(noisy, w), clean).mean())
+    held, learn = data.validation, data.train
     rows = {"noisy": Method(lambda noisy: noisy, "as it is")}
     if knowing:
         mean = dihedral(learn.clean.images.mean(0, keepdim=True)).mean(0)
         rows["mean image"] = Method(mean.expand_as, "of the training images, in all turns")
         rows["best linear filter"] = linear(data)
-    rows["Gaussian blur"] = Method(partial(blur, width_px=width), f"{width} px, by validation")
+    pair = held.noisy.images[:128], held.clean.images[:128]
+    return rows | untrained(*pair, data.sigma, few, also=learn.noisy.images)
+
+
+def untrained(noisy, clean, sigma: float, few: int, also=None) -> dict[str, Method]:
+    """Rows of blur, K-SVD and peers, set on validation images (n, y, x); slow ones denoise `few`.
+
+    `also` are noisy particles that CWF learns from, besides those that it denoises.
+    """
+    noise, (bm3d, cwf) = {"sigma": sigma}, (PEERS[name] for name in ("bm3d", "cwf"))
+    width = min(np.arange(1, 6, 0.25), key=lambda w: mse(blur(noisy, w), clean).mean())
+    rows = {"Gaussian blur": Method(partial(blur, width_px=width), f"{width} px, by validation")}
     learnt = partial(ksvd, n_patches=min(20_000, 400 * few), **noise)
     rows["K-SVD"] = Method(learnt, "patch 12 px, tolerance 1.08 σ, by validation", first=few)
-    bm3d, cwf, learned = (PEERS[name] for name in ("bm3d", "cwf", "topaz"))
     rows["BM3D"] = Method(partial(bm3d.denoise, **noise), bm3d.settings, first=few)
-    rows["CWF"] = Method(partial(cwf.denoise, **noise), cwf.settings, also=learn.noisy.images)
+    rows["CWF"] = Method(partial(cwf.denoise, **noise), cwf.settings, also=also)
+    settings = f"{PEERS['topaz'].settings}; scale and offset by validation"
     for sign in (1, -1):
-        to_scale = partial(
-            _topaz_to_scale, sign=sign, noisy=noisy[:few], clean=clean[:few], **noise
-        )
-        settings = f"{learned.settings}; scale and offset by validation"
+        to_scale = partial(topaz_to_scale, sign=sign, noisy=noisy[:few], clean=clean[:few], **noise)
         rows[f"Topaz, contrast {sign:+d}"] = Method(to_scale, settings, first=few)
     return rows
 
@@ -81,11 +87,6 @@ def linear(data: Dataset) -> Method:
     fitted = linear_filter(clean, clean if white else data.train.observed, data.sigma)
     settings = "covariance of the clean training images, in all turns"
     return Method(fitted, settings, time.perf_counter() - start)
-
-
-def _topaz_to_scale(given, *, sigma, sign, noisy, clean):
-    scale, offset = affine_fit(topaz(noisy, sigma, sign), clean)
-    return scale * topaz(given, sigma, sign) + offset
 
 
 def memory(data: Dataset, first: int, most: int = 16_000) -> tuple[Method, Templates]:

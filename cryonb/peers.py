@@ -152,6 +152,12 @@ def affine_fit(output: torch.Tensor, clean: torch.Tensor) -> tuple[float, float]
     return float(scale), float(y.mean() - scale * x.mean())
 
 
+def topaz_to_scale(given, *, sigma: float, sign: int, noisy, clean) -> torch.Tensor:
+    """Denoise `given` by `topaz`, at the scale and offset that suit validation images best."""
+    scale, offset = affine_fit(topaz(noisy, sigma, sign), clean)
+    return scale * topaz(given, sigma, sign) + offset
+
+
 class Peer(NamedTuple):
     """A denoiser, where its settings come from, and its licence."""
 

@@ -20,6 +20,7 @@ from cryonb.compare import (
     errors_by_samples,
     errors_by_steps,
     peak_memory,
+    run_all,
     train_for,
 )
 from cryonb.dataset import read_dataset, write_dataset
@@ -72,6 +73,18 @@ def test_a_method_may_learn_from_more_particles_and_do_only_a_few(data):
     assert seen == [4 + 24] and len(table.images["learner"]) == 4
     assert table.rows["learner"]["train_seconds"] == 12.0
     assert table.settings["learner"] == "by heart"
+
+
+def test_all_methods_run_but_those_whose_package_is_missing(capsys):
+    def absent(noisy):
+        raise ImportError("not installed: pip install it")
+
+    noisy = torch.randn(6, 8, 8, generator=torch.Generator().manual_seed(0))
+    learner = methods.Method(lambda given: given - len(given), first=4, also=noisy[:2])
+    images = run_all({"learner": learner, "absent": methods.Method(absent)}, noisy)
+    assert list(images) == ["learner"]
+    assert_close(images["learner"], noisy[:4] - 6)
+    assert "absent is left out: not installed" in capsys.readouterr().out
 
 
 def test_what_is_no_denoiser_is_refused(data):
