@@ -20,10 +20,12 @@ from scipy.optimize import minimize
 from skimage.feature import peak_local_max
 
 from cryonb.ctf import apply_ctf, ctf
+from cryonb.fetch import fetch
 from cryonb.fourier import filter_radially, fourier_crop, frequency_grid, radial_mean
 from cryonb.geometry import random_rotations
+from cryonb.maps import write_map
 from cryonb.projection import project
-from cryonb.volumes import Volume
+from cryonb.volumes import Volume, load_volume
 
 BAND_A = (30.0, 5.0)  # resolutions between which Thon rings are fitted
 
@@ -43,6 +45,44 @@ class CTFFit(NamedTuple):
     astigmatism_um: float
     angle_deg: float
     correlation: float
+
+
+def find_data(
+    name: str, folder: Path, *, most_images: int, box_size: int, pixel_size_A: float, seed: int = 0
+) -> tuple[str, Path]:
+    """Find real data by name, or simulate a micrograph in their place.
+
+    Parameters
+    ----------
+    name : str
+        "auto": the micrograph "micrograph-epu", or, where it cannot be had, "simulated".
+        "simulated": a micrograph of the channel, written to `folder`.
+        A micrograph or an entry of EMPIAR, see `cryonb.fetch.fetch`, or the path of a file.
+    most_images : int
+        Of an entry of EMPIAR.
+    box_size, pixel_size_A, seed
+        Of the simulation.
+
+    Returns
+    -------
+    name, path
+        What was found.
+    """
+    if name == "auto":
+        try:
+            return "micrograph-epu", fetch("micrograph-epu")
+        except (OSError, ValueError) as error:
+            print(f"No real micrograph ({error}): a simulated one takes its place.")
+            name = "simulated"
+    if name == "simulated":
+        scene, path = load_volume("channel", box_size, pixel_size_A), folder / "simulated.mrc"
+        options = {"snr": 0.5, "defocus_um": 1.7, "seed": seed}
+        micrograph = simulate_micrograph(scene, 80, 14 * box_size, **options)[0]
+        write_map(path, micrograph[None], pixel_size_A)
+        return name, path
+    if name.startswith(("micrograph-", "EMPIAR-")):
+        return name, fetch(name, max_images=most_images if name.startswith("EMPIAR-") else None)
+    return name, Path(name)
 
 
 def read_micrograph(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
@@ -139,7 +179,7 @@ def fit_ctf(
         "spherical_aberration_mm": spherical_aberration_mm,
         "amplitude_contrast": amplitude_contrast,
     }
-    profile, rings = _rings(power_ft)
+    profile, rings = thon_rings(power_ft)
     shells = torch.arange(box // 2 + 1) / (box * pixel_A)
     band = _band(shells, pixel_A)
     grid = torch.arange(*defocus_um, 0.01)
@@ -167,7 +207,7 @@ def fit_ctf(
     return CTFFit(defocus, astigmatism, angle % 180, -float(found.fun))
 
 
-def _rings(power_ft: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def thon_rings(power_ft: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logarithm of the power free of its smooth part: radial mean (shells,), and in rfft layout."""
     box = 2 * (power_ft.shape[-1] - 1)
     rings = power_ft.clamp_min(1e-30).log()
@@ -213,6 +253,16 @@ def pick(
         exclude_border=int(1.8 * radius_px),
     )
     return positions, response
+
+
+def empty_positions(
+    response: np.ndarray, positions: np.ndarray, box_size: int, most: int = 30
+) -> np.ndarray:
+    """Positions (n, 2) of boxes without particles: where `pick` found least, far from its picks."""
+    quiet = np.argwhere(response < np.quantile(response, 0.6))
+    quiet = quiet[((quiet > box_size) & (quiet < len(response) - box_size)).all(1)][::7]
+    far = np.linalg.norm(quiet[:, None] - positions[None], axis=2).min(1)
+    return quiet[np.argsort(-far)[: 10 * most : 10]]  # not all in one place
 
 
 def extract(micrograph: torch.Tensor, positions: np.ndarray, box_size: int) -> torch.Tensor:

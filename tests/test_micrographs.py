@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from cryonb import micrographs
 from cryonb.ctf import ctf
 from cryonb.micrographs import (
+    empty_positions,
     extract,
+    find_data,
     fit_ctf,
     pick,
     power_spectrum,
@@ -68,6 +71,36 @@ def test_picks_are_the_particles(simulated):
     assert (away.min(1).values < 8).float().mean() > 0.9, "precision"
     inside = ((positions > 40) & (positions < 680)).all(1)
     assert (away.min(0).values[inside] < 8).float().mean() > 0.8, "recall"
+
+
+def test_empty_positions_hold_no_particle(simulated):
+    micrograph, positions, _ = simulated
+    found, response = pick(micrograph, PIXEL_A, 110.0)
+    empty = empty_positions(response, found, 64, most=8)
+    away = torch.cdist(torch.from_numpy(empty).float(), positions.float())
+    assert 0 < len(empty) <= 8
+    assert away.min() > 110 / PIXEL_A / 2, "not even the rim of one at the middle of the box"
+    assert len(extract(micrograph, empty, 64)) == len(empty)
+
+
+def test_data_are_found_by_name_or_simulated(tmp_path, monkeypatch, capsys):
+    options = {"most_images": 5, "box_size": 32, "pixel_size_A": 6.0}
+
+    def no_network(name, **_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(micrographs, "fetch", no_network)
+    name, path = find_data("auto", tmp_path, **options)
+    assert name == "simulated" and "no network" in capsys.readouterr().out
+    image, pixel_A = read_micrograph(path)
+    assert pixel_A == pytest.approx(6.0) and image.shape == (448, 448)
+    asked = []
+    monkeypatch.setattr(micrographs, "fetch", lambda name, **k: asked.append((name, k)) or path)
+    for name in ("auto", "micrograph-fei", "EMPIAR-10081"):
+        find_data(name, tmp_path, **options)
+    assert [x for x, _ in asked] == ["micrograph-epu", "micrograph-fei", "EMPIAR-10081"]
+    assert [k.get("max_images") for _, k in asked] == [None, None, 5]
+    assert find_data("own.star", tmp_path, **options) == ("own.star", Path("own.star"))
 
 
 def test_extracted_particles_are_bright_and_centred(simulated):
