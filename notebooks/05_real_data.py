@@ -31,7 +31,8 @@
 # - to **fit** its defocus, **pick** particles without a template, and write a STAR file that RELION reads;
 # - to **measure** noise spectrum and signal-to-noise ratio, and to undo the first;
 # - to **carry** a network from simulation to real images, and to test that on a twin with a known truth;
-# - to **estimate** the mean squared error without a truth, and to say when that estimate is wrong.
+# - to **estimate** the mean squared error without a truth, and to say when that estimate is wrong;
+# - to **find** a truth for particles of known structure, and to say what it is worth.
 #
 # ## Before you start
 #
@@ -39,11 +40,11 @@
 # |---|---|---|
 # | contrast transfer function (CTF), SNR | necessary | `00_start_here`, `01_simulate` |
 # | posterior mean, one step of SR3 | necessary | `02_train_sr3` |
-# | linear filter, mean squared error | helpful | `04_compare_methods` |
+# | linear filter, mean squared error, posterior over poses | helpful | `04_compare_methods` |
 # | power spectrum | necessary | any course on signals |
 #
 # **Inputs**: a micrograph that `cryonb fetch` gets through pip, a micrograph or STAR file of your own, or,
-# where there is no network, a simulated one. **Outputs**: particles and denoised particles with STAR files
+# where there is no network, a simulated one; their structure, if you know it. **Outputs**: particles and denoised particles with STAR files
 # in `run_dir/real`, figures of merit in `run_dir/results`. **Hardware**: two CPU cores.
 
 # %% tags=["long"]
@@ -52,44 +53,36 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 
-from cryonb import micrographs, peers
+from cryonb import micrographs, plotting
 from cryonb.baselines import linear_filter
+from cryonb.compare import Method, run_all
 from cryonb.ctf import apply_ctf, ctf
 from cryonb.diffusion import SR3
 from cryonb.families import training_images
-from cryonb.fetch import fetch
 from cryonb.fourier import radial_mean
-from cryonb.geometry import random_rotations
+from cryonb.geometry import angular_distance_deg, random_rotations
 from cryonb.inference import denoise_file
-from cryonb.maps import write_map
-from cryonb.methods import one_step
-from cryonb.metrics import sure
+from cryonb.methods import blur, one_step, untrained
+from cryonb.metrics import correlation, sure
 from cryonb.particles import particles_from_arrays, stream_particles, write_particles
-from cryonb.plotting import (
-    plot_lines,
-    say,
-    say_table,
-    show_micrograph,
-    show_rows,
-    train_live,
-    use_style,
-)
+from cryonb.plotting import plot_lines, say, say_table, show_rows
 from cryonb.projection import project
+from cryonb.refine import Refiner, refine
 from cryonb.resolution import frc
 from cryonb.train import any_level_loss, draw_batch
+from cryonb.truth import closest_projections, likeness
 from cryonb.volumes import load_volume
 from cryonb.weights import KEPT, MANY, load_model
 from cryonb.whitening import amplitude, from_network, level, measure_noise, to_network
 
-use_style()
+plotting.use_style()
 
 # %% tags=["parameters"]
 data = "auto"  # or simulated, micrograph-epu, -fei, EMPIAR-10081, file.mrc, file.star
 most_particles = 500  # of EMPIAR or of a STAR file
+structure = ""  # what the particles are, where it is known: channel, prestin, file, EMD-8511, 5U6O
 diameter_A = 110.0  # Å, of the particle
 voltage_kv = 300.0  # kV
 spherical_aberration_mm = 2.7  # mm; the header of the micrograph does not say
@@ -99,7 +92,9 @@ box_size = 64  # pixels of a particle
 pixel_size_A = 3.0  # Å per pixel that the micrograph is shrunk to
 n_twin = 512  # particles of the twin
 like_molecules = 40  # random molecules that are simulated like the measured data
-slow_images = 16  # particles for BM3D, which takes a second each
+slow_images = 16  # particles for K-SVD, BM3D and Topaz, which take up to a second each
+truth_images = 32  # particles of the twin whose poses are looked for
+most_shift_A = 12.0  # Å, how far off the middle of the box a particle may lie
 tune_images = 2000  # images that the network is trained on after the transfer
 batch_size = 16  # images in each training step
 seed = 0  # of every random number
@@ -113,30 +108,12 @@ run_dir = "runs/own"  # everything is written under it
 # stated*, which makes it an honest example: nobody can tell us whether a denoised particle is right. Without
 # a network it simulates a micrograph of the channel instead, and says so.
 
-# %% tags=["long"]
+# %%
 run_dir = Path(run_dir)
 (folder := run_dir / "real").mkdir(parents=True, exist_ok=True)
-optics = {
-    "voltage_kv": voltage_kv,
-    "spherical_aberration_mm": spherical_aberration_mm,
-    "amplitude_contrast": amplitude_contrast,
-}
-if data == "auto":
-    try:
-        path = fetch("micrograph-epu")
-        data = "micrograph-epu"
-    except (OSError, ValueError) as error:
-        say(f"No real micrograph ({error}): a simulated one takes its place.")
-        data = "simulated"
-elif data.startswith(("micrograph-", "EMPIAR-")):
-    path = fetch(data, max_images=most_particles if data.startswith("EMPIAR-") else None)
-else:
-    path = Path(data)
-if data == "simulated":
-    scene = load_volume("channel", box_size, pixel_size_A), 80, 14 * box_size
-    image = micrographs.simulate_micrograph(*scene, snr=0.5, defocus_um=1.7, seed=seed)[0]
-    path = folder / "simulated.mrc"
-    write_map(path, image[None], pixel_size_A)
+optics = {"voltage_kv": voltage_kv, "spherical_aberration_mm": spherical_aberration_mm, "amplitude_contrast": amplitude_contrast}  # fmt: skip
+wanted = {"most_images": most_particles, "box_size": box_size, "pixel_size_A": pixel_size_A}
+data, path = micrographs.find_data(data, folder, seed=seed, **wanted)
 own_particles = path.suffix == ".star"
 say(f"Data: **{data}**, `{path.name}`.")
 
@@ -148,7 +125,7 @@ if not own_particles:
     power = micrographs.power_spectrum(fine, tile)
     small, small_A = micrographs.shrink(micrograph, camera_A, pixel_size_A)
     say(f"{tuple(micrograph.shape)} px of {camera_A:.4g} Å; grey value {micrograph.mean():.4g} ± {micrograph.std():.3g}")  # fmt: skip
-    figure = show_micrograph(small, small_A, power, fine_A, grey_values=micrograph)
+    figure = plotting.show_micrograph(small, small_A, power, fine_A, grey_values=micrograph)
 
 # %% [markdown]
 # Single particles can hardly be seen, and yet the power spectrum shows rings: many weak particles add up in
@@ -163,11 +140,8 @@ if not own_particles:
 # %% mystnb={"image": {"alt": "Radial power spectrum with the fitted CTF squared"}}
 if not own_particles:
     fit = micrographs.fit_ctf(power, fine_A, **optics)
-    profile = radial_mean(power.log(), tile, dims=2)
-    frequency = torch.arange(len(profile)) / (tile * fine_A)
-    window = max(5, tile // 25)
-    smooth = np.convolve(np.pad(profile, window, mode="edge"), np.ones(window) / window, "same")
-    seen = profile - torch.from_numpy(smooth)[window:-window]
+    seen = micrographs.thon_rings(power)[0]
+    frequency = torch.arange(len(seen)) / (tile * fine_A)
     model = ctf(tile, fine_A, fit.defocus_um, **optics)[0, 0].square() - 0.5
     shown = (frequency > 1 / 40) & (frequency < min(1 / 5, 0.45 / fine_A))
     curves = {"log power without its smooth part": (frequency[shown], seen[shown])}
@@ -196,9 +170,7 @@ else:
     particles = particles_from_arrays(boxes, poses, small_A, defocus_um=defocus, **optics)
     write_particles(particles, folder / "particles.star")
 star = path if own_particles else folder / "particles.star"
-say(
-    f"**{len(particles)}** particles of {box_size} px at {particles.pixel_size_A:.2f} Å, in `{star}`."
-)
+say(f"**{len(particles)}** particles of {box_size} px at {particles.pixel_size_A:.2f} Å, in `{star}`.")  # fmt: skip
 
 # %% mystnb={"image": {"alt": "Picked positions on the micrograph, and picked particles"}}
 if not own_particles:
@@ -206,8 +178,7 @@ if not own_particles:
     ax.imshow(response, vmin=-3, vmax=4)
     ax.plot(positions[:, 1], positions[:, 0], "o", mfc="none", mec="C1", ms=8)
     ax.set(title="difference of Gaussians, and its peaks", xlabel="x (px)", ylabel="y (px)")
-    blurred = [gaussian_filter(particles.images[:8].numpy(), (0, s, s)) for s in (0.01, 1.5)]
-    picks = dict(zip(["as picked", "blurred"], map(torch.from_numpy, blurred), strict=True))
+    picks = {"as picked": boxes[:8], "blurred": blur(boxes[:8], 1.5)}
     figure = show_rows(picks, title="The eight strongest picks", width_in=1.0)
 
 # %% [markdown]
@@ -245,7 +216,9 @@ say(f"SNR after whitening: **{noise.snr:.3g}** (σ = {sigma:.2f} signal deviatio
 # %%
 generator = torch.Generator().manual_seed(seed)
 molecule = load_volume(twin_source, box_size, pixel_size_A)
-clean = project(molecule.map, random_rotations(n_twin, generator))
+rotations = random_rotations(n_twin, generator)
+places = torch.rand(n_twin, 2, generator=torch.Generator().manual_seed(seed + 1)) - 0.5
+clean = project(molecule.map, rotations, places)  # off centre as picks are, in whole pixels
 carried = transfer[torch.arange(n_twin) % len(transfer)]  # the measured CTFs, in turn
 colour = amplitude(noise)
 gain = (noise.snr / apply_ctf(clean, carried / colour).var()).sqrt()
@@ -270,41 +243,50 @@ figure.axes[0].set(yscale="log", title="The gap between simulation and reality")
 # %% [markdown]
 # ## 6. Carry a network over
 #
-# Four denoisers, in order of how much they have been told about these data:
+# Five networks, in order of how much they have been told about these data:
 #
 # - **one protein, raw**: the network of `02_train_sr3` that comes with cryonb (`channel`, white noise, SNR
 #   0.1), on images that were only levelled. This is what happens if one simply tries it.
 # - **one protein, transferred**: the same network on whitened, phase-flipped images, scaled to the one noise
-#   level that it has met.
+#   level that it has met. **SR3 → U-Net** adds the second stage of `03_refine_unet`, as the paper does.
 # - **many proteins**: a network of the same size, trained on 500 random molecules with all kinds of CTF,
 #   whitening filter and SNR. It is what `cryonb denoise` uses.
 # - **many proteins, tuned**: the same after a little more training on random molecules of *this* diameter,
 #   *this* CTF and *this* noise. It is the idea of Noise-Transfer2Clean (Li et al. 2022) in its simplest form.
 #
-# The control is the **linear filter** of least squared error for the very same random molecules.
+# The controls are the methods of `04_compare_methods` that were trained on no particle like these: a blur,
+# K-SVD, BM3D, ASPIRE's covariance Wiener filter (CWF) and Topaz-Denoise, set on the same random molecules, as
+# far as they are installed; and the **linear filter** of least squared error for these random molecules.
 
 # %% mystnb={"image": {"alt": "Loss curve while the network is tuned to molecules like these"}}
 like = training_images(
     like_molecules, 32, box_size, seed,
     pixel_size_A=particles.pixel_size_A, diameter_A=diameter_A, transfer=transfer.abs() / colour,
 )  # fmt: skip
-one = load_model(KEPT / "channel-white-sr3.safetensors", SR3)[0]
-many = load_model(MANY, SR3)[0]
+one, many = (load_model(path, SR3)[0] for path in (KEPT / "channel-white-sr3.safetensors", MANY))
+second = load_model(KEPT / "channel-white-refine.safetensors", Refiner)[0]
 near = noise.snr / 1.5, noise.snr * 1.5
-tuned = train_live(
+tuned = plotting.train_live(
     load_model(MANY, SR3)[0].train(), partial(draw_batch, like),
     partial(any_level_loss, start=0.8, snr=near), tune_images,
     title="many proteins, tuned", batch_size=batch_size, learning_rate=2e-4, seed=seed,
 )  # fmt: skip
-denoisers = {"linear filter": linear_filter(*like, sigma)}
-known = 10**0.5  # the only noise level that this network has met, SNR 0.1
-at_known = lambda x, level: one_step(one, x * known / level, known) * level / known  # noqa: E731
-denoisers["one protein, transferred"] = partial(at_known, level=sigma)
-denoisers["many proteins"] = partial(one_step, many, sigma=sigma)
-denoisers["many proteins, tuned"] = partial(one_step, tuned, sigma=sigma)
-if not peers.missing("bm3d"):
-    denoisers["BM3D"] = partial(peers.bm3d, sigma=sigma)
-some = lambda name, stack: stack[:slow_images] if name == "BM3D" else stack  # noqa: E731
+
+# %%
+known = 10**0.5  # the only noise level that the network for one protein has met, SNR 0.1
+both_stages = lambda x, level: refine(second, one_step(one, x, level), x, level)  # noqa: E731
+at_known = lambda f, x, level: f(x * known / level, known) * level / known  # noqa: E731
+grain = sigma * torch.randn(like[1].shape, generator=generator)
+denoisers = untrained(like[1] + grain, like[0], sigma, slow_images)
+del denoisers["Topaz, contrast -1"]  # ours are bright, which it does better on, see notebook 04
+for name, denoiser in {
+    "linear filter": linear_filter(*like, sigma),
+    "one protein, transferred": partial(at_known, partial(one_step, one), level=sigma),
+    "one protein, SR3 → U-Net": partial(at_known, both_stages, level=sigma),
+    "many proteins": partial(one_step, many, sigma=sigma),
+    "many proteins, tuned": partial(one_step, tuned, sigma=sigma),
+}.items():
+    denoisers[name] = Method(denoiser)
 
 # %% [markdown]
 # On the twin the truth is known. The error is given as a share of the signal's variance: 1 is what an empty
@@ -312,35 +294,87 @@ some = lambda name, stack: stack[:slow_images] if name == "BM3D" else stack  # n
 
 # %% mystnb={"image": {"alt": "Particles of the twin, noisy, denoised by each method, and their truth"}}
 flat_real, flat = shells.values()
-on_twin = {"one protein, raw": at_known(flat, flat.std())}
-on_twin |= {name: denoiser(some(name, twin_white)) for name, denoiser in denoisers.items()}
+raw = at_known(partial(one_step, one), flat, flat.std())
+raw = (
+    raw * (raw * twin_truth).sum() / raw.square().sum()
+)  # in no unit, so at the scale that suits it
+on_twin = {"one protein, raw": raw} | run_all(denoisers, twin_white)
+denoisers = {name: denoiser for name, denoiser in denoisers.items() if name in on_twin}
 size = twin_truth.square().mean()
-error = {}
-for name, images in on_twin.items():
-    truth = twin_truth[: len(images)]
-    scale = 1.0
-    if name.endswith("raw"):  # in no unit, so at the scale that suits it best
-        scale = (images * truth).sum() / images.square().sum().clamp_min(1e-9)
-    error[name] = float((scale * images - truth).square().mean() / size)
+error = {k: float((v - twin_truth[: len(v)]).square().mean() / size) for k, v in on_twin.items()}
 say_table(["on the twin", "error ÷ signal variance"], error.items())
-strip = (
-    {"noisy": twin_white[:8]} | {k: v[:8] for k, v in on_twin.items()} | {"truth": twin_truth[:8]}
-)
-figure = show_rows(strip, title="The twin: a molecule that no network has seen", width_in=0.9)
+strip = {"noisy": twin_white} | on_twin | {"truth": twin_truth}
+figure = show_rows({k: v[:8] for k, v in strip.items()}, title="The twin: a molecule that no network has seen", width_in=0.9)  # fmt: skip
 
 # %% [markdown]
-# Every image has its own grey scale, so look at shapes, and at the table for amounts. The linear filter is
-# hard to beat on molecules that nobody knows: with so little signal the posterior mean is nearly linear. A
-# network trained on one protein answers with that protein. Its row is the prettiest, and its error the proof.
+# Every image has its own grey scale, so look at shapes, and at the table for amounts. (Slow methods have done
+# the first few particles only.) What knows nothing of proteins gains little over an empty image, or loses. CWF
+# learns from these very images what signal looks like, and a hundred are few. The linear filter is hard to beat
+# on molecules that nobody knows: with so little signal the posterior mean is nearly linear. A network trained
+# on one protein answers with that protein. Its row is the prettiest, and its error the proof.
 #
-# ## 7. The real particles
+# ## 7. What would a known structure be worth?
+#
+# **Question.** Of some real particles the structure is known: of EMPIAR-10081, say, which the paper denoises. Is
+# there a truth for each image, then?
+#
+# **Idea.** Take the projection of the structure that is **closest** to the particle: of all poses and places
+# the one that fits best, with the CTF in it. `closest_projections` searches directions from coarse to fine, all
+# turns and shifts, in the whitened images, where least squares are right; then it scales the projections. The
+# parameter `structure` does so for every particle of the data. Here comes what such a truth is worth: on the
+# twin, where the pose is looked for as if nobody knew it, there is a real truth beside it.
+#
+# Two rows enter that know the molecule: the closest projection itself, and the mean over all poses by their
+# weight (the Bayes limit of `04_compare_methods`, at the place found).
+
+# %% mystnb={"image": {"alt": "Particles of the twin, their closest projections with and without CTF, and the truth"}}
+sought = {"twin": (molecule, twin_white[:truth_images], carried[:truth_images].abs() / colour)}
+if structure:
+    known_volume = load_volume(structure, box_size, particles.pixel_size_A)
+    sought["real"] = known_volume, white, transfer.abs() / colour
+shift = {"most_shift_px": most_shift_A / particles.pixel_size_A}
+closest = {k: closest_projections(v.map, x, sigma, v.symmetry, ctf=c, **shift) for k, (v, x, c) in sought.items()}  # fmt: skip
+found = closest["twin"]
+knowing = {"closest projection": found.observed, "mean over poses": found.mean}
+strip = {"noisy": twin_white} | knowing | {"truth": twin_truth, "closest, no CTF": found.clean, "truth, no CTF": clean}  # fmt: skip
+figure = show_rows({k: v[:8] for k, v in strip.items()}, title="The twin: closest projections", width_in=0.9)  # fmt: skip
+
+# %%
+alike = {}
+for name, images in (knowing | on_twin).items():
+    n = min(truth_images, len(images))
+    alike[name] = [likeness(images[:n], x[:n]) for x in (twin_truth, found.observed)]
+columns = [f"{what}, {whose}" for what in ("correlation", "PSNR (dB)", "FRC") for whose in ("truth", "closest")]  # fmt: skip
+say_table(["on the twin", *columns], [(k, *sum(zip(*v, strict=True), ())) for k, v in alike.items()])  # fmt: skip
+angle = angular_distance_deg(found.poses.rotations, rotations[:truth_images], molecule.symmetry).median()  # fmt: skip
+say(f"The closest projections correlate with the truth by **{alike['closest projection'][0][0]:.3f}**. Their poses are off by {angle:.1f}°, their places by {(found.poses.shifts_px - places[:truth_images]).norm(dim=1).median():.2f} px (medians).")  # fmt: skip
+
+# %% [markdown]
+# Compare each pair of columns. Where the search finds the pose, the closest projection is a far better image
+# than any denoiser makes, because it knows the structure; it is a good truth. Where noise chooses the pose, its
+# error is not independent of the noise in the image, and neither is a denoiser's. So a row whose second number
+# is the better one is **flattered**, and most of all the mean over poses: the noise that has misled the search
+# misleads it, too. A network that was trained on this very structure would gain in the same way. *Who is judged
+# by the closest projection must not know the structure.*
+#
+# And the twin is a best case. There the structure is exactly that of the particles, its CTF and noise are known,
+# and nothing else is in the box. A real particle has a detergent belt that no model shows, other conformations
+# and neighbours, and whatever the structure lacks is booked as an error of the denoiser that shows it.
+#
+# ## 8. The real particles
 
 # %% mystnb={"image": {"alt": "Real particles, noisy and denoised by each method"}}
-real = {name: denoiser(some(name, white)) for name, denoiser in denoisers.items()}
-strip = {"whitened": white[:8], "blurred": torch.from_numpy(gaussian_filter(white[:8].numpy(), (0, 1.5, 1.5)))}  # fmt: skip
-strip |= {k: v[:8] for k, v in real.items()}
-strip["one protein, raw (wrong)"] = at_known(flat_real[:8], flat_real.std())
-figure = show_rows(strip, title=f"Real particles ({data})", width_in=0.9)
+real = run_all(denoisers, white)
+strip = {"whitened": white} | real
+strip["one protein, raw (wrong)"] = at_known(partial(one_step, one), flat_real[:8], flat_real.std())
+if structure:
+    found = closest["real"]
+    strip |= {"closest projection": found.observed, "closest, no CTF": found.clean}
+figure = show_rows({k: v[:8] for k, v in strip.items()}, title=f"Real particles ({data})", width_in=0.9)  # fmt: skip
+if structure:
+    rows = {"mean over poses": found.mean} | real
+    judged = {k: likeness(v, found.observed[: len(v)]) for k, v in rows.items()}
+    say_table(["to the closest projection", "correlation", "PSNR (dB)", "FRC"], [(k, *v) for k, v in judged.items()])  # fmt: skip
 
 # %% [markdown]
 # Which row is right? Prettiness is no argument: the two rows of the network that knows one protein are as
@@ -363,20 +397,22 @@ for name, denoiser in denoisers.items():
     estimates = []
     for stack in (twin_white, white):
         generator = torch.Generator().manual_seed(seed)
-        estimates.append(sure(denoiser, some(name, stack), sigma, generator).mean())
+        estimates.append(sure(denoiser, stack[: denoiser.first], sigma, generator).mean())
     risk[name] = error[name], float(estimates[0] / size), float(estimates[1])
 columns = ["error ÷ signal variance", "twin, true", "twin, SURE", "real, SURE"]
 say_table(columns, [(name, *values) for name, values in risk.items()])
-off = max(abs(true - guess) for true, guess, _ in risk.values())
-say(f"On the twin the estimate is off by {off:.3f} at most. If the noise power were known to 1 % only, all of the last column would move by {0.01 / noise.snr:.2f}.")  # fmt: skip
+off = max(abs(true - guess) for name, (true, guess, _) in risk.items() if not denoisers[name].first)
+say(f"On the twin the estimate is off by {off:.3f} at most, in rows of all images. If the noise power were known to 1 % only, all of the last column would move by {0.01 / noise.snr:.2f}.")  # fmt: skip
 
 # %% [markdown]
 # Where the columns *true* and *SURE* agree, the third column may be believed as far as the twin is like the
 # data: white Gaussian noise of known level. That level is the weak point. An error in it shifts the whole
-# column by as much ÷ SNR, and in a crowded micrograph the ring around a particle holds others, so the noise
-# is overestimated and the column comes out too low. *Differences* between rows hardly feel it: believe the
-# order, not the amounts, and not a row of few images (BM3D), which scatters. Structure that is not the
-# particle (a neighbour, a carbon edge) counts as signal here, and a denoiser that removes it is blamed.
+# column by as much ÷ SNR, and in a crowded micrograph the ring around a particle holds others, so the noise is
+# overestimated and the column comes out too low. *Differences* between rows hardly feel it: believe the order,
+# not the amounts, and not a row of few images (K-SVD, BM3D, Topaz), which scatters. K-SVD and BM3D besides
+# decide by thresholds what to keep; their output jumps, and Stein's lemma asks for one that does not. Structure
+# that is not the particle (a neighbour, a carbon edge) counts as signal here, and a denoiser that removes it is
+# blamed.
 #
 # ### Empty patches must stay empty
 #
@@ -395,14 +431,11 @@ pulled = {}
 at = torch.arange(box_size) - box_size // 2
 middle = at[:, None] ** 2 + at**2 < (0.6 * radius_px) ** 2
 if not own_particles:
-    quiet = np.argwhere(response < np.quantile(response, 0.6))
-    quiet = quiet[((quiet > box_size) & (quiet < len(response) - box_size)).all(1)]
-    far = np.linalg.norm(quiet[::7, None] - positions[None], axis=2).min(1)
-    chosen = quiet[::7][np.argsort(-far)[:300:10]]  # far from all picks, and not all in one place
+    chosen = micrographs.empty_positions(response, positions, box_size)
     patches = twin.select(torch.zeros(len(chosen), dtype=torch.long))
     patches = patches.with_images(micrographs.extract(small, chosen, box_size), ctf_applied=True)
     empty = to_network(patches, noise)[0]
-    for name in [name for name in denoisers if name != "BM3D"]:
+    for name in [k for k, v in denoisers.items() if not v.first and k != "CWF"]:  # it learns anew
         drawn = denoisers[name](empty)[:, middle].square().mean()
         pulled[name] = float(drawn / real[name][:, middle].square().mean())
     say_table(["", "power on empty ÷ on particles"], pulled.items())
@@ -421,7 +454,7 @@ figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean FRC", title="W
 # exposures of the particle, such as even and odd movie frames, whose noise is independent; a particle stack
 # has no second exposure. That real data and twin give the same curve says only that the twin is a good one.
 #
-# ## 8. One command for all of it
+# ## 9. One command for all of it
 #
 # `cryonb denoise` does what sections 4 and 6 did: measures, whitens, flips, denoises by the network for many
 # proteins, and undoes the first three, so that the output keeps rows, columns, box, unit and CTF of the
@@ -429,9 +462,8 @@ figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean FRC", title="W
 # goes on. The same from Python:
 
 # %%
-out = denoise_file(
-    star, folder / "denoised.star", diameter_A=2 * radius_px * particles.pixel_size_A
-)
+width_A = 2 * radius_px * particles.pixel_size_A
+out = denoise_file(star, folder / "denoised.star", diameter_A=width_A)
 back = next(stream_particles(out, batch_size=len(particles))).resampled(box_size)
 own = from_network(real["many proteins"], deviation, particles, noise)
 both = torch.stack([back.images.flatten(), own.flatten()])
@@ -443,7 +475,7 @@ say(f"Correlation with the images of this notebook: {same:.3f}. Written: `{out}`
 # would for the raw images. `06_reconstruct_fsc` and `07_trust` say what such a reconstruction is worth: **look
 # and pick with denoised images, reconstruct from the raw ones.**
 #
-# ## 9. Try to break it
+# ## 10. Try to break it
 #
 # A wrong defocus flips the wrong phases. The whitening does not notice, nor does the network: its output
 # looks as crisp as before. Only a truth, the twin's, shows the damage.
@@ -457,12 +489,11 @@ for shift_um in (0.0, 0.1, 0.3, 1.0):
     seen = one_step(many, to_network(mistaken, noise)[0], sigma)
     ratio = seen.square().mean() / on_twin["many proteins"].square().mean()
     wrong[f"{shift_um:g} µm off"] = float((seen - twin_truth).square().mean() / size), float(ratio)
-say_table(
-    ["defocus", "error ÷ signal variance", "power ÷ before"], [(k, *v) for k, v in wrong.items()]
-)
+columns = ["defocus", "error ÷ signal variance", "power ÷ before"]
+say_table(columns, [(k, *v) for k, v in wrong.items()])
 
 # %% [markdown]
-# ## 10. Exercises
+# ## 11. Exercises
 #
 # ```{exercise}
 # :label: ex-real-snr
@@ -507,9 +538,34 @@ print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d
 # ````
 #
 # ```{exercise}
+# :label: ex-real-structure
+# **The wrong structure.** A search for the closest projection finds one for any structure. How would you
+# notice that the particles are of another molecule? Compare each particle with its projection.
+# ```
+#
+# ````{solution-start} ex-real-structure
+# :class: dropdown
+# ````
+
+# %%
+other = load_volume("channel" if twin_source == "prestin" else "prestin", box_size, pixel_size_A)
+_, stack, filters = sought["twin"]
+mistaken = closest_projections(other.map, stack, sigma, other.symmetry, ctf=filters, **shift)
+for name, images in {"right": closest["twin"], "wrong": mistaken}.items():
+    found = correlation(images.observed, stack).mean()
+    print(f"{name} structure: particle and closest projection correlate by {found:.3f}")
+
+# %% [markdown]
+# Both fit, and none well: most of each image is noise. The right structure does so better; without a second one
+# to compare with, no single number tells. A structure that fits no better than a stranger is no truth.
+#
+# ````{solution-end}
+# ````
+#
+# ```{exercise}
 # :label: ex-real-own
 # **Your own data.** Run this notebook on a STAR file: `cryonb run 05_real_data -p data my.star -p diameter_A 150`.
-# Which of the four measurements of section 7 would you show to a colleague who wants to believe the images?
+# Which of the four measurements of section 8 would you show to a colleague who wants to believe the images?
 # ```
 #
 # ## Quiz
@@ -544,6 +600,8 @@ print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d
 #   on the images themselves, and the first three undone.
 # - A twin with the measured noise tells what a denoiser is worth on data like these, where the truth is known.
 # - SURE estimates the error without a truth, if the noise is white and its level known.
+# - Where the structure is known, the closest projection is a truth with an error of its own, and it sides with
+#   whoever knows the structure.
 # - Empty patches show what is drawn where nothing is. Two networks that agree on one image prove nothing.
 #
 # **References.** Li et al. 2022, *Bioinformatics* 38, 2022 (Noise-Transfer2Clean) · Rohou and Grigorieff 2015,
@@ -552,12 +610,14 @@ print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d
 
 # %%
 results = {"data": data, "particles": len(particles), "snr": noise.snr, "twin_snr": measured.snr}
-results |= (
-    {} if own_particles else {"defocus_um": fit.defocus_um, "ctf_correlation": fit.correlation}
-)
+if not own_particles:
+    results |= {"defocus_um": fit.defocus_um, "ctf_correlation": fit.correlation}
 results |= {f"twin: {name}": value for name, value in error.items()}
 for name, (_, guess, guess_real) in risk.items():
     results |= {f"twin SURE: {name}": guess, f"real SURE: {name}": guess_real}
+results |= {"closest: correlation": alike["closest projection"][0][0], "closest: angle_deg": float(angle)}  # fmt: skip
+results |= {f"correlation with {k}: {name}": values[i][0] for name, values in alike.items() for i, k in enumerate(("truth", "closest"))}  # fmt: skip
+results |= {f"real, closest: {name}": values[0] for name, values in judged.items()} if structure else {}  # fmt: skip
 results |= {f"empty: {name}": value for name, value in pulled.items()}
 results |= {f"defocus {name}": value for name, (value, _) in wrong.items()}
 results["command_correlation"] = same

@@ -158,6 +158,13 @@ def test_smoke_05_measures_what_the_simulation_put_in(smoke):
     for name in ("linear filter", "many proteins"):  # Stein's estimate, 48 particles of 32 px
         assert r[f"twin SURE: {name}"] == pytest.approx(r[f"twin: {name}"], abs=0.35)
     assert r["command_correlation"] > 0.98
+    for title in ("Gaussian blur", "K-SVD", "BM3D", "CWF", "Topaz, contrast +1"):
+        assert r[f"twin: {title}"] > r["twin: linear filter"], title  # none knows proteins
+    truth, mean = "correlation with truth: {}", "mean over poses"
+    assert r[truth.format(mean)] > r[truth.format("closest projection")] > 0.4  # SNR 0.03
+    assert r[truth.format(mean)] > r[truth.format("linear filter")]  # it knows the molecule
+    flattered = r[f"correlation with closest: {mean}"]
+    assert flattered > r[truth.format(mean)] + 0.1
 
 
 def test_smoke_06_reconstructs(smoke):
