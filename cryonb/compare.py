@@ -45,19 +45,25 @@ COLUMNS = {  # key of a row: heading, format
 
 @contextmanager
 def peak_memory(every: float = 0.01) -> Iterator[list[float]]:
-    """Watch this process's resident memory; the list then holds its peak above the start, in MiB.
+    """Watch this process's own memory; the list then holds its peak above the start, in MiB.
 
     With glibc, memory that was freed before is given back first, so that its use is seen again.
+    On Linux, pages of memory-mapped files do not count: the system takes them back when it likes.
     """
     if platform.system() == "Linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
     process, stop = psutil.Process(), threading.Event()
-    start = highest = process.memory_info().rss
+
+    def own() -> int:
+        memory = process.memory_info()
+        return memory.rss - getattr(memory, "shared", 0)
+
+    start = highest = own()
 
     def watch():
         nonlocal highest
         while not stop.wait(every):
-            highest = max(highest, process.memory_info().rss)
+            highest = max(highest, own())
 
     thread, found = threading.Thread(target=watch, daemon=True), []
     thread.start()
@@ -66,7 +72,7 @@ def peak_memory(every: float = 0.01) -> Iterator[list[float]]:
     finally:
         stop.set()
         thread.join()
-        found.append((max(highest, process.memory_info().rss) - start) / 2**20)
+        found.append((max(highest, own()) - start) / 2**20)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -119,6 +121,17 @@ def test_peak_memory_sees_what_came_and_went():
         time.sleep(0.05)
         del held
     assert 180 < peak[0] < 260
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux", reason="elsewhere mapped pages are not told apart"
+)
+def test_peak_memory_leaves_out_pages_of_mapped_files(tmp_path):
+    np.ones(50 * 2**18, np.float32).tofile(tmp_path / "stack")  # 50 MiB
+    with peak_memory(every=0.001) as peak:
+        total = np.memmap(tmp_path / "stack", np.float32, "r").sum()
+        time.sleep(0.05)
+    assert total == 50 * 2**18 and peak[0] < 20
 
 
 def test_training_time_does_not_count_what_is_evaluated():
