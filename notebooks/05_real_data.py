@@ -169,6 +169,7 @@ else:
     defocus = torch.full((len(boxes),), fit.defocus_um)
     particles = particles_from_arrays(boxes, poses, small_A, defocus_um=defocus, **optics)
     write_particles(particles, folder / "particles.star")
+known_volume = load_volume(structure, box_size, particles.pixel_size_A) if structure else None
 star = path if own_particles else folder / "particles.star"
 say(f"**{len(particles)}** particles of {box_size} px at {particles.pixel_size_A:.2f} Å, in `{star}`.")  # fmt: skip
 
@@ -330,7 +331,6 @@ figure = show_rows({k: v[:8] for k, v in strip.items()}, title="The twin: a mole
 # %% mystnb={"image": {"alt": "Particles of the twin, their closest projections with and without CTF, and the truth"}}
 sought = {"twin": (molecule, twin_white[:truth_images], carried[:truth_images].abs() / colour)}
 if structure:
-    known_volume = load_volume(structure, box_size, particles.pixel_size_A)
     sought["real"] = known_volume, white, transfer.abs() / colour
 shift = {"most_shift_px": most_shift_A / particles.pixel_size_A}
 closest = {k: closest_projections(v.map, x, sigma, v.symmetry, ctf=c, **shift) for k, (v, x, c) in sought.items()}  # fmt: skip
@@ -372,8 +372,9 @@ if structure:
     strip |= {"closest projection": found.observed, "closest, no CTF": found.clean}
 figure = show_rows({k: v[:8] for k, v in strip.items()}, title=f"Real particles ({data})", width_in=0.9)  # fmt: skip
 if structure:
-    rows = {"mean over poses": found.mean} | real
-    judged = {k: likeness(v, found.observed[: len(v)]) for k, v in rows.items()}
+    fits = (correlation(closest[k].observed, sought[k][1]).mean() for k in ("real", "twin"))
+    say("Particle and closest projection correlate by {:.3f}, on the twin by {:.3f}.".format(*fits))
+    judged = {k: likeness(v, found.observed[: len(v)]) for k, v in ({"mean over poses": found.mean} | real).items()}  # fmt: skip
     say_table(["to the closest projection", "correlation", "PSNR (dB)", "FRC"], [(k, *v) for k, v in judged.items()])  # fmt: skip
 
 # %% [markdown]
@@ -564,7 +565,8 @@ for name, images in {"right": closest["twin"], "wrong": mistaken}.items():
 #
 # ```{exercise}
 # :label: ex-real-own
-# **Your own data.** Run this notebook on a STAR file: `cryonb run 05_real_data -p data my.star -p diameter_A 150`.
+# **Your own data.** Run this notebook on a STAR file: `cryonb run 05_real_data -p data my.star -p diameter_A 150`,
+# and with `-p structure my.pdb` if you know what the particles are. What does the twin say of that truth?
 # Which of the four measurements of section 8 would you show to a colleague who wants to believe the images?
 # ```
 #
