@@ -39,7 +39,7 @@ WORDS_A_MINUTE = 200  # and a minute for each figure
 ROOMS = {
     "Physics": "files workers conventions fourier geometry ctf projection volumes molecules maps"
     " particles star masks simulate families dataset micrographs reconstruct metrics resolution"
-    " poses steerable templates posterior",
+    " poses steerable templates posterior truth",
     "Learning": "unet diffusion refine direct gan mapclean train precision weights pretrain",
     "Real data": "cache download empiar fetch whitening stacks shards inference",
     "Comparing and judging": "baselines ksvd peers methods compare audit report relion",
