@@ -1,12 +1,17 @@
-"""Which floating-point precision is fast on this machine."""
+"""How networks run fast on this machine: in which precision, and in memory that is used again."""
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import time
 from functools import cache
 
 import torch
 from torch import nn
+
+KEPT_BYTES = 2**30  # of freed memory at most
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @cache
@@ -28,7 +33,22 @@ def fast_precision() -> str:
     return "bf16" if seconds[True] < 0.8 * seconds[False] else "no"
 
 
+@cache
+def keep_freed_memory() -> bool:
+    """Have glibc keep up to `KEPT_BYTES` of freed memory for what comes next; whether it does.
+
+    Left to itself it returns a network's activations to the system after every step, and gets them
+    back page by page and zeroed: a tenth of the time on a CPU. Results stay the same.
+    """
+    if platform.system() != "Linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    largest = 2**25  # from the heap; what is larger is mapped apart, as glibc does by itself
+    return bool(mallopt(M_MMAP_THRESHOLD, largest) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
+
+
 def autocast(device: torch.device, precision: str | None = None) -> torch.autocast:
-    """Context in which networks run in `precision`, by default the fast one."""
+    """Context in which networks run, in `precision` or else the fast one; keeps freed memory."""
+    keep_freed_memory()
     bf16 = (precision or fast_precision()) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

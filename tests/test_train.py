@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from cryonb.diffusion import SR3
-from cryonb.precision import fast_precision
+from cryonb.precision import KEPT_BYTES, M_TRIM_THRESHOLD, fast_precision, keep_freed_memory
 from cryonb.refine import INPUTS, Refiner, refine, refine_loss
 from cryonb.train import (
     Progress,
@@ -288,6 +289,27 @@ def test_images_within_leaves_networks_and_the_run_as_they_were():
 
 def test_precision_is_one_of_two():
     assert fast_precision() in ("bf16", "no") and fast_precision() == fast_precision()
+
+
+def test_freed_memory_is_kept_and_changes_no_result():
+    if not keep_freed_memory():
+        pytest.skip("not glibc's allocator")
+    set_option = ctypes.CDLL(None).mallopt
+
+    def pages() -> int:
+        """Pages that the system hands out for 32 MB, in pieces as large as activations."""
+        [torch.ones(2**20) for _ in range(8)]
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        [torch.ones(2**20) for _ in range(8)]
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    kept, (_, losses) = pages(), run()
+    set_option(M_TRIM_THRESHOLD, 0)
+    try:
+        given_back, (_, again) = pages(), run()
+    finally:
+        set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
+    assert kept < 0.1 * given_back and losses == again
 
 
 @pytest.mark.parametrize("inputs", INPUTS)
