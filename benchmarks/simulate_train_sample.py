@@ -10,6 +10,7 @@ maximum) over the repeats, and how far the resident memory rose while either sid
 from __future__ import annotations
 
 import argparse
+import copy
 import resource
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from cryonb.geometry import random_rotations
 from cryonb.precision import autocast, fast_precision
 from cryonb.projection import project
 from cryonb.simulate import noise_sigma
-from cryonb.train import sr3_loss
+from cryonb.train import sr3_loss, update_average
 from cryonb.volumes import load_volume
 
 SIGMA = noise_sigma(0.1)
@@ -104,22 +105,44 @@ def projection(volume: torch.Tensor, n: int, repeats: int) -> None:
     print(f"  up to two thirds of Nyquist the images differ by {100 * difference:.1f} %")
 
 
-def training_step(model: SR3, images: torch.Tensor, precision: str, fast_layout: bool) -> Callable:
-    """Return a function that does one step: loss, gradients, AdamW."""
-    if fast_layout:
+def training_step(
+    model: SR3,
+    draw: Callable,
+    batch_size: int,
+    precision: str | None = None,
+    *,
+    channels_last: bool = True,
+    fused: bool = True,
+    parts: int = 1,
+) -> Callable[[], None]:
+    """Return a function that does one step of training, as `cryonb.train.train` does by default.
+
+    Parameters
+    ----------
+    draw : callable (n, generator) -> (clean, observed)
+    precision : str, optional
+        "bf16" or "no"; by default what is fast here.
+    parts : int
+        Of the batch, whose gradients are added up.
+    """
+    if channels_last:
         model.to(memory_format=torch.channels_last)
     else:  # undo the layout that the U-Net asks for at its entrance
         model.unet.entrance.register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fast_layout)
+    average, device = copy.deepcopy(model), next(model.parameters()).device
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
     generator = torch.Generator().manual_seed(0)
 
     def step() -> None:
-        with autocast(images.device, precision):
-            loss = sr3_loss(model, (images, images), 1.0, generator, sigma=SIGMA)
-        loss.backward()
+        for _ in range(parts):
+            batch = [images.to(device) for images in draw(batch_size // parts, generator)]
+            with autocast(device, precision):
+                loss = sr3_loss(model, batch, 1.0, generator, sigma=SIGMA) / parts
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
+        update_average(average, model, 1000)
 
     return step
 
@@ -128,15 +151,17 @@ def training(images: torch.Tensor, repeats: int) -> None:
     """Folded, bf16 where it is fast, channels last against full resolution, float32."""
     ours, naive = SR3(), SR3(**FULL_RESOLUTION)
     million = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (ours, naive)]
-    precision = fast_precision()
+    precision, draw = fast_precision(), lambda n, generator: (images[:n], images[:n])
     names = f"folded by 4, {precision.replace('no', 'float32')}, channels last", "full, float32"
     names = f"{names[0]}, {million[0]:.1f} M", f"{names[1]}, {million[1]:.1f} M"
     compare(
         f"Training step, batch of {len(images)}",
         dict.fromkeys(names, len(images)),
         {
-            names[0]: training_step(ours, images, precision, True),
-            names[1]: training_step(naive, images, "no", False),
+            names[0]: training_step(ours, draw, len(images), precision),
+            names[1]: training_step(
+                naive, draw, len(images), "no", channels_last=False, fused=False
+            ),
         },
         repeats,
     )

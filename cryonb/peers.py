@@ -99,6 +99,21 @@ def cwf(noisy: torch.Tensor, sigma: float) -> torch.Tensor:
     the mean of the stack out there. At SNR 0.1 it is 0.14 dB below the best linear filter (24.3 dB,
     1024 images of the embedded channel, 64 px), 16 ms an image.
     """
+    denoiser, ground = cwf_denoiser(noisy, sigma)
+    clean = denoiser.denoise[:].asnumpy()
+    return torch.tensor(clean, dtype=noisy.dtype) + ground
+
+
+def cwf_denoiser(noisy: torch.Tensor, sigma: float):
+    """ASPIRE's denoiser for one stack, arguments as in `cwf`.
+
+    Returns
+    -------
+    denoiser : aspire.denoising.DenoiserCov2D
+        `build_denoiser()` fits it, as the first use of ``denoise[rows]`` does.
+    ground : Tensor ()
+        Mean of the corners, which is taken away before and belongs to what comes out.
+    """
     _check("cwf", noisy, sigma)
     n = noisy.shape[-1]
     if noisy.shape[1] != n:
@@ -112,8 +127,7 @@ def cwf(noisy: torch.Tensor, sigma: float) -> torch.Tensor:
     images = (noisy - ground).float().numpy()
     source = ArrayImageSource(images, pixel_size=1.0)  # without a CTF any pixel size will do
     basis = FFBBasis2D((n, n), dtype=images.dtype)
-    clean = DenoiserCov2D(source, basis, var_noise=sigma**2).denoise[:].asnumpy()
-    return torch.tensor(clean, dtype=noisy.dtype) + ground
+    return DenoiserCov2D(source, basis, var_noise=sigma**2), ground
 
 
 def topaz(noisy: torch.Tensor, sigma: float, sign: int = 1) -> torch.Tensor:
