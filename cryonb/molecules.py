@@ -186,7 +186,7 @@ def _copies(xyz: np.ndarray, turns: np.ndarray) -> np.ndarray:
     return np.einsum("kij,nj->kni", turns, xyz).reshape(-1, 3)
 
 
-def _roomiest(ways: list[np.ndarray], others: np.ndarray) -> tuple[np.ndarray, float]:
+def _roomiest(ways: list | np.ndarray, others: np.ndarray) -> tuple[np.ndarray, float]:
     """Of several placements the one farthest from other atoms, and that distance in Å."""
     reach = np.concatenate(ways).reshape(-1, 3)
     if not len(reach):
@@ -248,9 +248,10 @@ def _add_side_chains(backbone: np.ndarray, turns: np.ndarray, rng) -> tuple[np.n
     placed = np.concatenate([_copies(core.reshape(-1, 3), turns), AXIS])
     owner = np.full(len(placed), -1)  # residue of the first subunit that an atom belongs to
     owner[: 5 * len(core)] = np.repeat(np.arange(len(core)), 5)
+    chi = np.array([(a, b) for a in ROTAMERS for b in ROTAMERS]).T
     tails, names = [], []
     for i, letter in enumerate(letters):
-        ways = [_side_chain(letter, *core[i, [0, 1, 4]], a, b) for a in ROTAMERS for b in ROTAMERS]
+        ways = _side_chains(letter, *core[i, [0, 1, 4]], *chi)
         tail, room = _roomiest(ways, placed[owner != i])
         tail = tail if room > 2.3 else tail[:0]
         tails.append(tail)
@@ -275,21 +276,21 @@ def _unit(v: np.ndarray) -> np.ndarray:
     return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
 
-def _side_chain(letter: str, n, ca, cb, chi1: float, chi2: float) -> np.ndarray:
-    """Atoms (k, 3) beyond CB, its first two torsions turned by `chi1` and `chi2` degrees."""
+def _side_chains(letter: str, n, ca, cb, chi1: np.ndarray, chi2: np.ndarray) -> np.ndarray:
+    """Atoms (ways, k, 3) beyond CB, the first two torsions turned by `chi1`, `chi2` degrees."""
     chain = [n, ca, cb]
     before = {2: 1, 1: 0}  # who each atom hangs on
     for _, parent, torsion in SIDE_CHAINS[letter]:
         p = parent + 2
-        torsion += chi1 if parent == 0 else chi2 if parent == 1 else 0
-        chain.append(_bond(chain[before[before[p]]], chain[before[p]], chain[p], torsion))
+        turned = torsion + (chi1 if parent == 0 else chi2 if parent == 1 else 0 * chi1)
+        chain.append(_bond(chain[before[before[p]]], chain[before[p]], chain[p], turned))
         before[len(chain) - 1] = p
-    return np.array(chain[3:]).reshape(-1, 3)
+    return np.stack(chain[3:], 1) if chain[3:] else np.empty((len(chi1), 0, 3))
 
 
-def _bond(a, b, c, torsion: float, length: float = 1.5, angle: float = 113.0) -> np.ndarray:
-    """Position of d, bonded to c, with the torsion a-b-c-d in degrees."""
-    angle, torsion = np.radians(angle), np.radians(torsion)
+def _bond(a, b, c, torsion: np.ndarray, length: float = 1.5, angle: float = 113.0) -> np.ndarray:
+    """Positions (ways, 3) of d, bonded to c, with each torsion a-b-c-d in degrees."""
+    angle, torsion = np.radians(angle), np.radians(torsion)[:, None]
     bc = _unit(c - b)
     normal = _unit(np.cross(b - a, bc))
     along = np.cos(torsion) * np.cross(normal, bc) + np.sin(torsion) * normal
