@@ -82,16 +82,21 @@ def particle_file(volume, n: int, folder: Path) -> Path:
     return write_particles(particles, folder / f"particles{n}.star")
 
 
-def in_turn(calls: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+def in_turn(
+    calls: dict[str, Callable], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each call, all in turn, after one turn to warm up."""
     seconds = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
             if repeat:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of all threads together
 
 
 def report(seconds: dict[str, list[float]]) -> None:

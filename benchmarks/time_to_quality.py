@@ -2,8 +2,9 @@
 
     python benchmarks/time_to_quality.py --out quality
 
-From nothing: simulating the training images is part of the budget. Each budget is a training of its
-own, with the curriculum of notebook 02, whose schedule ends when the budget does. The PSNR on
+A budget is CPU time, of all threads together, so that a busy machine changes little; simulating the
+training images is part of it. Each budget is a training of its own, with the curriculum of notebook
+02, whose schedule ends when the budget does. The PSNR on
 test particles stands beside that of the best linear filter, which knows the molecule too.
 Results go to OUT/quality.csv one by one; a run that was cut off goes on.
 """
@@ -13,22 +14,24 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from cryonb.baselines import linear_filter
-from cryonb.compare import train_for
 from cryonb.diffusion import SR3
 from cryonb.methods import SR3_SHARE, one_step
 from cryonb.metrics import psnr
 from cryonb.pretrain import REFINER, STEPS
 from cryonb.refine import Refiner, refine, refine_loss
 from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
-from cryonb.train import draw_batch, sr3_loss, train
+from cryonb.train import Progress, draw_batch, images_within, sr3_loss, train
 from cryonb.volumes import load_volume
 
 SIMULATED = 0.1  # of the budget, at most
@@ -36,37 +39,44 @@ MOST = 16_000  # images
 
 
 class Clock:
-    """Time since it was made: of the wall, and of all cores together."""
+    """Time since it was made: of all threads together, and of the wall."""
 
     def __init__(self):
-        self.start = time.perf_counter(), time.process_time()
-
-    @property
-    def wall_s(self) -> float:
-        return time.perf_counter() - self.start[0]
+        self.start = time.process_time(), time.perf_counter()
 
     @property
     def cpu_s(self) -> float:
-        return time.process_time() - self.start[1]
+        return time.process_time() - self.start[0]
+
+    @property
+    def wall_s(self) -> float:
+        return time.perf_counter() - self.start[1]
 
 
 def simulated(n: int, seed: int, box: int, seconds: float = float("inf")) -> torch.Tensor:
     """Clean images (n, y, x) of the channel, fewer where the time is up before."""
     clock, volume = Clock(), load_volume("channel", box, 192 / box)
     generator, scale, parts = torch.Generator().manual_seed(seed), clean_scale(volume), []
-    while sum(map(len, parts)) < n and (not parts or clock.wall_s < seconds):
+    while sum(map(len, parts)) < n and (not parts or clock.cpu_s < seconds):
         images = simulate_images(volume, min(n, 128), setting("white"), generator, scale=scale)
         parts.append(images.clean)
     return torch.cat(parts)[:n]
 
 
 def trained(model, stacks, loss, seconds: float, args, seed: int):
-    """The average of a model that was trained for so long."""
+    """The average of a model that was trained for so much CPU time."""
     average, draw = copy.deepcopy(model), partial(draw_batch, stacks)
     options = {"batch_size": args.batch_size, "seed": seed}
-    train_for(
-        max(seconds, 0.1), lambda m, a, n: train(m, a, draw, loss, n, **options), model, average
-    )
+
+    def trial(*copies) -> Iterator[Progress]:
+        clock = Clock()
+        for progress in train(*copies, draw, loss, 10**7, **options):
+            yield replace(progress, seconds=clock.cpu_s)
+
+    trial_s = min(3.0, seconds / 8)
+    n = images_within(max(seconds - trial_s, 0.1), trial, model, average, trial_seconds=trial_s)
+    for _ in tqdm(train(model, average, draw, loss, n, **options), total=n // args.batch_size):
+        pass
     return average.eval()
 
 
@@ -74,7 +84,7 @@ def one_stage(budget_s: float, seed: int, sigma: float, args):
     """SR3, whose first step is the estimate; returns a denoiser and the images it learnt from."""
     clock, loss = Clock(), partial(sr3_loss, sigma=sigma)
     clean = simulated(MOST, seed, args.box_size, SIMULATED * budget_s)
-    model = trained(SR3(), (clean, clean), loss, budget_s - clock.wall_s, args, seed)
+    model = trained(SR3(), (clean, clean), loss, budget_s - clock.cpu_s, args, seed)
     return partial(one_step, model, sigma=sigma), clean
 
 
@@ -84,7 +94,7 @@ def two_stages(budget_s: float, seed: int, sigma: float, args):
     first, clean = one_stage(SR3_SHARE * budget_s, seed, sigma, args)
     generator = torch.Generator().manual_seed(seed + 1)
     drawn, noisy = [], []
-    while not drawn or clock.wall_s < (SR3_SHARE + SIMULATED) * budget_s:
+    while not drawn or clock.cpu_s < (SR3_SHARE + SIMULATED) * budget_s:
         rows = torch.randint(0, len(clean), (32,), generator=generator)
         noisy.append(clean[rows] + sigma * torch.randn(clean[rows].shape, generator=generator))
         drawn.append((rows, first(noisy[-1], steps=STEPS, seed=len(drawn))))
@@ -95,7 +105,7 @@ def two_stages(budget_s: float, seed: int, sigma: float, args):
     )
     loss = partial(refine_loss, sigma=sigma)
     second = Refiner(**REFINER | {"inputs": "sample"})
-    second = trained(second, stacks, loss, budget_s - clock.wall_s, args, seed)
+    second = trained(second, stacks, loss, budget_s - clock.cpu_s, args, seed)
     return lambda x: refine(second, first(x, steps=STEPS), x, sigma), clean
 
 
@@ -125,7 +135,7 @@ def longer(frame: pd.DataFrame) -> list[str]:
 def main() -> None:
     """Train what is not in the table yet, budget by budget, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 10, 30])
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 10, 30], help="CPU time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--box-size", type=int, default=64, help="pixels, a multiple of 8")
     parser.add_argument("--snr", type=float, default=0.1)

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
+import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -23,15 +25,17 @@ from statistics import median
 
 import numpy as np
 import torch
-from maps_and_poses import in_turn
+from maps_and_poses import CLOCKS, in_turn
 from simulate_train_sample import FULL_RESOLUTION, SIGMA, peak_MB, spread, training_step
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+import cryonb.precision
 from cryonb.diffusion import SR3
 from cryonb.geometry import random_rotations
 from cryonb.inference import best_device
-from cryonb.precision import M_TRIM_THRESHOLD, fast_precision, keep_freed_memory
+from cryonb.methods import one_step
+from cryonb.precision import fast_precision, keep_freed_memory
 from cryonb.projection import project
 from cryonb.simulate import clean_scale
 from cryonb.train import draw_batch, sr3_loss, train
@@ -62,7 +66,7 @@ def gigaflop(model: SR3, images: torch.Tensor) -> float:
     return counter.get_total_flops() / 1e9 / len(images)
 
 
-def peaks(device: str, size: int, repeats: int) -> dict[str, float]:
+def peaks(device: str, size: int, repeats: int, clock: Callable) -> dict[str, float]:
     """Best GFLOP/s of a large matrix product and a large convolution, in the fast precision."""
     dtype = torch.bfloat16 if fast_precision() == "bf16" else torch.float32
     square = torch.randn(size, size, device=device, dtype=dtype)
@@ -72,7 +76,8 @@ def peaks(device: str, size: int, repeats: int) -> dict[str, float]:
     flop = {"matrix product": 2 * size**3, "3 × 3 convolution": 18 * 256 * images.numel()}
     calls = {"matrix product": lambda: square @ square, "3 × 3 convolution": lambda: conv(images)}
     with torch.no_grad():
-        seconds = in_turn({k: synchronised(call) for k, call in calls.items()}, repeats)
+        calls = {name: synchronised(call) for name, call in calls.items()}
+        seconds = in_turn(calls, repeats, clock)
     return {name: flop[name] / 1e9 / min(values) for name, values in seconds.items()}
 
 
@@ -88,17 +93,28 @@ def synchronised(call: Callable, times: int = 1) -> Callable[[], None]:
     return run
 
 
-def gives_back(call: Callable) -> Callable[[], None]:
-    """The call, with glibc returning freed memory to the system as it does by itself."""
-    library = ctypes.CDLL(None)
+def alone(given_back: bool, args) -> None:
+    """Print the seconds of a training step and of denoising, in a process that does no more."""
+    if given_back:
+        cryonb.precision.keep_freed_memory = lambda: False
+    images = torch.randn(2 * args.batch_size, args.box_size, args.box_size)
+    step = training_step(SR3(), partial(draw_batch, (images, images)), args.batch_size)
+    calls = {"a training step": step, "denoising": partial(one_step, SR3().eval(), images, SIGMA)}
+    print(json.dumps(in_turn(calls, args.repeats, CLOCKS[args.clock])))
 
-    def run() -> None:
-        library.mallopt(M_TRIM_THRESHOLD, 2**24)  # twice the largest activation, as it finds
-        call()
-        keep_freed_memory.cache_clear()
-        keep_freed_memory()
 
-    return run
+def freed_memory(rounds: int) -> None:
+    """Print what keeping freed memory brings: processes that do and that do not, in turn."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--alone"]
+    found = {"kept": [], "given-back": []}
+    for _ in range(rounds):
+        for how, values in found.items():
+            done = subprocess.run([*command, how], capture_output=True, text=True, check=True)
+            values.append(json.loads(done.stdout.splitlines()[-1]))
+    print("\nFreed memory given back to the system ÷ kept, in processes of their own")
+    for what in found["kept"][0]:
+        ours, theirs = (sum((v[what] for v in values), []) for values in found.values())
+        print(f"  {what:34}{spread([b / a for a, b in zip(ours, theirs, strict=True)], 2)}")
 
 
 def recipes(volume, clean: torch.Tensor, args, folder: Path) -> dict[str, Callable]:
@@ -129,8 +145,6 @@ def recipes(volume, clean: torch.Tensor, args, folder: Path) -> dict[str, Callab
         f"gradients of {args.parts} parts added up": step(parts=args.parts),
         other.replace("no", "float32"): step(precision=other),
     }
-    if keep_freed_memory():
-        calls["freed memory given back"] = gives_back(step())
     if args.compile:
         calls["torch.compile"] = step(model=compiled(SR3()))
     return calls | {name: step(model=SR3(**unet)) for name, unet in DESIGNS.items()}
@@ -176,36 +190,49 @@ def where(step: Callable, device: str, top: int) -> None:
 def main() -> None:
     """Measure the peaks, then all rows in turn, then look into one step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--box-size", type=int, default=64, help="pixels, a multiple of 8")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--images", type=int, default=4000, help="clean images to draw from")
-    parser.add_argument("--parts", type=int, default=4, help="whose gradients are added up")
-    parser.add_argument("--steps", type=int, default=3, help="in each timing")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peak-size", type=int, default=2048, help="of the matrices")
-    parser.add_argument("--device", default=best_device())
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=bool(shutil.which("c++"))
-    )
+    add, compiler = parser.add_argument, bool(shutil.which("c++"))
+    add("--box-size", type=int, default=64, help="pixels, a multiple of 8")
+    add("--batch-size", type=int, default=32)
+    add("--images", type=int, default=4000, help="clean images to draw from")
+    add("--parts", type=int, default=4, help="whose gradients are added up")
+    add("--steps", type=int, default=3, help="in each timing")
+    add("--repeats", type=int, default=5)
+    add("--rounds", type=int, default=2, help="of processes that keep freed memory, or do not")
+    add("--peak-size", type=int, default=2048, help="of the matrices")
+    add("--device", default=best_device())
+    add("--clock", choices=CLOCKS, default="wall", help="cpu on a busy machine")
+    add("--compile", action=argparse.BooleanOptionalAction, default=compiler)
+    add("--alone", choices=("kept", "given-back"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.alone:
+        return alone(args.alone == "given-back", args)
     torch.manual_seed(0)
     volume = load_volume("channel", args.box_size, 192 / args.box_size)
     rotations = random_rotations(args.images, torch.Generator().manual_seed(1))
     clean = project(volume.map / clean_scale(volume), rotations)
-    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    peak = peaks(args.device, args.peak_size, args.repeats)
+    print(
+        f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.clock}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        rows(recipes(volume, clean, args, Path(folder)), clean, args)
+    if args.device == "cpu" and keep_freed_memory():
+        freed_memory(args.rounds)
+    print(f"\npeak resident memory of the process {peak_MB():.0f} MB")
+
+
+def rows(calls: dict[str, Callable], clean: torch.Tensor, args) -> None:
+    """Print the peaks, the table of all rows, and what a step spends its time on."""
+    clock = CLOCKS[args.clock]
+    peak = peaks(args.device, args.peak_size, args.repeats, clock)
     for name, rate in peak.items():
         print(f"  {name}, {fast_precision().replace('no', 'float32')}: {rate:.0f} GFLOP/s")
-    with tempfile.TemporaryDirectory() as folder:
-        calls = recipes(volume, clean, args, Path(folder))
-        models = {OURS: SR3()} | {name: SR3(**unet) for name, unet in DESIGNS.items()}
-        flop = {name: gigaflop(model, clean[:2]) for name, model in models.items()}
-        calls = {name: synchronised(call, args.steps) for name, call in calls.items()}
-        seconds = in_turn(calls, args.repeats)
-        print(f"\nTraining at {args.box_size} px, batches of {args.batch_size}")
-        table(calls, seconds, flop, peak["matrix product"], args.steps * args.batch_size)
-        where(calls[OURS], args.device, 12)
-    print(f"\npeak resident memory of the process {peak_MB():.0f} MB")
+    models = {OURS: SR3()} | {name: SR3(**unet) for name, unet in DESIGNS.items()}
+    flop = {name: gigaflop(model, clean[:2]) for name, model in models.items()}
+    each = {name: synchronised(call, args.steps) for name, call in calls.items()}
+    seconds = in_turn(each, args.repeats, clock)
+    print(f"\nTraining at {args.box_size} px, batches of {args.batch_size}")
+    table(calls, seconds, flop, peak["matrix product"], args.steps * args.batch_size)
+    where(calls[OURS], args.device, 12)
 
 
 if __name__ == "__main__":

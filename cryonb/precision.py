@@ -37,8 +37,9 @@ def fast_precision() -> str:
 def keep_freed_memory() -> bool:
     """Have glibc keep up to `KEPT_BYTES` of freed memory for what comes next; whether it does.
 
-    Left to itself it returns a network's activations to the system after every step, and gets them
-    back page by page and zeroed: a tenth of the time on a CPU. Results stay the same.
+    Left to itself it may return a network's activations to the system after every step, and get
+    them back page by page and zeroed: up to a tenth of the time on a CPU, less where large arrays
+    were freed before, which makes it more generous. Results stay the same.
     """
     if platform.system() != "Linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
         return False

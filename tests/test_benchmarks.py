@@ -43,13 +43,16 @@ def test_every_script_has_help_and_a_line_in_the_list(name, bench, capsys):
 
 
 def test_training_says_what_each_optimisation_is_worth(bench):
-    sizes = "--box-size 16 --batch-size 4 --images 8 --parts 2 --steps 1 --repeats 2".split()
-    text = bench("training", *sizes, "--peak-size", 512, "--no-compile", "--device", "cpu")
+    sizes = "--box-size 16 --batch-size 4 --images 8 --parts 2 --steps 1 --rounds 1 --repeats 2"
+    options = "--peak-size 512 --no-compile --device cpu --clock cpu"
+    text = bench("training", *sizes.split(), *options.split())
     for row in ("cryonb.train.train", "channels first", "AdamW not fused", "full resolution"):
         *rates, ratio, low, high, gigaflop, used = numbers(text, row)
         assert min(rates) > 0 and low <= ratio <= high and gigaflop > 0
         assert 0 < used < 1, row
     assert numbers(text, "the same step, written out")[3:6] == [1, 1, 1]
+    if "Freed memory" in text:  # where glibc is
+        assert min(numbers(text, "a training step") + numbers(text, "denoising")) > 0
     kinds = re.findall(r"^  \w.*?([\d.]+)%$", text, re.M)
     assert sum(map(float, kinds)) == pytest.approx(100, abs=0.5)
 
@@ -90,9 +93,7 @@ def test_time_to_quality_goes_on_where_it_was(bench, tmp_path):
     sizes = "--minutes 0.02 --box-size 16 --images 8 --linear 64 --batch-size 4 --out".split()
     text = bench("time_to_quality", *sizes, tmp_path)
     table = pd.read_csv(tmp_path / "quality.csv")
-    assert (
-        list(table.budget_s) == [1.2, 1.2] and (table.wall_s > 1).all() and (table.cpu_s > 0).all()
-    )
+    assert list(table.budget_s) == [1.2, 1.2] and (table.cpu_s > 1).all()
     linear = float(re.search(r"images: ([\d.]+) dB", text)[1])
     assert (table.psnr_dB - table.gain_dB - linear).abs().max() < 0.01
     table[:1].to_csv(tmp_path / "quality.csv", index=False)
