@@ -152,7 +152,8 @@ def test_make_targets():
     assert "cryonb run --profile workshop -p seed 1" in dry
 
 
-PAGES = "README.md", "book/index.md", "book/troubleshooting.md", "book/experiments.md"
+PAGES = ["README.md"]
+PAGES += [f"book/{name}.md" for name in ("index", "troubleshooting", "experiments", "speed")]
 
 
 @pytest.mark.parametrize("page", PAGES)
