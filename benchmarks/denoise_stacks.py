@@ -66,8 +66,9 @@ def parts(folder: Path, n: int, box: int, repeats: int) -> None:
 
 
 def whole(folder: Path, counts: list[int], box: int) -> None:
-    """Run the command on stacks of several lengths: time, and rise of the memory."""
+    """Run the command on stacks of several lengths: time, and rise of the memory; and its ratio."""
     print(f"\ncryonb denoise, {box} px")
+    first_MB = None
     for n in counts:
         stack = write_stack(folder / f"{n}.mrcs", n, box)
         out = folder / "out.mrcs"
@@ -80,7 +81,9 @@ def whole(folder: Path, counts: list[int], box: int) -> None:
                 denoise_file(stack, out)
 
         seconds, rise_MB = measure(run)
-        print(f"  {n:7,} images: {n / seconds:6.0f} images/s, +{rise_MB:.0f} MB")
+        first_MB = first_MB or rise_MB
+        ratio = f"   ratio {rise_MB / first_MB:.2f}" if n != counts[0] else ""
+        print(f"  {n:7,} images: {n / seconds:6.0f} images/s, +{rise_MB:.0f} MB{ratio}")
         stack.unlink()
 
 
