@@ -48,18 +48,17 @@ def test_shifts_and_poses_are_found_together(with_ctf):
     volume = phantom(BOX, width=1.6).float()
     volume = volume / project(volume, random_rotations(64, torch.Generator().manual_seed(9))).std()
     generator = torch.Generator().manual_seed(1)
-    shifts = 6 * torch.rand(24, 2, generator=generator) - 3
+    shifts = 6 * torch.rand(60, 2, generator=generator) - 3
     wave, sigma = None, 0.5
     if with_ctf:  # so near to focus it takes away most of the contrast
-        wave = ctf(BOX, 4.0, 0.2 + 0.3 * torch.rand(24, generator=generator))
+        wave = ctf(BOX, 4.0, 0.2 + 0.3 * torch.rand(60, generator=generator))
         sigma = 0.1
-    rotations, noisy = views(volume, 24, sigma, shifts, wave)
+    rotations, noisy = views(volume, 60, sigma, shifts, wave)
     found = estimate_poses(
         volume, noisy, sigma, ctf=wave, most_shift_px=4, spacings_deg=(8.0, 4.0, 2.0)
     )
     assert (found.shifts_px - shifts).abs().median() < 0.1
-    error = angular_distance_deg(found.rotations, rotations)
-    assert error.median() < 5  # 3.3 over 72 particles; the median of 24 scatters by 0.6
+    assert angular_distance_deg(found.rotations, rotations).median() < 4
 
 
 def test_a_finer_grid_finds_them_better(channel):
