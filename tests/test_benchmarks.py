@@ -21,6 +21,7 @@ def bench(monkeypatch, capsys):
 
     def run(name: str, *arguments) -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.delitem(sys.modules, name, raising=False)  # another test's of that name
         importlib.import_module(name).main()
         return capsys.readouterr().out
 

@@ -67,13 +67,11 @@ def test_the_calibration_measures_what_it_names(monkeypatch):
     project = module.project
 
     def slow(*given):
-        time.sleep(0.4)
+        time.sleep(1.0)
         return project(*given)
 
-    monkeypatch.setattr(module, "project", slow)
-    after = calibrate(0.2)
-    assert after.projection_ms > before.projection_ms + 0.3 * 1000 / module.BATCH_SIZE
-    assert after.slower_than(before) > 1
+    monkeypatch.setattr(module, "project", slow)  # of a batch; the figure is for each image
+    assert calibrate(0.2).projection_ms > 1000 / module.BATCH_SIZE
 
 
 def test_the_committed_times_are_of_real_notebooks_and_profiles():
