@@ -46,8 +46,8 @@ def closest_projections(
     symmetry: str = "C1",
     *,
     ctf: torch.Tensor | None = None,
-    most_shift_px: float = 0.0,
     spacings_deg: tuple[float, ...] | None = None,
+    **options,
 ) -> Closest:
     """Find the projection of a structure that is closest to each particle.
 
@@ -59,7 +59,7 @@ def closest_projections(
     ----------
     volume : Tensor (z, y, x)
         The structure, bright, in the particles' box and in any unit.
-    noisy, sigma, symmetry, ctf, most_shift_px
+    noisy, sigma, symmetry, ctf, **options
         As in `cryonb.poses.estimate_poses`.
     spacings_deg : tuple of float, optional
         Grids of directions, from coarse to fine; by default the finest moves the rim of a particle
@@ -84,8 +84,7 @@ def closest_projections(
         raise ValueError("the structure is empty: its projections are constant")
     excess = (noisy.var() - sigma**2).clamp_min(1e-3 * sigma**2)
     volume = volume * (excess / views.var()).sqrt()
-    spacings_deg = spacings_deg or (256 / box, 128 / box)
-    options = {"ctf": ctf, "most_shift_px": most_shift_px, "spacings_deg": spacings_deg}
+    options |= {"ctf": ctf, "spacings_deg": spacings_deg or (256 / box, 128 / box)}
     poses = estimate_poses(volume, noisy, sigma, symmetry, **options)
     clean = project(volume, poses.rotations, poses.shifts_px)
     observed, mean = (x if ctf is None else apply_ctf(x, ctf) for x in (clean, poses.mean))
