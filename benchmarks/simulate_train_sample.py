@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from cryonb.compare import peak_memory
 from cryonb.diffusion import SR3, denoise
+from cryonb.draws import generator_on
 from cryonb.fourier import low_pass
 from cryonb.geometry import random_rotations
 from cryonb.precision import autocast, fast_precision
@@ -131,7 +132,7 @@ def training_step(
         model.unet.entrance.register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
     average, device = copy.deepcopy(model), next(model.parameters()).device
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
-    generator = torch.Generator().manual_seed(0)
+    generator = generator_on(device).manual_seed(0)
 
     def step() -> None:
         for _ in range(parts):

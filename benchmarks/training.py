@@ -122,10 +122,11 @@ def recipes(volume, clean: torch.Tensor, args, folder: Path) -> dict[str, Callab
     np.save(folder / "clean.npy", clean.numpy())
     mapped = torch.from_numpy(np.load(folder / "clean.npy", mmap_mode="c"))
     molecule = (volume.map / clean_scale(volume)).to(args.device)
-    drawn, drawn_from_map = (partial(draw_batch, (stack, stack)) for stack in (clean, mapped))
+    there = clean.to(args.device)
+    drawn, drawn_from_map = (partial(draw_batch, (stack, stack)) for stack in (there, mapped))
 
     def projected(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        images = project(molecule, random_rotations(n, generator).to(args.device))
+        images = project(molecule, random_rotations(n, generator), batch_size=256)
         return images, images
 
     def step(draw=drawn, precision=None, model=None, **options) -> Callable[[], None]:
@@ -145,6 +146,8 @@ def recipes(volume, clean: torch.Tensor, args, folder: Path) -> dict[str, Callab
         f"gradients of {args.parts} parts added up": step(parts=args.parts),
         other.replace("no", "float32"): step(precision=other),
     }
+    if args.device != "cpu":
+        calls["particles in the host's memory"] = step(partial(draw_batch, (clean, clean)))
     if args.compile:
         calls["torch.compile"] = step(model=compiled(SR3()))
     return calls | {name: step(model=SR3(**unet)) for name, unet in DESIGNS.items()}

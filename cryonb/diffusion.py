@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cryonb.draws import by
 from cryonb.precision import autocast
 from cryonb.unet import UNet
 
@@ -50,8 +51,9 @@ def published_gammas(steps: int = 2000) -> torch.Tensor:
 def draw_gamma_published(n: int, generator: torch.Generator) -> torch.Tensor:
     """Draw gammas as SR3 trains: a random step t, then sqrt(gamma) uniform within it."""
     root = torch.cat([torch.ones(1, dtype=torch.float64), published_gammas()]).sqrt()
-    t = torch.randint(1, len(root), (n,), generator=generator)
-    u = torch.rand(n, generator=generator, dtype=torch.float64)
+    t = torch.randint(1, len(root), (n,), **by(generator))
+    u = torch.rand(n, dtype=torch.float64, **by(generator))
+    root = root.to(t.device)
     return (root[t] + u * (root[t - 1] - root[t])).square().float()
 
 
@@ -63,10 +65,10 @@ def gamma_of(sigma_c, sigma) -> torch.Tensor:
 
 def draw_gamma(n: int, sigma, generator: torch.Generator, start: float = 0.5) -> torch.Tensor:
     """Draw gammas log-uniform in the joint noise level; a share `start` at the first step."""
-    u = torch.rand(n, generator=generator)
+    u = torch.rand(n, **by(generator))
     log_sigma = math.log(SIGMA_END) + u * (torch.as_tensor(sigma).log() - math.log(SIGMA_END))
     gamma = gamma_of(log_sigma.exp(), sigma)
-    first = torch.arange(n) < start * n
+    first = torch.arange(n, device=u.device) < start * n
     return torch.where(first, GAMMA_START, gamma)
 
 
@@ -180,8 +182,8 @@ class SR3(nn.Module):
         """
         gamma, sigma = _column(gamma, clean), _column(sigma, clean)
         clean, observed = clean[:, None], observed[:, None]
-        eps = torch.randn(clean.shape, generator=generator).to(clean.device)
-        white = torch.randn(clean.shape, generator=generator).to(clean.device)
+        eps = torch.randn(clean.shape, **by(generator)).to(clean.device)
+        white = torch.randn(clean.shape, **by(generator)).to(clean.device)
         y_t = gamma.sqrt() * clean + (1 - gamma).sqrt() * eps
         inputs = y_t, gamma, observed + sigma * white, sigma
         return (self._network(*inputs) - self._target(clean, eps, *inputs)).square().mean()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from cryonb.draws import by
 from cryonb.precision import autocast
 from cryonb.train import curriculum_sigma
 from cryonb.unet import UNet
@@ -36,7 +37,7 @@ class Denoiser(nn.Module):
 
 
 def _with_noise(images: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
-    return images + level * torch.randn(images.shape, generator=generator).to(images)
+    return images + level * torch.randn(images.shape, **by(generator)).to(images)
 
 
 def supervised_loss(

@@ -8,6 +8,7 @@ folds mean nothing; sizes, densities and shapes at 5 Å and coarser are those of
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from tqdm.auto import tqdm
 
 from cryonb import molecules
 from cryonb.ctf import ctf
+from cryonb.draws import by
 from cryonb.fourier import filter_radially, fourier_crop, low_pass
 from cryonb.maps import level_and_scale
 from cryonb.masks import micelle
 from cryonb.projection import shift_images
 from cryonb.reconstruct import flatten_corners
-from cryonb.simulate import clean_scale, map_noise, setting, simulate_images
+from cryonb.simulate import map_noise, setting, simulate_images
 from cryonb.volumes import Volume
+from cryonb.workers import in_processes
 
 RESIDUE_A3 = 135.0  # volume of a residue in a folded protein
 SYMMETRIES = (1, 1, 1, 2, 2, 3, 4, 4, 5, 6)  # of the cyclic groups, as often as they are drawn
@@ -113,6 +116,7 @@ def training_images(
     pixel_size_A: float | None = None,
     diameter_A: float | None = None,
     transfer: torch.Tensor | None = None,
+    workers: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Simulate what a denoiser for any molecule is trained on, or for any that is like one's own.
 
@@ -130,6 +134,8 @@ def training_images(
         Take this pixel size, and molecules within 30 % of this diameter.
     transfer : Tensor (n, y, x // 2 + 1), optional
         Measured ``|CTF|`` filters, one of which is drawn for each image.
+    workers : int
+        Processes that share the molecules; the images are the same, up to rounding.
 
     Returns
     -------
@@ -137,15 +143,10 @@ def training_images(
         Both in units of the target's pooled standard deviation per molecule, times a random
         contrast; without white noise.
     """
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for _ in tqdm(range(n_molecules), desc="molecules"):
-        atoms = random_molecule(rng)
-        while diameter_A and not 0.7 < 2 * _reach_A(atoms) / diameter_A < 1.3:
-            atoms = random_molecule(rng)
-        pairs.append(_of_molecule(atoms, views, box_size, rng, pixel_size_A, transfer))
-    target, observed = (torch.cat(stack) for stack in zip(*pairs, strict=True))
-    return target, observed
+    one = partial(_of_molecule, seed, views, box_size, pixel_size_A, diameter_A, transfer)
+    made = tqdm(in_processes(one, n_molecules, workers), total=n_molecules, desc="molecules")
+    target, observed = map(np.concatenate, zip(*made, strict=True))
+    return torch.from_numpy(target), torch.from_numpy(observed)
 
 
 def _reach_A(atoms: molecules.Atoms) -> float:
@@ -165,7 +166,14 @@ def coarse_volume(atoms: molecules.Atoms, box_size: int, pixel_size_A: float) ->
     return Volume(blurred, pixel_size_A, atoms.name, atoms.symmetry, atoms.membrane_z_A)
 
 
-def _of_molecule(atoms, views: int, box: int, rng, pixel_A, transfer) -> tuple[torch.Tensor, ...]:
+def _of_molecule(
+    seed: int, views: int, box: int, pixel_A, diameter_A, transfer, i: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Target and observed images of the molecule of number `i`, a function of (seed, i) alone."""
+    rng = np.random.default_rng((seed, i))
+    atoms = random_molecule(rng)
+    while diameter_A and not 0.7 < 2 * _reach_A(atoms) / diameter_A < 1.3:
+        atoms = random_molecule(rng)
     width_A = 2 * _reach_A(atoms) + 8
     pixel_A = pixel_A or max(width_A / (rng.uniform(0.35, 0.8) * box), 1.8)
     volume = coarse_volume(atoms, box, pixel_A)
@@ -173,7 +181,7 @@ def _of_molecule(atoms, views: int, box: int, rng, pixel_A, transfer) -> tuple[t
     amounts = setting("structural" if rng.random() < 0.5 else "white")
     if not atoms.membrane_z_A:
         amounts = replace(amounts, micelle=0.0)
-    images = simulate_images(volume, views, amounts, generator, scale=clean_scale(volume, 32))
+    images = simulate_images(volume, views, amounts, generator, scale=None)
     shifts = 2.0 * torch.randn(views, 2, generator=generator)
     both = torch.stack([images.clean, images.clean + images.structure])
     both = torch.stack([shift_images(stack, shifts) for stack in both])
@@ -183,7 +191,7 @@ def _of_molecule(atoms, views: int, box: int, rng, pixel_A, transfer) -> tuple[t
         transfer = transfer[torch.randint(len(transfer), (views,), generator=generator)]
     both = torch.fft.irfft2(torch.fft.rfft2(both) * transfer, s=(box, box))
     both = both / both[0].std() * torch.exp(0.2 * torch.randn(views, 1, 1, generator=generator))
-    return both[0], both[1]
+    return both[0].numpy(), both[1].numpy()
 
 
 def _transfer(n: int, box: int, pixel_A: float, rng, generator) -> torch.Tensor:
@@ -263,8 +271,8 @@ def draw_maps(
 
 def _draw_map(volumes, generator, pixel_A: float, patch: int) -> torch.Tensor:
     """One target and observed map: (2, patch, patch, patch)."""
-    u = torch.rand(7, generator=generator).tolist()
-    turns = torch.randint(0, 4, (3,), generator=generator).tolist()
+    u = torch.rand(7, **by(generator)).tolist()
+    turns = torch.randint(0, 4, (3,), **by(generator)).tolist()
     molecule, belt = (v[int(u[0] * len(v))].float() for v in volumes)
     observed = molecule + (0.3 + u[1]) * belt
     resolution_A = pixel_A * 2.1 * (8 / 2.1) ** u[2]
@@ -279,5 +287,5 @@ def _draw_map(volumes, generator, pixel_A: float, patch: int) -> torch.Tensor:
     for turn, plane in zip(turns, ((1, 2), (2, 3), (1, 2)), strict=True):
         both = torch.rot90(both, turn, plane)
     box = both.shape[-1]
-    corner = torch.randint(0, box - patch + 1, (3,), generator=generator).tolist()
+    corner = torch.randint(0, box - patch + 1, (3,), **by(generator)).tolist()
     return both[(slice(None), *(slice(c, c + patch) for c in corner))]

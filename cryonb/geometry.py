@@ -7,6 +7,8 @@ import re
 
 import torch
 
+from cryonb.draws import by
+
 
 def euler_to_matrix(rot_tilt_psi_deg: torch.Tensor) -> torch.Tensor:
     """Pose of RELION angles: R = Rz(rot) Ry(tilt) Rz(psi).
@@ -70,13 +72,13 @@ def random_rotations(n: int, generator: torch.Generator | None = None) -> torch.
     n : int
         How many.
     generator : torch.Generator, optional
-        Source of the random numbers; the same seed gives the same poses.
+        Source of the random numbers; the same seed gives the same poses, on its device.
 
     Returns
     -------
     torch.Tensor of float32, shape (n, 3, 3)
     """
-    q = torch.randn(n, 4, generator=generator, dtype=torch.float64)
+    q = torch.randn(n, 4, dtype=torch.float64, **by(generator))
     w, x, y, z = (q / q.norm(dim=1, keepdim=True)).unbind(1)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],

@@ -19,8 +19,10 @@ import torch
 from tqdm.auto import tqdm
 
 from cryonb.diffusion import SR3, denoise
+from cryonb.draws import by, generator_on
 from cryonb.families import draw_maps, training_images, training_volumes
 from cryonb.fourier import low_pass
+from cryonb.inference import best_device
 from cryonb.mapclean import MapCleaner, cleaning_loss
 from cryonb.metrics import correlation, psnr
 from cryonb.refine import Refiner, refine, refine_loss
@@ -28,10 +30,12 @@ from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
 from cryonb.train import any_level_loss, draw_batch, sr3_loss, train
 from cryonb.volumes import load_volume
 from cryonb.weights import load_model, save_model
+from cryonb.workers import count_cores
 
 STEPS = 8  # of the sampler in the report
 MANY_SNR = (0.02, 1.0)  # range that the model for any molecule is trained in
 VIEWS = 32  # of each random molecule
+CHUNK = 20_000  # particles that are simulated at a time
 REFINER = {"inputs": "sample+noisy", "widths": (64, 128), "transformers": 2}
 
 
@@ -57,6 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--start", type=float, default=0.5, help="share of the first step")
     parser.add_argument("--init", help="SR3 weights to start from")
+    parser.add_argument(
+        "--curriculum", type=float, default=0.6, help="share of the run with less noise than asked"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="more on a GPU, such as 512")
+    parser.add_argument(
+        "--learning-rate", type=float, help="default 1e-3, with --init 5e-4; more for large batches"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="have torch.compile make the network faster (GPUs)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="kept", help="folder for weights and checkpoints")
 
@@ -77,23 +91,25 @@ def main(args: argparse.Namespace) -> int:
     volume = load_volume(args.source, args.box_size, args.pixel_size_A)
     scale = clean_scale(volume)
 
-    def stacks(n: int, part: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def stacks(n: int, part: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
         """Clean and observed images (n, y, x) of part 0 train, 1 refine, 2 test."""
-        generator = torch.Generator().manual_seed(args.seed * 3 + part)
-        images = simulate_images(volume, n, amounts, generator, scale=scale)
-        return images.clean, images.observed(volume.pixel_size_A)
+        generator = generator_on(device).manual_seed(args.seed * 3 + part)
+        made = []
+        for i in range(0, n, CHUNK):
+            images = simulate_images(volume, min(CHUNK, n - i), amounts, generator, scale=scale)
+            made.append((images.clean, images.observed(volume.pixel_size_A)))
+        return tuple(torch.cat(stack) for stack in zip(*made, strict=True))
 
     manifest = _manifest(args) | {"scale": scale, "sigma": sigma}
     sr3_path = out / f"{name}-sr3.safetensors"
     if not sr3_path.is_file():
-        model = first_stage(
-            args, stacks(args.projections, 0), sigma, out / f"{name}-sr3.checkpoint"
-        )
+        given = stacks(args.projections, 0, best_device())
+        model = first_stage(args, given, sigma, out / f"{name}-sr3.checkpoint")
         result = evaluate(model, None, *stacks(512, 2), sigma)
         save_model(sr3_path, model, manifest | {"test": result}, half=True)
         print(name, result, flush=True)
-    model, _ = load_model(sr3_path, SR3)
-    held_out = stacks(args.projections // 2, 1)
+    model = load_model(sr3_path, SR3)[0].to(best_device())
+    held_out = stacks(args.projections // 2, 1, best_device())
     refiner = second_stage(args, model, held_out, sigma, out / f"{name}-refine.checkpoint")
     result = evaluate(model, refiner, *stacks(512, 2), sigma, args.refine_steps)
     save_model(out / f"{name}-refine.safetensors", refiner, manifest | {"test": result}, half=True)
@@ -104,7 +120,9 @@ def main(args: argparse.Namespace) -> int:
 def many(args: argparse.Namespace) -> int:
     """Train one model for any molecule; the report is on the two that it has never seen."""
     out = Path(args.out) / "many-sr3.safetensors"
-    stacks = training_images(args.projections // VIEWS, VIEWS, args.box_size, args.seed)
+    molecules = args.projections // VIEWS
+    stacks = training_images(molecules, VIEWS, args.box_size, args.seed, workers=count_cores())
+    stacks = [images.to(best_device()) for images in stacks]
     torch.manual_seed(args.seed)
     model = load_model(args.init, SR3)[0].train() if args.init else SR3()
     loss = partial(any_level_loss, snr=MANY_SNR, start=args.start)
@@ -126,7 +144,8 @@ def many(args: argparse.Namespace) -> int:
 
 def _manifest(args: argparse.Namespace) -> dict:
     options = {k: v for k, v in vars(args).items() if isinstance(v, str | int | float)}
-    return {"made_by": "cryonb train", "options": options}
+    device = best_device() if best_device() != "cuda" else torch.cuda.get_device_name()
+    return {"made_by": "cryonb train", "options": options, "device": device}
 
 
 def first_stage(args, stacks, sigma: float, checkpoint: Path) -> SR3:
@@ -134,7 +153,9 @@ def first_stage(args, stacks, sigma: float, checkpoint: Path) -> SR3:
     torch.manual_seed(args.seed)
     model = load_model(args.init, SR3)[0].train() if args.init else SR3()
     snr_start = args.snr if args.init else 3.0  # no curriculum for what has had it
-    loss = partial(sr3_loss, sigma=sigma, snr_start=snr_start, start=args.start)
+    loss = partial(
+        sr3_loss, sigma=sigma, snr_start=snr_start, share=args.curriculum, start=args.start
+    )
     return _run(args, "SR3", model, partial(draw_batch, stacks), loss, args.images, checkpoint)
 
 
@@ -142,11 +163,10 @@ def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Re
     """Train the post-processing U-Net on what the diffusion model makes of held-out images."""
     torch.manual_seed(args.seed)
     clean, observed = stacks
-    generator = torch.Generator().manual_seed(args.seed + 1)
-    noisy = observed + sigma * torch.randn(observed.shape, generator=generator)
-    drawn = torch.cat(
-        list(tqdm(denoise(model, noisy, sigma, args.refine_steps), desc="first stage"))
-    )
+    generator = generator_on(observed.device).manual_seed(args.seed + 1)
+    noisy = observed + sigma * torch.randn(observed.shape, **by(generator))
+    fed = denoise(model, noisy, sigma, args.refine_steps, batch_size=max(64, args.batch_size))
+    drawn = torch.cat(list(tqdm(fed, desc="first stage"))).to(observed.device)
     refiner = Refiner(**REFINER)
     loss = partial(refine_loss, sigma=sigma)
     draw = partial(draw_batch, (clean, drawn, noisy))
@@ -198,11 +218,15 @@ def evaluate_cleaner(model: MapCleaner, volumes, n: int = 48) -> dict:
     return {name: round(float(values.mean()), 4) for name, values in found.items()}
 
 
-def _run(args, title: str, model, draw, loss, n_images: int, checkpoint: Path, batch_size=32):
+def _run(args, title: str, model, draw, loss, n_images: int, checkpoint: Path, batch_size=None):
     average = copy.deepcopy(model)
+    if args.compile:
+        for network in model.children():
+            network.compile()
     steps = train(
-        model, average, draw, loss, n_images, batch_size=batch_size,
-        learning_rate=5e-4 if args.init else 1e-3, seed=args.seed, checkpoint=checkpoint,
+        model, average, draw, loss, n_images, batch_size=batch_size or args.batch_size,
+        learning_rate=args.learning_rate or (5e-4 if args.init else 1e-3), seed=args.seed,
+        checkpoint=checkpoint,
     )  # fmt: skip
     with tqdm(total=n_images, desc=title, unit="image", mininterval=10) as bar:
         for progress in steps:

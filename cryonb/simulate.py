@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from cryonb.ctf import apply_ctf, ctf
+from cryonb.draws import by
 from cryonb.fourier import filter_radially, low_pass, radial_mean
 from cryonb.geometry import random_rotations
 from cryonb.masks import micelle
@@ -98,12 +99,14 @@ def neighbours(images: torch.Tensor, mean: float, generator: torch.Generator) ->
     """
     n, box = len(images), images.shape[-1]
     out = torch.zeros_like(images)
-    counts = torch.poisson(torch.full((n,), mean), generator=generator).long()
-    for i in torch.arange(n).repeat_interleave(counts).tolist():
-        u = torch.rand(3, generator=generator)
-        radius, angle = (0.6 + 0.25 * u[0]) * box, 2 * math.pi * u[1]
-        dy, dx = int(radius * torch.sin(angle)), int(radius * torch.cos(angle))
-        other = images[min(int(u[2] * n), n - 1)]  # float32 may round up to n
+    rate = torch.full((n,), mean, device=generator.device)
+    rows = torch.arange(n).repeat_interleave(torch.poisson(rate, generator=generator).cpu().long())
+    u = torch.rand(len(rows), 3, **by(generator)).cpu()
+    radius, angle = (0.6 + 0.25 * u[:, 0]) * box, 2 * math.pi * u[:, 1]
+    moves = torch.stack([radius * torch.sin(angle), radius * torch.cos(angle)], 1).int()
+    others = (u[:, 2] * n).long().clamp_max(n - 1)  # float32 may round up to n
+    for i, (dy, dx), k in zip(*(x.tolist() for x in (rows, moves, others)), strict=True):
+        other = images[k]
         to_y, to_x = slice(max(dy, 0), box + min(dy, 0)), slice(max(dx, 0), box + min(dx, 0))
         from_y, from_x = slice(max(-dy, 0), box + min(-dy, 0)), slice(max(-dx, 0), box - max(dx, 0))
         out[i, to_y, to_x] += other[from_y, from_x]
@@ -112,14 +115,14 @@ def neighbours(images: torch.Tensor, mean: float, generator: torch.Generator) ->
 
 def _directions(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
     """Position along a random direction, -1 ... 1 across the box: (n, y, x)."""
-    angle = 2 * math.pi * torch.rand(n, 1, 1, generator=generator)
-    x = (torch.arange(box) - box // 2) / (box / 2)
+    angle = 2 * math.pi * torch.rand(n, 1, 1, **by(generator))
+    x = (torch.arange(box, device=angle.device) - box // 2) / (box / 2)
     return torch.cos(angle) * x + torch.sin(angle) * x[:, None]
 
 
 def ice_gradient(n: int, box: int, slope: float, generator: torch.Generator) -> torch.Tensor:
     """Linear ramps (n, y, x) in random directions; the value at the box edge is N(0, slope)."""
-    amount = slope * torch.randn(n, 1, 1, generator=generator)
+    amount = slope * torch.randn(n, 1, 1, **by(generator))
     return amount * _directions(n, box, generator)
 
 
@@ -131,10 +134,10 @@ def carbon_edge(
     The film is brighter than ice by one clean standard deviation and grainy (white noise to 12 Å),
     and its soft edge passes at 0.4 to 0.9 of the way from the centre to the rim.
     """
-    hit = torch.rand(n, 1, 1, generator=generator) < share
-    at = 0.4 + 0.5 * torch.rand(n, 1, 1, generator=generator)
+    hit = torch.rand(n, 1, 1, **by(generator)) < share
+    at = 0.4 + 0.5 * torch.rand(n, 1, 1, **by(generator))
     film = torch.sigmoid((_directions(n, box, generator) - at) * box / 4)
-    grain = low_pass(torch.randn(n, box, box, generator=generator), 12.0, pixel_size_A, dims=2)
+    grain = low_pass(torch.randn(n, box, box, **by(generator)), 12.0, pixel_size_A, dims=2)
     return hit * film * (1.0 + grain / grain.std())
 
 
@@ -144,7 +147,7 @@ def simulate_images(
     noise: StructuralNoise,
     generator: torch.Generator,
     *,
-    scale: float,
+    scale: float | None,
     defocus_um: tuple[float, float] | None = None,
 ) -> Images:
     """Simulate `n` images in uniformly random orientations, without white noise.
@@ -154,8 +157,11 @@ def simulate_images(
     volume : Volume
     noise : StructuralNoise
         Amounts; all zero is the setting "white".
+    generator : torch.Generator
+        The images are made on its device.
     scale : float
         Standard deviation of the raw clean projections, see `clean_scale`; all is divided by it.
+        None takes that of these very images.
     defocus_um : (float, float), optional
         Range of underfocus in µm, drawn uniformly; None for no CTF.
 
@@ -167,7 +173,9 @@ def simulate_images(
     maps = [volume.map]
     if noise.micelle:
         maps.append(noise.micelle * micelle(volume))
-    projections = project(torch.stack(maps), rotations) / scale  # (1 or 2, n, y, x)
+    maps, at_a_time = torch.stack(maps).to(generator.device), 256 if rotations.is_cuda else 32
+    projections = project(maps, rotations, batch_size=at_a_time)  # (1 or 2, n, y, x)
+    projections /= projections[0].std() if scale is None else scale
     clean, structure = projections[0], projections[1:].sum(0)
     box = clean.shape[-1]
     if noise.neighbours:
@@ -179,7 +187,7 @@ def simulate_images(
     defocus = None
     if defocus_um is not None:
         low, high = defocus_um
-        defocus = low + (high - low) * torch.rand(n, generator=generator)
+        defocus = low + (high - low) * torch.rand(n, **by(generator))
     return Images(clean, structure, rotations, defocus)
 
 
@@ -223,6 +231,6 @@ def map_noise(
     spectrum = radial_mean(torch.fft.rfftn(molecule).abs().square(), box, dims=3)
     at = pixel_size_A / resolution_A
     signal = float(spectrum[min(max(round(at * box), 1), box // 2)]) / box**3
-    noise = torch.randn(molecule.shape, generator=generator)
+    noise = torch.randn(molecule.shape, **by(generator)).to(molecule)
     strength = (3 * signal) ** 0.5
     return filter_radially(noise, lambda f: strength * (f / at) ** (power / 2))

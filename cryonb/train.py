@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from cryonb.diffusion import SR3, draw_gamma, draw_gamma_published
+from cryonb.draws import by, generator_on
 from cryonb.precision import autocast
 from cryonb.weights import read_checkpoint, write_checkpoint
 
@@ -49,8 +50,8 @@ def draw_batch(stacks, n: int, generator: torch.Generator) -> list[torch.Tensor]
     -------
     list of Tensor (n, y, x)
     """
-    index = torch.randint(0, len(stacks[0]), (n,), generator=generator)
-    turn, mirror = torch.randint(0, 4, (2,), generator=generator).tolist()
+    index = torch.randint(0, len(stacks[0]), (n,), **by(generator)).to(stacks[0].device)
+    turn, mirror = torch.randint(0, 4, (2,), **by(generator)).tolist()
     drawn = [torch.rot90(images[index], turn, (1, 2)) for images in stacks]
     return [images.flip(2) for images in drawn] if mirror % 2 else drawn
 
@@ -72,6 +73,7 @@ def sr3_loss(
     *,
     sigma: float,
     snr_start: float = 3.0,
+    share: float = 0.6,
     start: float = 0.5,
 ) -> torch.Tensor:
     """Loss of a diffusion model on a batch (clean, observed), with the curriculum.
@@ -83,7 +85,7 @@ def sr3_loss(
     if model.parameterisation == "eps":
         gamma = draw_gamma_published(len(clean), generator)
         return model.loss(clean, observed, gamma, sigma, generator)
-    level = curriculum_sigma(fraction, sigma, snr_start)
+    level = curriculum_sigma(fraction, sigma, snr_start, share)
     gamma = draw_gamma(len(clean), level, generator, start)
     return model.loss(clean, observed, gamma, level, generator)
 
@@ -97,7 +99,7 @@ def any_level_loss(
     """
     clean, observed = batch
     low, high = (-0.5 * math.log(s) for s in snr)
-    sigma = torch.exp(low + (high - low) * torch.rand(len(clean), generator=generator))
+    sigma = torch.exp(low + (high - low) * torch.rand(len(clean), **by(generator)))
     gamma = draw_gamma(len(clean), sigma, generator, start)
     return model.loss(clean, observed, gamma, sigma, generator)
 
@@ -128,6 +130,7 @@ def train(
     model, average : nn.Module
         The network, and a copy of it that becomes the moving average: use this one afterwards.
     draw : callable (batch_size, generator) -> batch
+        The generator is `cryonb.draws.generator_on` the device that trains; so may the data be.
     loss : callable (model, batch, fraction, generator) -> Tensor ()
         `fraction` of the run that is done, 0 ... 1, for a curriculum.
     n_images : int
@@ -151,7 +154,7 @@ def train(
             f"batch_size {batch_size} cannot be shared by {accelerator.num_processes} processes: "
             "take a multiple"
         )
-    objective = _Objective(_channels_last(model), loss)
+    objective = _Objective(_channels_last(model).to(accelerator.device), loss)
     average.to(accelerator.device)
     optimiser = torch.optim.AdamW(
         model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
@@ -252,7 +255,7 @@ class _Objective(nn.Module):
 def _backward(accelerator, precision, objective, draw, batch_size, step, steps, seed) -> float:
     """Gradients of one step, of this process's share of the batch; returns the batch's loss."""
     torch.set_flush_denormal(True)  # the optimiser's moments decay into slow numbers
-    generator = torch.Generator()
+    generator = generator_on(accelerator.device)
     generator.manual_seed(seed * 1_000_003 + step + 2**40 * accelerator.process_index)
     share = batch_size // accelerator.num_processes
     batch = [x.to(accelerator.device) for x in draw(share, generator)]

@@ -79,14 +79,14 @@ class TransformerBlock(nn.Module):
         return t.transpose(1, 2).reshape(b, c, h, w)
 
 
-def position_code(width: int, height: int, across: int) -> torch.Tensor:
+def position_code(width: int, height: int, across: int, device=None) -> torch.Tensor:
     """Sines and cosines of the position relative to the box centre: (width, height, across).
 
     Frequencies are per box, so that a network may be used on boxes of another size.
     """
-    omega = 2 * math.pi * 2.0 ** torch.linspace(-1, 3, width // 4)
-    y = (torch.arange(height) - height // 2) / height
-    x = (torch.arange(across) - across // 2) / across
+    omega = 2 * math.pi * 2.0 ** torch.linspace(-1, 3, width // 4, device=device)
+    y = (torch.arange(height, device=device) - height // 2) / height
+    x = (torch.arange(across, device=device) - across // 2) / across
     y, x = omega[:, None] * y, omega[:, None] * x  # (width / 4, height), (width / 4, across)
     rows = torch.cat([y.sin(), y.cos()])[:, :, None].expand(-1, -1, across)
     columns = torch.cat([x.sin(), x.cos()])[:, None, :].expand(-1, height, -1)
@@ -153,7 +153,7 @@ class UNet(nn.Module):
                 h = block(h, embedding)
             skips.append(h)
             h = shrink(h)
-        h = h + position_code(*h.shape[1:]).to(h)
+        h = h + position_code(*h.shape[1:], device=h.device).to(h)
         for block in self.middle:
             h = block(h, embedding)
         for blocks, grow in zip(self.up, self.grow, strict=True):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
+import torch
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -20,6 +23,20 @@ def count_cores() -> int:
     if hasattr(psutil.Process, "cpu_affinity"):
         return len(psutil.Process().cpu_affinity())
     return os.cpu_count() or 1
+
+
+def in_processes(call: Callable, n: int, workers: int) -> Iterator:
+    """Yield ``call(0)``, ``call(1)``, ... ``call(n - 1)`` in order, made by so many processes.
+
+    `call` must be something that can be pickled. Each process computes on one thread; with one
+    worker all is done here.
+    """
+    if min(workers, n) <= 1:
+        yield from map(call, range(n))
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(call, range(n), chunksize=max(1, min(16, n // (4 * workers))))
 
 
 @contextmanager

@@ -46,6 +46,8 @@ def test_training_images_are_scaled_and_repeatable():
     again = training_images(3, 4, 32, seed=1)
     assert torch.equal(target, again[0]) and torch.equal(observed, again[1])
     assert not torch.allclose(training_images(3, 4, 32, seed=2)[0], target)
+    shared = training_images(3, 4, 32, seed=1, workers=2)  # up to rounding: other threads
+    torch.testing.assert_close(shared, (target, observed), atol=1e-4, rtol=1e-4)
 
 
 def test_no_random_molecule_is_one_of_the_two_that_judge():

@@ -27,3 +27,12 @@ def test_train_writes_both_stages_and_goes_on(tmp_path, capsys):
 def test_a_misspelt_setting_is_one_clear_line(tmp_path, capsys):
     assert main(["train", "channel", "--setting", "wite", "--out", str(tmp_path)]) == 2
     assert "white, structural" in capsys.readouterr().err
+
+
+def test_options_for_a_gpu_are_kept_in_the_header(tmp_path):
+    options = ["--batch-size", "16", "--curriculum", "0.2", "--learning-rate", "2e-3"]
+    assert main(["train", "channel", *SMALL, *options, "--out", str(tmp_path)]) == 0
+    _, manifest = load_model(tmp_path / "channel-white-sr3.safetensors", SR3)
+    said = manifest["options"]
+    assert (said["batch_size"], said["curriculum"], said["learning_rate"]) == (16, 0.2, 2e-3)
+    assert not said["compile"] and manifest["device"]
