@@ -253,7 +253,7 @@ def sample(
         The last one's `clean` is the sample.
     """
     gammas = torch.cat([step_gammas(steps, sigma), torch.ones(1, dtype=torch.float64)]).tolist()
-    y_t = math.sqrt(1 - gammas[0]) * torch.randn(noisy.shape, generator=generator).to(noisy)
+    y_t = math.sqrt(1 - gammas[0]) * torch.randn(noisy.shape, **by(generator)).to(noisy)
     previous = length = None
     for i, (gamma, after) in enumerate(zip(gammas, gammas[1:], strict=False)):
         clean = guess = model(y_t, gamma, noisy, sigma)
@@ -266,14 +266,14 @@ def sample(
         fresh = eta * math.sqrt((1 - after) / (1 - gamma) * (1 - gamma / after))
         y_t = math.sqrt(after) * guess + math.sqrt(max(1 - after - fresh**2, 0.0)) * eps
         if fresh > 0:
-            y_t = y_t + fresh * torch.randn(noisy.shape, generator=generator).to(noisy)
+            y_t = y_t + fresh * torch.randn(noisy.shape, **by(generator)).to(noisy)
         yield Step(i, gamma, y_t, clean)
 
 
 @torch.no_grad()
 def posterior_mean(model, noisy: torch.Tensor, sigma: float, generator=None) -> torch.Tensor:
     """Estimate E[y_0 | x] by the first step, from pure noise; shape of `noisy`."""
-    state = torch.randn(noisy.shape, generator=generator).to(noisy)
+    state = torch.randn(noisy.shape, **by(generator)).to(noisy)
     return model(state, GAMMA_START, noisy, sigma)
 
 

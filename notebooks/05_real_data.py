@@ -250,7 +250,7 @@ figure.axes[0].set(yscale="log", title="The gap between simulation and reality")
 #   0.1), on images that were only levelled. This is what happens if one simply tries it.
 # - **one protein, transferred**: the same network on whitened, phase-flipped images, scaled to the one noise
 #   level that it has met. **SR3 → U-Net** adds the second stage of `03_refine_unet`, as the paper does.
-# - **many proteins**: a network of the same size, trained on 500 random molecules with all kinds of CTF,
+# - **many proteins**: a network of the same size, trained on 3,200 random molecules with all kinds of CTF,
 #   whitening filter and SNR. It is what `cryonb denoise` uses.
 # - **many proteins, tuned**: the same after a little more training on random molecules of *this* diameter,
 #   *this* CTF and *this* noise. It is the idea of Noise-Transfer2Clean (Li et al. 2022) in its simplest form.

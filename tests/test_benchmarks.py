@@ -58,6 +58,16 @@ def test_training_says_what_each_optimisation_is_worth(bench):
     assert sum(map(float, kinds)) == pytest.approx(100, abs=0.5)
 
 
+def test_batches_are_timed_in_every_box(bench):
+    sizes = "--box-sizes 16 32 --batch-sizes 32 64 --device cpu".split()
+    rows = bench("batches", *sizes).strip().splitlines()[2:]
+    table = [[float(x) for x in row.split()] for row in rows]
+    sizes = [(16, 512), (16, 1024), (32, 128), (32, 256)]
+    assert [(box, batch) for box, batch, *_ in table] == sizes
+    for _, _, one, eight, there, trained, _ in table:
+        assert one > eight > 0 and there > trained > 0
+
+
 def test_denoisers_are_set_beside_the_peers(bench):
     sizes = (
         "--sources channel --images 4 --few 2 --learn 16 --timed 1 --threads 1 --repeats 1".split()
