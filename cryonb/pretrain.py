@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from cryonb.diffusion import SR3, denoise
 from cryonb.draws import by, generator_on
 from cryonb.families import draw_maps, training_images, training_volumes
 from cryonb.fourier import low_pass
-from cryonb.inference import best_device
 from cryonb.mapclean import MapCleaner, cleaning_loss
 from cryonb.metrics import correlation, psnr
 from cryonb.refine import Refiner, refine, refine_loss
@@ -103,13 +103,13 @@ def main(args: argparse.Namespace) -> int:
     manifest = _manifest(args) | {"scale": scale, "sigma": sigma}
     sr3_path = out / f"{name}-sr3.safetensors"
     if not sr3_path.is_file():
-        given = stacks(args.projections, 0, best_device())
+        given = stacks(args.projections, 0, own_device())
         model = first_stage(args, given, sigma, out / f"{name}-sr3.checkpoint")
         result = evaluate(model, None, *stacks(512, 2), sigma)
         save_model(sr3_path, model, manifest | {"test": result}, half=True)
         print(name, result, flush=True)
-    model = load_model(sr3_path, SR3)[0].to(best_device())
-    held_out = stacks(args.projections // 2, 1, best_device())
+    model = load_model(sr3_path, SR3)[0].to(own_device())
+    held_out = stacks(args.projections // 2, 1, own_device())
     refiner = second_stage(args, model, held_out, sigma, out / f"{name}-refine.checkpoint")
     result = evaluate(model, refiner, *stacks(512, 2), sigma, args.refine_steps)
     save_model(out / f"{name}-refine.safetensors", refiner, manifest | {"test": result}, half=True)
@@ -122,7 +122,7 @@ def many(args: argparse.Namespace) -> int:
     out = Path(args.out) / "many-sr3.safetensors"
     molecules = args.projections // VIEWS
     stacks = training_images(molecules, VIEWS, args.box_size, args.seed, workers=count_cores())
-    stacks = [images.to(best_device()) for images in stacks]
+    stacks = [images.to(own_device()) for images in stacks]
     torch.manual_seed(args.seed)
     model = load_model(args.init, SR3)[0].train() if args.init else SR3()
     loss = partial(any_level_loss, snr=MANY_SNR, start=args.start)
@@ -142,10 +142,15 @@ def many(args: argparse.Namespace) -> int:
     return 0
 
 
+def own_device() -> torch.device:
+    """Where this process trains, of several GPUs its own."""
+    return Accelerator().device
+
+
 def _manifest(args: argparse.Namespace) -> dict:
     options = {k: v for k, v in vars(args).items() if isinstance(v, str | int | float)}
-    device = best_device() if best_device() != "cuda" else torch.cuda.get_device_name()
-    return {"made_by": "cryonb train", "options": options, "device": device}
+    name = torch.cuda.get_device_name() if own_device().type == "cuda" else own_device().type
+    return {"made_by": "cryonb train", "options": options, "device": name}
 
 
 def first_stage(args, stacks, sigma: float, checkpoint: Path) -> SR3:
