@@ -125,7 +125,8 @@ def _kept_for(data: Dataset) -> dict[str, Method]:
     (first, manifest), (second, _) = found
     once = partial(one_step, first, sigma=sigma)
     options = manifest["options"]
-    settings = f"`cryonb train`: {options['images']:,} images, after {Path(options['init']).name}"
+    before = f", after {Path(options['init']).name}" if "init" in options else ""
+    settings = f"`cryonb train`: {options['images']:,} images{before}"
     return {
         "kept SR3, one step": Method(once, settings),
         "kept SR3, over turns": Method(partial(over_turns, once), "mean over 8 turns and mirrors"),

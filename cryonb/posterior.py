@@ -119,23 +119,24 @@ def posterior(
     x, weight = analyse(noisy.to(device), kept), weight.to(norms)
     target_norm = energy(templates.target).sum(1)
     log_weight = torch.full((n, m), -math.inf, device=device)
-    parts = []
+    # Made beforehand: small results of each batch, left between its large ones, would break up the
+    # heap, which then grows with every particle.
+    coefficients = torch.empty_like(x)  # (k, n, rings) of the means
+    second, evidence = torch.empty(2, n, device=device)
+    best = torch.empty(n, dtype=torch.long, device=device)
+    drawn = torch.empty(draws, n, dtype=torch.long, device=device)
     for b in torch.arange(n).split(1 if candidates is not None else batch_size):
         rows = number if candidates is None else number[candidates[b[0]].to(device)]
         its = slice(None) if candidates is None else rows  # a slice copies nothing
         score = products_over_turns(x[:, b], templates.observed[:, its], turns)  # (b, m, turns)
         score = (score - 0.5 * (weight[b] @ norms[its].T)[..., None]) / sigma**2
         part = _summarise(score, templates.target[:, its], target_norm[its], draws, generator)
-        mean, second, best, drawn, by_template, highest = part
-        evidence = highest + torch.log(by_template.sum(1) / (m * turns))
+        coefficients[:, b], second[b], likeliest, some, by_template, highest = part
+        evidence[b] = highest + torch.log(by_template.sum(1) / (m * turns))
         log_weight[b[:, None].to(device), rows] = by_template.log() + highest[:, None]
-        poses = rows[best // turns] * turns + best % turns
-        drawn = rows[drawn // turns] * turns + drawn % turns
-        parts.append((mean, second, poses, drawn, evidence))
-    coefficients, second, best, drawn, evidence = zip(*parts, strict=True)
-    coefficients = torch.cat(coefficients, dim=1)  # (k, n, rings) of the means
-    spread = torch.cat(second) - energy(coefficients).sum(1)
-    best, drawn, evidence = torch.cat(best), torch.cat(drawn, dim=1), torch.cat(evidence)
+        best[b] = rows[likeliest // turns] * turns + likeliest % turns
+        drawn[:, b] = rows[some // turns] * turns + some % turns
+    spread = second - energy(coefficients).sum(1)
     step = 360 / turns
     return Posterior(
         synthesise(coefficients, box),

@@ -202,8 +202,12 @@ def test_kept_rows_are_for_the_data_they_were_made_for(data):
         ready.denoise(data.test.noisy.images),
         linear_filter(clean, clean, 0.05**-0.5)(data.test.noisy.images),
     )
-    made = data.manifest | {"box_size": 64, "pixel_size_A": 3.0}
-    assert "weights that come" in methods.ready(methods.replace(data, manifest=made), 0.1).settings
+    for molecule, noise in (("channel", "white"), ("channel", "structural"), ("prestin", "white")):
+        made = data.manifest | {"box_size": 64, "pixel_size_A": 3.0, "snr": 0.1}
+        there = methods.replace(data, manifest=made | {"source": molecule, "setting": noise})
+        assert "weights that come" in methods.ready(there, 0.1).settings
+        rows = methods.kept(there)
+        assert "kept SR3 → U-Net" in rows and all(row.settings for row in rows.values())
 
 
 def test_a_run_that_was_cut_off_finds_its_networks_again(data, tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -237,3 +239,34 @@ def test_bad_input_is_refused(molecule):
         posterior(templates, noisy * math.nan, SIGMA)
     with pytest.raises(RuntimeError, match="finer spacings_deg"):
         list(bayes_limit(molecule, noisy, 0.3, spacings_deg=(40.0, 30.0)))
+
+
+GROWTH = """
+import resource
+import torch
+from cryonb.posterior import posterior
+from cryonb.templates import volume_templates
+
+def peak_MB():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+templates = volume_templates(torch.randn(32, 32, 32, generator=generator), 6.0)
+noisy = torch.randn(400, 32, 32, generator=generator)
+share = 0.2 + 0.8 * torch.rand(len(noisy), 1, generator=generator)
+near = torch.rand(len(noisy), templates.target.shape[1], generator=generator) < share
+posterior(templates, noisy[:40], 1.0, candidates=near[:40])
+before = peak_MB()
+posterior(templates, noisy, 1.0, candidates=near)
+print(peak_MB() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+def test_memory_does_not_grow_with_the_particles():
+    """Products of another size for each particle must not break up the heap."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert float(done.stdout) < 100  # their coefficients and weights; it was 290 MB
