@@ -472,7 +472,7 @@ for level, n in product(route_snrs, route_particles):
 # %% [markdown]
 # **What to notice.** First compare b with d: the same images, poses from two sources. A denoiser cannot put into an image what was not there; whatever it knows of the pose, it knows from the raw image. Projection matching that uses the right noise model, as here, misses none of it, so poses from denoised images can at best be as good, and a denoiser that wavers between two poses and draws their mean makes them worse. It earns its keep where no such model is at hand: for picking, for the eye, for programs that match images without knowing their noise.
 #
-# Then compare c with d: the same poses, denoised and raw images. With few particles or much noise the denoised images can win, since their noise is gone; raw images improve with every particle, denoised ones only until the errors that all share remain. And compare the two resolutions of route c: where its half maps claim finer detail than the truth grants, they share the errors of the denoiser and of the reference.
+# Then compare c with d: the same poses, denoised and raw images. Denoised images have less noise each, yet what they got wrong they share: raw images improve with every particle, denoised ones only until the shared errors remain. Larger runs show it, in the last column from few particles to many. And compare the two resolutions of route c: where its half maps claim finer detail than the truth grants, they share the errors of the denoiser and of the reference.
 #
 # A pose that is wrong by an angle $\theta$ moves density at a distance $r$ from the centre by $r\theta$: 5° at 50 Å are 4 Å. Averaging over particles does not repair that, it makes a blur, the same blur in both half maps.
 
