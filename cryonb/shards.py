@@ -7,19 +7,17 @@ until all are whole; a run that was cut off goes on with what is missing of each
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
 from cryonb.files import beside, check_room
 from cryonb.stacks import HEADER, Source, hidden, write_header
-from cryonb.workers import connect, count_cores
+from cryonb.workers import connect, count_cores, process_pool
 
 
 def denoise_shards(
@@ -81,9 +79,7 @@ def pool(shards: int, scheduler: str | None) -> Iterator[Executor]:
         with connect(scheduler) as client:
             yield client.get_executor(pure=False)
         return
-    threads = max(1, count_cores() // shards)
-    spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with ProcessPoolExecutor(shards, spawn, torch.set_num_threads, (threads,)) as executor:
+    with process_pool(shards, max(1, count_cores() // shards)) as executor:
         try:
             yield executor
         except BaseException:

@@ -78,8 +78,9 @@ def sr3_loss(
 ) -> torch.Tensor:
     """Loss of a diffusion model on a batch (clean, observed), with the curriculum.
 
-    A share `start` of the batch is trained on the first step, the posterior mean. "eps" trains
-    as published: at the full noise level, gammas of the SR3 schedule.
+    `snr_start` and `share` are those of `curriculum_sigma`. A part `start` of the batch is trained
+    on the first step, the posterior mean. "eps" trains as published: at the full noise level,
+    gammas of the SR3 schedule.
     """
     clean, observed = batch
     if model.parameterisation == "eps":

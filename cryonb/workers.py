@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,6 +24,18 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
+def process_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
+    """Executor of so many processes, each of which computes on so many threads."""
+    spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
+    return ProcessPoolExecutor(workers, spawn, _take_threads, (threads,))
+
+
+def _take_threads(threads: int) -> None:
+    import torch  # here, since whoever only counts cores need not wait for it
+
+    torch.set_num_threads(threads)
+
+
 def in_processes(call: Callable, n: int, workers: int) -> Iterator:
     """Yield ``call(0)``, ``call(1)``, ... ``call(n - 1)`` in order, made by so many processes.
 
@@ -34,8 +45,7 @@ def in_processes(call: Callable, n: int, workers: int) -> Iterator:
     if min(workers, n) <= 1:
         yield from map(call, range(n))
         return
-    context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+    with process_pool(workers) as pool:
         yield from pool.map(call, range(n), chunksize=max(1, min(16, n // (4 * workers))))
 
 

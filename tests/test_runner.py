@@ -328,3 +328,8 @@ def test_train_hands_its_arguments_on(monkeypatch):
     monkeypatch.setitem(sys.modules, "cryonb.pretrain", module)
     assert main(["train", "--steps", "3", "channel", "--help"]) == 0
     assert seen == ["--steps", "3", "channel", "--help"]
+
+
+def test_planning_a_run_does_not_wait_for_torch():
+    code = "import sys, cryonb.runner, cryonb.sweep; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
