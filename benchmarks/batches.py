@@ -2,9 +2,10 @@
 
     python benchmarks/batches.py
 
-Denoising is timed with the particles in the host's memory, as `cryonb.diffusion.denoise` takes and
-gives them, and with particles and noise on the device; of training the loss, its gradients and the
-optimiser, without compiling. The kept network, whose box is 64 px, takes other boxes too.
+Denoising is timed with the particles in the host's memory, as `denoise` of
+`cryonb.learning.diffusion` takes and gives them, and with particles and noise on the device; of
+training the loss, its gradients and the optimiser, without compiling. The kept network, whose box
+is 64 px, takes other boxes too.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from functools import partial
 import torch
 from simulate_train_sample import SIGMA
 
-from cryonb.diffusion import SR3, denoise, posterior_mean
-from cryonb.draws import generator_on
-from cryonb.inference import best_device
-from cryonb.precision import autocast
-from cryonb.train import sr3_loss
-from cryonb.weights import KEPT, load_model
+from cryonb.base.draws import generator_on
+from cryonb.base.precision import autocast
+from cryonb.commands.denoise import best_device
+from cryonb.learning.diffusion import SR3, denoise, posterior_mean
+from cryonb.learning.train import sr3_loss
+from cryonb.learning.weights import KEPT, load_model
 
 ROUNDS = 3  # of training in a timing
 

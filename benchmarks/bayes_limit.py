@@ -17,13 +17,13 @@ from functools import partial
 import torch
 from simulate_train_sample import compare, peak_MB
 
-from cryonb.geometry import random_rotations
-from cryonb.metrics import mse
-from cryonb.posterior import bayes_limit, posterior, refined
-from cryonb.projection import project
-from cryonb.simulate import clean_scale, noise_sigma
-from cryonb.templates import every_pose, volume_templates
-from cryonb.volumes import load_volume
+from cryonb.data.volumes import load_volume
+from cryonb.evaluation.metrics import mse
+from cryonb.physics.geometry import random_rotations
+from cryonb.physics.projection import project
+from cryonb.poses.posterior import bayes_limit, posterior, refined
+from cryonb.poses.templates import every_pose, volume_templates
+from cryonb.simulation.simulate import clean_scale, noise_sigma
 
 
 def by_pixels(images: torch.Tensor, noisy: torch.Tensor, sigma: float) -> torch.Tensor:

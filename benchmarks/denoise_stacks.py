@@ -24,11 +24,11 @@ import torch
 from maps_and_poses import in_turn, report
 from simulate_train_sample import measure
 
-from cryonb.diffusion import SR3, denoise
-from cryonb.inference import denoise_file, measured_noise
-from cryonb.stacks import open_source
-from cryonb.weights import MANY, load_model
-from cryonb.whitening import from_network, to_network
+from cryonb.commands.denoise import denoise_file, measured_noise
+from cryonb.data.stacks import open_source
+from cryonb.data.whitening import from_network, to_network
+from cryonb.learning.diffusion import SR3, denoise
+from cryonb.learning.weights import MANY, load_model
 
 
 def write_stack(path: Path, n: int, box: int) -> Path:

@@ -22,19 +22,19 @@ from maps_and_poses import CLOCKS, in_turn
 from simulate_train_sample import peak_MB
 from threadpoolctl import threadpool_limits
 
-from cryonb.baselines import linear_filter, over_turns
-from cryonb.diffusion import SR3
-from cryonb.fourier import fourier_crop
-from cryonb.geometry import random_rotations
-from cryonb.methods import one_step
-from cryonb.metrics import mse, psnr
-from cryonb.peers import affine_fit, bm3d, cwf_denoiser, missing, topaz
-from cryonb.projection import project
-from cryonb.refine import Refiner, refine
-from cryonb.simulate import noise_sigma
-from cryonb.volumes import load_volume
-from cryonb.weights import KEPT, MANY, load_model
-from cryonb.workers import count_cores
+from cryonb.base.workers import count_cores
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.baselines import linear_filter, over_turns
+from cryonb.denoisers.methods import one_step
+from cryonb.denoisers.peers import affine_fit, bm3d, cwf_denoiser, missing, topaz
+from cryonb.evaluation.metrics import mse, psnr
+from cryonb.learning.diffusion import SR3
+from cryonb.learning.refine import Refiner, refine
+from cryonb.learning.weights import KEPT, MANY, load_model
+from cryonb.physics.fourier import fourier_crop
+from cryonb.physics.geometry import random_rotations
+from cryonb.physics.projection import project
+from cryonb.simulation.simulate import noise_sigma
 
 BOX = 64  # of the networks, where the SNR is defined
 ONE, ANY = "SR3 for the channel, 1 step", "SR3 for any molecule, 1 step"

@@ -19,16 +19,16 @@ from pathlib import Path
 import torch
 from simulate_train_sample import measure, spread
 
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.geometry import angular_distance_deg, random_rotations
-from cryonb.maps import read_map
-from cryonb.particles import particles_from_arrays, write_particles
-from cryonb.poses import estimate_poses
-from cryonb.projection import project
-from cryonb.resolution import fsc
-from cryonb.simulate import clean_scale, noise_sigma
-from cryonb.tools import reconstruct_file
-from cryonb.volumes import load_volume
+from cryonb.commands.tools import reconstruct_file
+from cryonb.data.maps import read_map
+from cryonb.data.particles import particles_from_arrays, write_particles
+from cryonb.data.volumes import load_volume
+from cryonb.evaluation.resolution import fsc
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.geometry import angular_distance_deg, random_rotations
+from cryonb.physics.projection import project
+from cryonb.poses.search import estimate_poses
+from cryonb.simulation.simulate import clean_scale, noise_sigma
 
 
 def reconstruction(volume, n: int, repeats: int, folder: Path) -> None:

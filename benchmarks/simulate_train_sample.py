@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from cryonb.compare import peak_memory
-from cryonb.diffusion import SR3, denoise
-from cryonb.draws import generator_on
-from cryonb.fourier import low_pass
-from cryonb.geometry import random_rotations
-from cryonb.precision import autocast, fast_precision
-from cryonb.projection import project
-from cryonb.simulate import noise_sigma
-from cryonb.train import sr3_loss, update_average
-from cryonb.volumes import load_volume
+from cryonb.base.draws import generator_on
+from cryonb.base.precision import autocast, fast_precision
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.compare import peak_memory
+from cryonb.learning.diffusion import SR3, denoise
+from cryonb.learning.train import sr3_loss, update_average
+from cryonb.physics.fourier import low_pass
+from cryonb.physics.geometry import random_rotations
+from cryonb.physics.projection import project
+from cryonb.simulation.simulate import noise_sigma
 
 SIGMA = noise_sigma(0.1)
 FULL_RESOLUTION = {"unshuffle": 1, "widths": (32, 64, 112, 208)}  # as many parameters, 64 px wide
@@ -116,7 +116,7 @@ def training_step(
     fused: bool = True,
     parts: int = 1,
 ) -> Callable[[], None]:
-    """Return a function that does one step of training, as `cryonb.train.train` does by default.
+    """Return a function that does one step of training, as `cryonb.learning.train` by default.
 
     Parameters
     ----------

@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 import torch
 
-from cryonb.diffusion import SR3, fuse, sample
-from cryonb.fourier import filter_radially, radial_mean
-from cryonb.metrics import mse, psnr
-from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
-from cryonb.volumes import load_volume
-from cryonb.weights import KEPT, load_model
+from cryonb.data.volumes import load_volume
+from cryonb.evaluation.metrics import mse, psnr
+from cryonb.learning.diffusion import SR3, fuse, sample
+from cryonb.learning.weights import KEPT, load_model
+from cryonb.physics.fourier import filter_radially, radial_mean
+from cryonb.simulation.simulate import clean_scale, noise_sigma, setting, simulate_images
 
 SOLVERS = {
     "second order": {},

@@ -24,15 +24,15 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from cryonb.baselines import linear_filter
-from cryonb.diffusion import SR3
-from cryonb.methods import SR3_SHARE, one_step
-from cryonb.metrics import psnr
-from cryonb.pretrain import REFINER, STEPS
-from cryonb.refine import Refiner, refine, refine_loss
-from cryonb.simulate import clean_scale, noise_sigma, setting, simulate_images
-from cryonb.train import Progress, draw_batch, images_within, sr3_loss, train
-from cryonb.volumes import load_volume
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.baselines import linear_filter
+from cryonb.denoisers.methods import SR3_SHARE, one_step
+from cryonb.evaluation.metrics import psnr
+from cryonb.learning.diffusion import SR3
+from cryonb.learning.pretrain import REFINER, STEPS
+from cryonb.learning.refine import Refiner, refine, refine_loss
+from cryonb.learning.train import Progress, draw_batch, images_within, sr3_loss, train
+from cryonb.simulation.simulate import clean_scale, noise_sigma, setting, simulate_images
 
 SIMULATED = 0.1  # of the budget, at most
 MOST = 16_000  # images

@@ -2,9 +2,9 @@
 
     python benchmarks/training.py
 
-The first row is `cryonb.train.train` itself, the second the same step written out; each row after
-that differs from it in one thing. Rows run in turn in one process. Utilisation is the FLOPs of the
-network, forward and backward, in a second ÷ the best rate of a large matrix product on this
+The first row is `cryonb.learning.train` itself, the second the same step written out; each row
+after that differs from it in one thing. Rows run in turn in one process. Utilisation is the FLOPs
+of the network, forward and backward, in a second ÷ the best rate of a large matrix product on this
 machine; the rate of a large 3 × 3 convolution stands beside it.
 """
 
@@ -30,16 +30,16 @@ from simulate_train_sample import FULL_RESOLUTION, SIGMA, peak_MB, spread, train
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-import cryonb.precision
-from cryonb.diffusion import SR3
-from cryonb.geometry import random_rotations
-from cryonb.inference import best_device
-from cryonb.methods import one_step
-from cryonb.precision import fast_precision, keep_freed_memory
-from cryonb.projection import project
-from cryonb.simulate import clean_scale
-from cryonb.train import draw_batch, sr3_loss, train
-from cryonb.volumes import load_volume
+import cryonb.base.precision
+from cryonb.base.precision import fast_precision, keep_freed_memory
+from cryonb.commands.denoise import best_device
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.methods import one_step
+from cryonb.learning.diffusion import SR3
+from cryonb.learning.train import draw_batch, sr3_loss, train
+from cryonb.physics.geometry import random_rotations
+from cryonb.physics.projection import project
+from cryonb.simulation.simulate import clean_scale
 
 DESIGNS = {  # of as many parameters, for 64 px
     "folded by 2": {"unshuffle": 2, "widths": (64, 96, 240)},
@@ -96,7 +96,7 @@ def synchronised(call: Callable, times: int = 1) -> Callable[[], None]:
 def alone(given_back: bool, args) -> None:
     """Print the seconds of a training step and of denoising, in a process that does no more."""
     if given_back:
-        cryonb.precision.keep_freed_memory = lambda: False
+        cryonb.base.precision.keep_freed_memory = lambda: False
     images = torch.randn(2 * args.batch_size, args.box_size, args.box_size)
     step = training_step(SR3(), partial(draw_batch, (images, images)), args.batch_size)
     calls = {"a training step": step, "denoising": partial(one_step, SR3().eval(), images, SIGMA)}
@@ -137,7 +137,7 @@ def recipes(volume, clean: torch.Tensor, args, folder: Path) -> dict[str, Callab
     whole = train(model, copy.deepcopy(model), drawn, loss, 10**9, batch_size=args.batch_size)
     other = {"no": "bf16", "bf16": "no"}[fast_precision()]
     calls = {
-        "cryonb.train.train": lambda: next(whole),
+        "cryonb.learning.train": lambda: next(whole),
         OURS: step(),
         "channels first": step(channels_last=False),
         "AdamW not fused": step(fused=False),

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryonb.baselines import linear_filter, over_turns
-from cryonb.diffusion import SR3
-from cryonb.methods import blur, one_step
-from cryonb.metrics import psnr
-from cryonb.peers import cwf, missing
-from cryonb.simulate import SETTINGS, clean_scale, noise_sigma, setting, simulate_images
-from cryonb.volumes import load_volume
-from cryonb.weights import KEPT, MANY, load_model
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.baselines import linear_filter, over_turns
+from cryonb.denoisers.methods import blur, one_step
+from cryonb.denoisers.peers import cwf, missing
+from cryonb.evaluation.metrics import psnr
+from cryonb.learning.diffusion import SR3
+from cryonb.learning.weights import KEPT, MANY, load_model
+from cryonb.simulation.simulate import SETTINGS, clean_scale, noise_sigma, setting, simulate_images
 
 
 def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:

@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cryonb.fetch import MICROGRAPHS, fetch
-from cryonb.files import beside, check_room
+from cryonb.base.files import beside, check_room
+from cryonb.data.fetch import MICROGRAPHS, fetch
 
 ROOT = Path(__file__).parents[1]
 FOLDER = "cryonb"  # what the archive unpacks to

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import nbformat
 
-from cryonb.files import beside
-from cryonb.plan import find_notebooks
+from cryonb.base.files import beside
+from cryonb.running.plan import find_notebooks
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 START, END = "{solution-start}", "{solution-end}"

@@ -24,8 +24,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from vendor import ONLY_TESTS
 
 import cryonb
-from cryonb.plan import find_notebooks
-from cryonb.runner import read_json, span
+from cryonb.running.plan import find_notebooks
+from cryonb.running.runner import read_json, span
 
 BOOK = Path(__file__).parent
 ROOT = BOOK.parent
@@ -34,18 +34,6 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 VIEWER_HERE = "<!-- viewer -->"  # in index.md: where the frames of the cell tagged so appear
 FRONT_PAGE = "front-page"
 WORDS_A_MINUTE = 200  # and a minute for each figure
-
-# The rooms of the package, in the order in which one may depend on another.
-ROOMS = {
-    "Physics": "files workers conventions fourier geometry ctf projection volumes molecules maps"
-    " particles star masks simulate families dataset micrographs reconstruct metrics resolution"
-    " poses steerable templates posterior truth",
-    "Learning": "unet diffusion refine direct gan mapclean train precision weights pretrain",
-    "Real data": "cache download empiar fetch whitening stacks shards inference",
-    "Comparing and judging": "baselines ksvd peers methods compare audit report relion",
-    "Running and showing": "cli tools check plan engine runner calibrate experiment sweep plotting"
-    " widgets surface shells sphere",
-}
 
 
 @dataclass(frozen=True)
@@ -189,18 +177,26 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def modules() -> dict[str, list[tuple[str, str]]]:
-    """Each room's modules as (name, first sentence of the docstring); new ones are under More."""
-    package = Path(cryonb.__file__).parent
-    found = {p.stem: p for p in sorted(package.glob("*.py")) if p.stem != "__init__"}
-    rooms = {room: names.split() for room, names in ROOMS.items()}
-    placed = {name for names in rooms.values() for name in names}
-    rooms["More"] = [name for name in found if name not in placed]
+@dataclass(frozen=True)
+class Module:
+    """A module or a folder of the package, and the first sentence that it says of itself."""
 
-    def first(name: str) -> str:
-        return ast.get_docstring(ast.parse(found[name].read_text())).partition("\n")[0]
+    name: str
+    sentence: str
 
-    return {r: [(n, first(n)) for n in names if n in found] for r, names in rooms.items() if names}
+    @classmethod
+    def read(cls, path: Path) -> Module:
+        return cls(path.stem, ast.get_docstring(ast.parse(path.read_text())).partition("\n")[0])
+
+
+def rooms() -> dict[str, tuple[str, list[Module]]]:
+    """Each folder of the package, in order, with its sentence and its modules."""
+    found = {}
+    for room in cryonb.ROOMS:
+        inside = sorted((Path(cryonb.__file__).parent / room).glob("*.py"))
+        modules = {path.stem: Module.read(path) for path in inside}
+        found[room] = modules.pop("__init__").sentence, list(modules.values())
+    return found
 
 
 def context(run: Path, chapters: list[Chapter]) -> dict:
@@ -211,7 +207,7 @@ def context(run: Path, chapters: list[Chapter]) -> dict:
         "chapters": chapters,
         "chapter": numbered,
         "claims": judge(yaml.safe_load((BOOK / "claims.yml").read_text()), numbered),
-        "rooms": modules(),
+        "rooms": rooms(),
         "citation": yaml.safe_load((ROOT / "CITATION.cff").read_text()),
     }
 
@@ -243,10 +239,11 @@ def stage(run: Path, target: Path, repository: str = "") -> None:
 def write_api(folder: Path) -> None:
     """One page a module, generated from its docstrings."""
     folder.mkdir()
-    for names in modules().values():
-        for name, _ in names:
-            body = f"```{{eval-rst}}\n.. automodule:: cryonb.{name}\n   :members:\n```\n"
-            (folder / f"{name}.md").write_text(f"# `cryonb.{name}`\n\n{body}")
+    for room, (_, modules) in rooms().items():
+        for module in modules:
+            name = f"cryonb.{room}.{module.name}"
+            body = f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
+            (folder / f"{module.name}.md").write_text(f"# `{name}`\n\n{body}")
 
 
 def copy_files(target: Path) -> None:

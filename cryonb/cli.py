@@ -11,18 +11,23 @@ import errno
 import importlib
 import signal
 import sys
+from functools import partial
 
-# Subcommands whose module reads its own arguments: name -> (module, function, help).
+# Subcommands whose module reads its own arguments: name -> (module of cryonb, function, help).
 DELEGATED = {
-    "sweep": ("cryonb.sweep", "sweep_main", "run an experiment, here or on a cluster"),
-    "results": ("cryonb.experiment", "results_main", "gather a sweep's results into one table"),
-    "fetch": ("cryonb.fetch", "fetch_main", "get real data by name, and print its path"),
-    "train": ("cryonb.pretrain", "main_args", "train the weights that come with cryonb"),
-    "denoise": ("cryonb.inference", "denoise_main", "denoise particles of a STAR file or stack"),
-    "reconstruct": ("cryonb.tools", "reconstruct_main", "make a map from a particle STAR file"),
-    "audit": ("cryonb.report", "audit_main", "what a denoiser invents: a report with verdicts"),
-    "clean": ("cryonb.tools", "clean_main", "take noise and detergent out of a map"),
-    "fsc": ("cryonb.tools", "fsc_main", "resolution of half maps, or of a map against a reference"),
+    "sweep": ("running.sweep", "sweep_main", "run an experiment, here or on a cluster"),
+    "results": ("running.experiment", "results_main", "gather a sweep's results into one table"),
+    "fetch": ("data.fetch", "fetch_main", "get real data by name, and print its path"),
+    "train": ("learning.pretrain", "main_args", "train the weights that come with cryonb"),
+    "denoise": ("commands.denoise", "denoise_main", "denoise particles of a STAR file or stack"),
+    "reconstruct": ("commands.tools", "reconstruct_main", "make a map from a particle STAR file"),
+    "audit": ("commands.report", "audit_main", "what a denoiser invents: a report with verdicts"),
+    "clean": ("commands.tools", "clean_main", "take noise and detergent out of a map"),
+    "fsc": (
+        "commands.tools",
+        "fsc_main",
+        "resolution of half maps, or against a reference",
+    ),
 }
 
 
@@ -75,10 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(call=_check)
     for name, (module, function, text) in DELEGATED.items():
         command = commands.add_parser(name, help=text, add_help=False)
-        command.set_defaults(
-            call=lambda rest, m=module, f=function: getattr(importlib.import_module(m), f)(rest)
-        )
+        command.set_defaults(call=partial(_delegate, f"cryonb.{module}", function))
     return parser
+
+
+def _delegate(module: str, function: str, rest: list[str]) -> int | None:
+    return getattr(importlib.import_module(module), function)(rest)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +111,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args) -> int:
-    from cryonb.runner import run
+    from cryonb.running.runner import run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as by Ctrl-C
     return run(
@@ -120,8 +127,14 @@ def _run(args) -> int:
 
 
 def _check(args) -> int:
-    from cryonb.calibrate import BUSY_PERCENT, busy_percent, calibrate, read_times, say_times
-    from cryonb.check import environment_report
+    from cryonb.running.calibrate import (
+        BUSY_PERCENT,
+        busy_percent,
+        calibrate,
+        read_times,
+        say_times,
+    )
+    from cryonb.running.check import environment_report
 
     report = environment_report()
     for item in report:

@@ -59,15 +59,15 @@ import torch
 from IPython.display import Markdown, display
 from torch.testing import assert_close
 
-from cryonb.check import environment_report
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.geometry import euler_to_matrix, random_rotations
-from cryonb.particles import particles_from_arrays
-from cryonb.plotting import show_rows, use_style
-from cryonb.projection import project, shift_images
-from cryonb.simulate import noise_sigma
-from cryonb.volumes import load_volume
-from cryonb.widgets import frame_viewer
+from cryonb.data.particles import particles_from_arrays
+from cryonb.data.volumes import load_volume
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.geometry import euler_to_matrix, random_rotations
+from cryonb.physics.projection import project, shift_images
+from cryonb.running.check import environment_report
+from cryonb.showing.plotting import show_rows, use_style
+from cryonb.showing.widgets import frame_viewer
+from cryonb.simulation.simulate import noise_sigma
 
 started, answers = time.perf_counter(), {}  # of the exercises, for the results
 use_style()
@@ -193,7 +193,7 @@ _ = show_rows(
 # %% [markdown]
 # ## The conventions, by picture
 #
-# Most wrong results in this field are sign errors: a map with the wrong hand, a shift applied twice, particles that are dark where a program wants them bright. All conventions of this book are stated once, in the docstring of `cryonb.conventions`. Here they are in pictures.
+# Most wrong results in this field are sign errors: a map with the wrong hand, a shift applied twice, particles that are dark where a program wants them bright. All conventions of this book are stated once, in the docstring of `cryonb.physics.conventions`. Here they are in pictures.
 #
 # ### Axes and centre
 #

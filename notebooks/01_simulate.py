@@ -75,16 +75,17 @@ import torch
 from scipy import ndimage
 from torch.testing import assert_close
 
-from cryonb import molecules, simulate
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.dataset import read_dataset, write_dataset
-from cryonb.fourier import low_pass, radial_mean
-from cryonb.geometry import angular_distance_deg, random_rotations
-from cryonb.masks import micelle, soft_mask
-from cryonb.metrics import correlation
-from cryonb.plotting import show_rows, use_style
-from cryonb.projection import project
-from cryonb.volumes import VOLT_A2, from_atoms, load_volume
+from cryonb.data import molecules
+from cryonb.data.volumes import VOLT_A2, from_atoms, load_volume
+from cryonb.evaluation.metrics import correlation
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.fourier import low_pass, radial_mean
+from cryonb.physics.geometry import angular_distance_deg, random_rotations
+from cryonb.physics.projection import project
+from cryonb.showing.plotting import show_rows, use_style
+from cryonb.simulation import simulate
+from cryonb.simulation.dataset import read_dataset, write_dataset
+from cryonb.simulation.masks import micelle, soft_mask
 
 started = time.perf_counter()
 use_style()
@@ -148,7 +149,7 @@ _ = fig.suptitle(f"The embedded channel at {pixel_size_A:g} Å per pixel")
 #
 # $$ I(x, y) = \sum_z V\bigl(R\,(x, y, z)\bigr) . $$
 #
-# That is a few lines. It is also slow, and interpolating between voxels blurs. The usual way goes through Fourier space. Set $R = 1$ and look at the two-dimensional transform of the sum over $z$: it equals the plane $k_z = 0$ of the volume's transform, term by term. A rotated volume has a rotated transform, so **every projection is a central slice**. `cryonb.projection.project` reads such slices from a padded transform, by way of the library torch-fourier-slice.
+# That is a few lines. It is also slow, and interpolating between voxels blurs. The usual way goes through Fourier space. Set $R = 1$ and look at the two-dimensional transform of the sum over $z$: it equals the plane $k_z = 0$ of the volume's transform, term by term. A rotated volume has a rotated transform, so **every projection is a central slice**. `cryonb.physics.projection.project` reads such slices from a padded transform, by way of the library torch-fourier-slice.
 
 
 # %%
@@ -226,7 +227,7 @@ _ = show_rows({"": images}, columns=columns, limits=(-2, 2), width_in=1.7, title
 #
 # $$ \Bigl(\frac{s}{w}\Bigr)^2 + \Bigl(\frac{z}{h}\Bigr)^2 < 1, \qquad w = 25\ \text{Å}, \quad h = \tfrac12\,\text{core} + 9\ \text{Å} . $$
 #
-# The outer 9 Å are head groups, nearly as dense as protein; the tails inside are no denser than water, a little less in fact. `cryonb.volumes.micelle` does this with soft edges.
+# The outer 9 Å are head groups, nearly as dense as protein; the tails inside are no denser than water, a little less in fact. `cryonb.data.volumes.micelle` does this with soft edges.
 
 # %%
 body = soft_mask(volume.map, pixel_size_A, low_pass_A=10, extend_A=0, soft_edge_A=6).numpy() > 0.5
@@ -543,7 +544,7 @@ measured["nearest_pose_deg"] = nearest_deg
 # - Electrons see the electrostatic potential; a projection is a sum along the beam, or a central slice of the transform.
 # - The target is the projection of the molecule alone. The input adds structural noise, optionally the CTF, and white noise of standard deviation $1/\sqrt{\mathrm{SNR}}$ in units of the clean images.
 # - White noise is flat over frequencies and can be filtered to a good part; structural noise shares the molecule's spectrum, and the detergent belt even its pose.
-# - An SNR needs its definition. So does every score: see `cryonb.conventions`.
+# - An SNR needs its definition. So does every score: see `cryonb.physics.conventions`.
 #
 # **Next**: [02 train SR3](02_train_sr3.ipynb) teaches a diffusion model to go from these inputs to these targets.
 #

@@ -61,17 +61,17 @@ import torch
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
-from cryonb import diffusion
-from cryonb.baselines import linear_filter
-from cryonb.dataset import read_dataset, score_test, write_dataset, write_denoised
-from cryonb.diffusion import SR3, denoise, sample
-from cryonb.metrics import mse, psnr
-from cryonb.plotting import grey_limits, say, say_scores, show_rows, train_live, use_style
-from cryonb.train import draw_batch, sr3_loss
-from cryonb.unet import ResidualBlock
-from cryonb.volumes import load_volume
-from cryonb.weights import MANY, load_kept, load_model, save_model
-from cryonb.widgets import frame_viewer
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.baselines import linear_filter
+from cryonb.evaluation.metrics import mse, psnr
+from cryonb.learning import diffusion
+from cryonb.learning.diffusion import SR3, denoise, sample
+from cryonb.learning.train import draw_batch, sr3_loss
+from cryonb.learning.unet import ResidualBlock
+from cryonb.learning.weights import MANY, load_kept, load_model, save_model
+from cryonb.showing.plotting import grey_limits, say, say_scores, show_rows, train_live, use_style
+from cryonb.showing.widgets import frame_viewer
+from cryonb.simulation.dataset import read_dataset, score_test, write_dataset, write_denoised
 
 use_style()
 
@@ -266,7 +266,7 @@ assert_close(h + block.conv2(silu(inner)), block(h, embedding))
 # once. So the largest noise level grows geometrically from SNR 3 to the target over the first 60 %
 # of the run, and the network takes along what it knows: a *curriculum*.
 #
-# `cryonb.train.train` is a generator: it does one step and hands control back, and the caller decides
+# `cryonb.learning.train.train` is a generator: it does one step and hands control back, and the caller decides
 # what to print or plot (here `train_live` draws the loss and an example). It keeps an exponential moving average of the weights (smoother, and better), and writes a
 # checkpoint once a minute; if you interrupt this cell and run it again, it goes on where it was.
 #
@@ -436,7 +436,7 @@ say(f"MSE of a {max(by_steps)}-step sample ÷ MSE of one step: **{ratio:.2f}**")
 #
 # ## 8. How good is it?
 #
-# Every test particle, every method so far, by the definitions of `cryonb.conventions` (PSNR with the
+# Every test particle, every method so far, by the definitions of `cryonb.physics.conventions` (PSNR with the
 # range of each clean image; *in mask*: inside the particle's outline). For `structural`, the last
 # column is the energy of the error where the micelle stood, relative to the micelle's own: 1 means
 # that as much is wrong there as the micelle brought in.

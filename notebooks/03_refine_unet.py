@@ -56,12 +56,16 @@ import torch
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
-from cryonb.baselines import linear_filter, over_turns
-from cryonb.dataset import read_dataset, score_test, write_dataset, write_denoised
-from cryonb.diffusion import SR3, denoise
-from cryonb.fourier import radial_mean
-from cryonb.metrics import mse, psnr
-from cryonb.plotting import (
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.baselines import linear_filter, over_turns
+from cryonb.evaluation.metrics import mse, psnr
+from cryonb.evaluation.resolution import frc
+from cryonb.learning.diffusion import SR3, denoise
+from cryonb.learning.refine import Refiner, refine, refine_loss
+from cryonb.learning.train import draw_batch, images_within, sr3_loss, train
+from cryonb.learning.weights import load_kept, load_model, save_model
+from cryonb.physics.fourier import radial_mean
+from cryonb.showing.plotting import (
     grey_limits,
     say,
     say_scores,
@@ -70,11 +74,7 @@ from cryonb.plotting import (
     train_live,
     use_style,
 )
-from cryonb.refine import Refiner, refine, refine_loss
-from cryonb.resolution import frc
-from cryonb.train import draw_batch, images_within, sr3_loss, train
-from cryonb.volumes import load_volume
-from cryonb.weights import load_kept, load_model, save_model
+from cryonb.simulation.dataset import read_dataset, score_test, write_dataset, write_denoised
 
 use_style()
 

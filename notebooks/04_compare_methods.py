@@ -60,19 +60,19 @@ import torch
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
-from cryonb import methods
-from cryonb.baselines import linear_filter
-from cryonb.compare import Comparison, errors_by_samples, errors_by_steps
-from cryonb.dataset import read_dataset, write_dataset
-from cryonb.metrics import mse, psnr
-from cryonb.plotting import plot_lines, plot_pairs, say, say_table, show_denoised, use_style
-from cryonb.posterior import bayes_limit, posterior
-from cryonb.projection import project
-from cryonb.simulate import StructuralNoise
-from cryonb.sphere import posterior_viewer
-from cryonb.templates import every_pose, pose_of, view_directions, volume_templates
-from cryonb.volumes import load_volume
-from cryonb.widgets import flip_through
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers import methods
+from cryonb.denoisers.baselines import linear_filter
+from cryonb.denoisers.compare import Comparison, errors_by_samples, errors_by_steps
+from cryonb.evaluation.metrics import mse, psnr
+from cryonb.physics.projection import project
+from cryonb.poses.posterior import bayes_limit, posterior
+from cryonb.poses.templates import every_pose, pose_of, view_directions, volume_templates
+from cryonb.showing.plotting import plot_lines, plot_pairs, say, say_table, show_denoised, use_style
+from cryonb.showing.sphere import posterior_viewer
+from cryonb.showing.widgets import flip_through
+from cryonb.simulation.dataset import read_dataset, write_dataset
+from cryonb.simulation.simulate import StructuralNoise
 
 use_style()
 
@@ -140,7 +140,7 @@ assert_close(mine_mse, cryonbs.mmse, rtol=0.3, atol=0.01)
 
 # %% [markdown]
 # Thirty degrees between the candidates is far too coarse, of course. With a million of them, six lines
-# would need a million images in memory. `cryonb.posterior` computes the same sums by one observation: if an image is
+# would need a million images in memory. `cryonb.poses.posterior` computes the same sums by one observation: if an image is
 # written in polar Fourier space, $X(\rho,\theta) = \sum_k a_k(\rho)\,e^{ik\theta}$, then turning it in
 # its plane by $\psi$ multiplies $a_k$ by $e^{ik\psi}$. So *all* turns of a candidate are compared with
 # a particle by one short Fourier transform, and only the direction of view is left to be listed.

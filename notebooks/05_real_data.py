@@ -55,27 +55,28 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from cryonb import micrographs, plotting
-from cryonb.baselines import linear_filter
-from cryonb.compare import Method, run_all
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.diffusion import SR3
-from cryonb.families import training_images
-from cryonb.fourier import radial_mean
-from cryonb.geometry import angular_distance_deg, random_rotations
-from cryonb.inference import denoise_file
-from cryonb.methods import blur, one_step, untrained
-from cryonb.metrics import correlation, sure
-from cryonb.particles import particles_from_arrays, stream_particles, write_particles
-from cryonb.plotting import plot_lines, say, say_table, show_rows
-from cryonb.projection import project
-from cryonb.refine import Refiner, refine
-from cryonb.resolution import frc
-from cryonb.train import any_level_loss, draw_batch
-from cryonb.truth import closest_projections, likeness
-from cryonb.volumes import load_volume
-from cryonb.weights import KEPT, MANY, load_model
-from cryonb.whitening import amplitude, from_network, level, measure_noise, to_network
+from cryonb.commands.denoise import denoise_file
+from cryonb.data import micrographs
+from cryonb.data.particles import particles_from_arrays, stream_particles, write_particles
+from cryonb.data.volumes import load_volume
+from cryonb.data.whitening import amplitude, from_network, level, measure_noise, to_network
+from cryonb.denoisers.baselines import linear_filter
+from cryonb.denoisers.compare import Method, run_all
+from cryonb.denoisers.methods import blur, one_step, untrained
+from cryonb.evaluation.metrics import correlation, sure
+from cryonb.evaluation.resolution import frc
+from cryonb.evaluation.truth import closest_projections, likeness
+from cryonb.learning.diffusion import SR3
+from cryonb.learning.refine import Refiner, refine
+from cryonb.learning.train import any_level_loss, draw_batch
+from cryonb.learning.weights import KEPT, MANY, load_model
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.fourier import radial_mean
+from cryonb.physics.geometry import angular_distance_deg, random_rotations
+from cryonb.physics.projection import project
+from cryonb.showing import plotting
+from cryonb.showing.plotting import plot_lines, say, say_table, show_rows
+from cryonb.simulation.families import training_images
 
 plotting.use_style()
 
@@ -266,10 +267,9 @@ like = training_images(
 )  # fmt: skip
 one, many = (load_model(path, SR3)[0] for path in (KEPT / "channel-white-sr3.safetensors", MANY))
 second = load_model(KEPT / "channel-white-refine.safetensors", Refiner)[0]
-near = noise.snr / 1.5, noise.snr * 1.5
 tuned = plotting.train_live(
     load_model(MANY, SR3)[0].train(), partial(draw_batch, like),
-    partial(any_level_loss, start=0.8, snr=near), tune_images,
+    partial(any_level_loss, start=0.8, snr=(noise.snr / 1.5, noise.snr * 1.5)), tune_images,
     title="many proteins, tuned", batch_size=batch_size, learning_rate=2e-4, seed=seed,
 )  # fmt: skip
 

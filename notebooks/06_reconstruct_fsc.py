@@ -54,23 +54,23 @@ import torch
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
-from cryonb import methods
-from cryonb.dataset import read_dataset, write_dataset
-from cryonb.fourier import low_pass
-from cryonb.geometry import angular_distance_deg, random_rotations
-from cryonb.maps import write_map
-from cryonb.metrics import fit_parts
-from cryonb.particles import read_particles
-from cryonb.plotting import grey_limits, say, say_table, show_slices, use_style
-from cryonb.poses import estimate_poses
-from cryonb.projection import project
-from cryonb.reconstruct import flatten_corners, reconstruct, reconstruct_halves
-from cryonb.relion import ADVICE, auto_refine, installed, postprocess
-from cryonb.resolution import figure_of_merit, fsc, fsc_mask_corrected, resolution_at
-from cryonb.shells import plot_fsc, threshold_viewer
-from cryonb.surface import show_surfaces
-from cryonb.volumes import load_volume
-from cryonb.widgets import frame_viewer
+from cryonb.data.maps import write_map
+from cryonb.data.particles import read_particles
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers import methods
+from cryonb.evaluation.metrics import fit_parts
+from cryonb.evaluation.relion import ADVICE, auto_refine, installed, postprocess
+from cryonb.evaluation.resolution import figure_of_merit, fsc, fsc_mask_corrected, resolution_at
+from cryonb.physics.fourier import low_pass
+from cryonb.physics.geometry import angular_distance_deg, random_rotations
+from cryonb.physics.projection import project
+from cryonb.physics.reconstruct import flatten_corners, reconstruct, reconstruct_halves
+from cryonb.poses.search import estimate_poses
+from cryonb.showing.plotting import grey_limits, say, say_table, show_slices, use_style
+from cryonb.showing.shells import plot_fsc, threshold_viewer
+from cryonb.showing.surface import show_surfaces
+from cryonb.showing.widgets import frame_viewer
+from cryonb.simulation.dataset import read_dataset, write_dataset
 
 use_style()
 
@@ -199,7 +199,7 @@ a, b = (low_pass(v, 2.5 * pixel_size_A, pixel_size_A) for v in (flatten_corners(
 assert (a - b).norm() < 5e-3 * b.norm()  # they differ in how the rim at Nyquist is counted
 
 # %% [markdown]
-# `cryonb.reconstruct` does the same and adds four things: it stores only the half of Fourier space that is needed; it counts every image once for each symmetry mate; a small floor on the weights keeps voxels that hardly any image touched from blowing up; and it flattens the corners of the box. A molecule that fits the box in every pose lies inside the sphere, so the corners, half of the box, hold noise alone, and an FSC of the whole box would count it. (Images that carry a CTF are reconstructed with `ctf=particles.ctf`; denoised ones never, or they would be corrected twice.)
+# `cryonb.physics.reconstruct` does the same and adds four things: it stores only the half of Fourier space that is needed; it counts every image once for each symmetry mate; a small floor on the weights keeps voxels that hardly any image touched from blowing up; and it flattens the corners of the box. A molecule that fits the box in every pose lies inside the sphere, so the corners, half of the box, hold noise alone, and an FSC of the whole box would count it. (Images that carry a CTF are reconstructed with `ctf=particles.ctf`; denoised ones never, or they would be corrected twice.)
 #
 # Now every stage of every setting: two **half maps**, each from one half of the particles, and the full map, their mean. The half sets were drawn in 01_simulate, before anything else happened to the images.
 

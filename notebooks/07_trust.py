@@ -55,22 +55,30 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from cryonb import audit, methods
-from cryonb.dataset import read_dataset, write_dataset
-from cryonb.diffusion import SR3, sample
-from cryonb.geometry import random_rotations
-from cryonb.metrics import mse
-from cryonb.plotting import grey_limits, plot_lines, say, say_table, show_denoised, use_style
-from cryonb.posterior import bayes_limit
-from cryonb.projection import project
-from cryonb.reconstruct import reconstruct_halves
-from cryonb.resolution import fsc, resolution_at
-from cryonb.shells import plot_fsc
-from cryonb.simulate import clean_scale, projected_mask
-from cryonb.templates import image_templates, pose_of, view_directions
-from cryonb.volumes import load_volume
-from cryonb.weights import load_kept, load_model
-from cryonb.widgets import frame_viewer, live_viewer
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers import methods
+from cryonb.evaluation import audit
+from cryonb.evaluation.metrics import mse
+from cryonb.evaluation.resolution import fsc, resolution_at
+from cryonb.learning.diffusion import SR3, sample
+from cryonb.learning.weights import load_kept, load_model
+from cryonb.physics.geometry import random_rotations
+from cryonb.physics.projection import project
+from cryonb.physics.reconstruct import reconstruct_halves
+from cryonb.poses.posterior import bayes_limit
+from cryonb.poses.templates import image_templates, pose_of, view_directions
+from cryonb.showing.plotting import (
+    grey_limits,
+    plot_lines,
+    say,
+    say_table,
+    show_denoised,
+    use_style,
+)
+from cryonb.showing.shells import plot_fsc
+from cryonb.showing.widgets import frame_viewer, live_viewer
+from cryonb.simulation.dataset import read_dataset, write_dataset
+from cryonb.simulation.simulate import clean_scale, projected_mask
 
 use_style()
 

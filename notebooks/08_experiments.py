@@ -58,11 +58,17 @@ import numpy as np
 import yaml
 from matplotlib.ticker import LogLocator
 
-from cryonb.experiment import gather, make_experiment, plan_runs, read_experiment, write_results
-from cryonb.plan import find_notebooks
-from cryonb.plotting import say, say_table, use_style
-from cryonb.runner import read_json
-from cryonb.sweep import sweep
+from cryonb.running.experiment import (
+    gather,
+    make_experiment,
+    plan_runs,
+    read_experiment,
+    write_results,
+)
+from cryonb.running.plan import find_notebooks
+from cryonb.running.runner import read_json
+from cryonb.running.sweep import sweep
+from cryonb.showing.plotting import say, say_table, use_style
 
 use_style()
 

@@ -58,23 +58,30 @@ import matplotlib.pyplot as plt
 import torch
 from torch.testing import assert_close
 
-from cryonb.families import draw_maps, training_volumes
-from cryonb.fourier import filter_radially, low_pass, shell_sum
-from cryonb.geometry import random_rotations, symmetry_rotations
-from cryonb.mapclean import MapCleaner, apply_cleaner, clean_map, cleaning_loss, quadrant, strangers
-from cryonb.maps import read_placed_map, write_map
-from cryonb.masks import micelle, model_mask, soft_mask
-from cryonb.metrics import correlation, fit_parts
-from cryonb.plotting import grey_limits, say, say_table, show_rows, train_live, use_style
-from cryonb.projection import project
-from cryonb.reconstruct import reconstruct, reconstruct_halves
-from cryonb.resolution import figure_of_merit, fsc, resolution_at
-from cryonb.shells import plot_fsc
-from cryonb.simulate import clean_scale
-from cryonb.surface import show_surfaces
-from cryonb.tools import clean_file
-from cryonb.volumes import MOLECULES, from_atoms, load_volume, read_atoms
-from cryonb.weights import MAP_CLEANER, load_model, save_model
+from cryonb.commands.tools import clean_file
+from cryonb.data.maps import read_placed_map, write_map
+from cryonb.data.volumes import MOLECULES, from_atoms, load_volume, read_atoms
+from cryonb.evaluation.metrics import correlation, fit_parts
+from cryonb.evaluation.resolution import figure_of_merit, fsc, resolution_at
+from cryonb.learning.mapclean import (
+    MapCleaner,
+    apply_cleaner,
+    clean_map,
+    cleaning_loss,
+    quadrant,
+    strangers,
+)
+from cryonb.learning.weights import MAP_CLEANER, load_model, save_model
+from cryonb.physics.fourier import filter_radially, low_pass, shell_sum
+from cryonb.physics.geometry import random_rotations, symmetry_rotations
+from cryonb.physics.projection import project
+from cryonb.physics.reconstruct import reconstruct, reconstruct_halves
+from cryonb.showing.plotting import grey_limits, say, say_table, show_rows, train_live, use_style
+from cryonb.showing.shells import plot_fsc
+from cryonb.showing.surface import show_surfaces
+from cryonb.simulation.families import draw_maps, training_volumes
+from cryonb.simulation.masks import micelle, model_mask, soft_mask
+from cryonb.simulation.simulate import clean_scale
 
 use_style()
 
@@ -242,7 +249,7 @@ plt.show()
 # **Question.** Is there a cleaner that needs no model of *this* molecule, only experience with others?
 #
 # **Idea.** Make up proteins, hundreds of them, with helices, strands, domains and symmetries that mean nothing
-# (`cryonb.families`). Put three of five into a micelle, add the noise of a reconstruction, whose power grows
+# (`cryonb.simulation.families`). Put three of five into a micelle, add the noise of a reconstruction, whose power grows
 # with frequency because slices thin out, sharpen, blur and turn the lot, and show the network a piece $x$ of the
 # result. It is asked for the molecule $y$ in it. With squared error,
 #

@@ -60,7 +60,7 @@ def browser():
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> Path:
     """Run folder of all notebooks, executed once by the runner at the smoke profile."""
-    from cryonb.runner import run
+    from cryonb.running.runner import run
 
     notebooks = Path(__file__).parents[1] / "notebooks"
     if not list(notebooks.glob("*.ipynb")):

@@ -13,8 +13,8 @@ import torch
 from test_train import SMALL, blobs
 from torch.nn.functional import mse_loss
 
-from cryonb.train import train
-from cryonb.unet import UNet
+from cryonb.learning.train import train
+from cryonb.learning.unet import UNet
 
 BATCH = 16
 torch.set_num_threads(1)

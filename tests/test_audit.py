@@ -8,7 +8,9 @@ from test_posterior import BOX
 from test_projection import phantom
 from torch.testing import assert_close
 
-from cryonb.audit import (
+from cryonb.cli import main
+from cryonb.data.volumes import load_volume
+from cryonb.evaluation.audit import (
     best_match,
     calibration,
     correlation,
@@ -19,12 +21,10 @@ from cryonb.audit import (
     restored,
     shuffled,
 )
-from cryonb.cli import main
-from cryonb.dataset import write_dataset
-from cryonb.geometry import angular_distance_deg, random_rotations
-from cryonb.projection import project
-from cryonb.templates import volume_templates
-from cryonb.volumes import load_volume
+from cryonb.physics.geometry import angular_distance_deg, random_rotations
+from cryonb.physics.projection import project
+from cryonb.poses.templates import volume_templates
+from cryonb.simulation.dataset import write_dataset
 
 PIXEL = 4.0
 
@@ -143,7 +143,7 @@ def test_the_report_of_a_liar_and_of_an_honest_function(tmp_path, monkeypatch, c
     folder = write_dataset(tmp_path / "white", volume, counts, source="channel")
     (tmp_path / "denoisers.py").write_text(
         "import torch\n"
-        "from cryonb.dataset import read_dataset\n"
+        "from cryonb.simulation.dataset import read_dataset\n"
         f"shown = read_dataset({str(folder)!r}).test.clean.images\n"
         "def liar(noisy): return shown[torch.arange(len(noisy)) % len(shown)].clone()\n"
         "def honest(noisy): return 0.01 * noisy\n"

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.testing import assert_close
 
-from cryonb.baselines import dihedral, linear_filter, over_turns
+from cryonb.denoisers.baselines import dihedral, linear_filter, over_turns
 
 
 def test_dihedral_holds_all_eight():

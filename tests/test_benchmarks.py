@@ -47,7 +47,12 @@ def test_training_says_what_each_optimisation_is_worth(bench):
     sizes = "--box-size 16 --batch-size 4 --images 8 --parts 2 --steps 1 --rounds 1 --repeats 2"
     options = "--peak-size 512 --no-compile --device cpu --clock cpu"
     text = bench("training", *sizes.split(), *options.split())
-    for row in ("cryonb.train.train", "channels first", "AdamW not fused", "full resolution"):
+    for row in (
+        "cryonb.learning.train",
+        "channels first",
+        "AdamW not fused",
+        "full resolution",
+    ):
         *rates, ratio, low, high, gigaflop, used = numbers(text, row)
         assert min(rates) > 0 and low <= ratio <= high and gigaflop > 0
         assert 0 < used < 1, row

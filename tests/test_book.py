@@ -18,7 +18,7 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from cryonb.plan import find_notebooks
+from cryonb.running.plan import find_notebooks
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
@@ -116,7 +116,7 @@ def pixels(locator) -> np.ndarray:
 
 def test_the_site_holds_every_notebook_and_module(site, pages):
     assert {f"notebooks/{name}.html" for name in find_notebooks(ROOT / "notebooks")} <= set(pages)
-    modules = [p.stem for p in (ROOT / "cryonb").glob("*.py") if p.stem != "__init__"]
+    modules = [p.stem for p in (ROOT / "cryonb").glob("*/*.py") if p.stem != "__init__"]
     assert {f"api/{name}.html" for name in modules} <= set(pages)
     assert {"index.html", "paper.html", "status.html", "instructors.html", "search.html"} <= set(
         pages

@@ -12,11 +12,11 @@ import psutil
 import pytest
 import yaml
 
-from cryonb import calibrate as module
-from cryonb.calibrate import Calibration, calibrate, read_times, say_times
+from cryonb.base.workers import count_cores
 from cryonb.cli import main
-from cryonb.plan import find_notebooks
-from cryonb.workers import count_cores
+from cryonb.running import calibrate as module
+from cryonb.running.calibrate import Calibration, calibrate, read_times, say_times
+from cryonb.running.plan import find_notebooks
 
 ROOT = Path(__file__).parents[1]
 THERE = Calibration(20.0, 5.0)

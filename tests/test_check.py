@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from cryonb import check
 from cryonb.cli import main
+from cryonb.running import check
 
 
 def items(folder=".") -> dict[str, check.Item]:

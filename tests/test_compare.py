@@ -15,9 +15,10 @@ from test_posterior import BOX, SIGMA, particles
 from test_projection import phantom
 from torch.testing import assert_close
 
-from cryonb import methods
-from cryonb.baselines import linear_filter
-from cryonb.compare import (
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers import methods
+from cryonb.denoisers.baselines import linear_filter
+from cryonb.denoisers.compare import (
     Comparison,
     errors_by_samples,
     errors_by_steps,
@@ -25,13 +26,12 @@ from cryonb.compare import (
     run_all,
     train_for,
 )
-from cryonb.dataset import read_dataset, write_dataset
-from cryonb.geometry import random_rotations
-from cryonb.metrics import mse, psnr
-from cryonb.projection import project
-from cryonb.templates import volume_templates
-from cryonb.train import Progress
-from cryonb.volumes import load_volume
+from cryonb.evaluation.metrics import mse, psnr
+from cryonb.learning.train import Progress
+from cryonb.physics.geometry import random_rotations
+from cryonb.physics.projection import project
+from cryonb.poses.templates import volume_templates
+from cryonb.simulation.dataset import read_dataset, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cryonb.ctf import apply_ctf, ctf
+from cryonb.physics.ctf import apply_ctf, ctf
 
 
 @pytest.mark.parametrize("box", [64, 65])

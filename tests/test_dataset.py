@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from cryonb import dataset
-from cryonb.dataset import read_dataset, score_test, write_dataset
-from cryonb.geometry import angular_distance_deg
-from cryonb.masks import micelle
-from cryonb.particles import read_particles
-from cryonb.simulate import StructuralNoise, clean_scale, setting, simulate_images
-from cryonb.volumes import load_volume
+from cryonb.data.particles import read_particles
+from cryonb.data.volumes import load_volume
+from cryonb.physics.geometry import angular_distance_deg
+from cryonb.simulation import dataset
+from cryonb.simulation.dataset import read_dataset, score_test, write_dataset
+from cryonb.simulation.masks import micelle
+from cryonb.simulation.simulate import StructuralNoise, clean_scale, setting, simulate_images
 
 COUNTS = {"train": 5, "validation": 3, "test": 4}
 

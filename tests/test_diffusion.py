@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cryonb.diffusion import (
+from cryonb.learning.diffusion import (
     GAMMA_START,
     PARAMETERISATIONS,
     SR3,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cryonb.direct import Denoiser, denoise_direct, noise2noise_loss, supervised_loss
-from cryonb.train import draw_batch, train
+from cryonb.denoisers.direct import Denoiser, denoise_direct, noise2noise_loss, supervised_loss
+from cryonb.learning.train import draw_batch, train
 
 SMALL = dict(widths=(16, 32), blocks=1, transformers=1, embedding=32)
 SIGMA = 2.0

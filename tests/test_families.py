@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cryonb.diffusion import SR3
-from cryonb.families import RESIDUE_A3, coarse_volume, random_molecule, training_images
-from cryonb.pretrain import MANY_SNR
-from cryonb.train import any_level_loss
-from cryonb.volumes import from_atoms, load_volume
+from cryonb.data.volumes import from_atoms, load_volume
+from cryonb.learning.diffusion import SR3
+from cryonb.learning.pretrain import MANY_SNR
+from cryonb.learning.train import any_level_loss
+from cryonb.simulation.families import RESIDUE_A3, coarse_volume, random_molecule, training_images
 
 
 def test_molecules_have_the_density_and_symmetry_that_they_say():

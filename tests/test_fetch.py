@@ -25,13 +25,13 @@ import pandas as pd
 import pytest
 import torch
 
-from cryonb import download, files
-from cryonb import fetch as module
+from cryonb.base import download, files
 from cryonb.cli import main
-from cryonb.fetch import MICROGRAPHS, SDIST, fetch
-from cryonb.maps import read_map, write_map
-from cryonb.star import Stacks
-from cryonb.volumes import load_volume
+from cryonb.data import fetch as module
+from cryonb.data.fetch import MICROGRAPHS, SDIST, fetch
+from cryonb.data.maps import read_map, write_map
+from cryonb.data.star import Stacks
+from cryonb.data.volumes import load_volume
 
 MAP_PATH = "/pub/databases/emdb/structures/EMD-24928/map/emd_24928.map.gz"
 CIF_PATH = "/pub/databases/pdb/data/structures/divided/mmCIF/u6/5u6o.cif.gz"
@@ -319,7 +319,7 @@ def test_a_server_without_ranges_starts_again(archive, density, cache):
 
 def test_a_killed_fetch_leaves_no_half_file_and_is_taken_up(archive, density, cache):
     archive.faults[MAP_PATH] = [(30000, "stall")]
-    command = [sys.executable, "-c", "from cryonb.fetch import fetch; fetch('EMD-24928')"]
+    command = [sys.executable, "-c", "from cryonb.data.fetch import fetch; fetch('EMD-24928')"]
     part = cache / ".emd_24928.map.gz.part"
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         give_up = time.monotonic() + 60
@@ -446,7 +446,7 @@ def test_a_cache_that_cannot_be_written_to_can_be_read(archive, density, cache, 
     cache.unlink()
     path = fetch("EMD-24928")
     with pytest.MonkeyPatch.context() as patch:  # not by mode bits, which root is above
-        patch.setattr("cryonb.cache._check_writable", lambda _: pytest.fail("it need not be"))
+        patch.setattr("cryonb.base.cache._check_writable", lambda _: pytest.fail("it need not be"))
         assert fetch("EMD-24928") == path
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.signal
 import torch
 
-from cryonb.fourier import (
+from cryonb.physics.fourier import (
     fourier_crop,
     low_pass,
     radial_mean,

@@ -10,8 +10,8 @@ import torch
 from test_direct import SIGMA, discs
 from torch.testing import assert_close
 
-from cryonb.direct import denoise_direct
-from cryonb.gan import (
+from cryonb.denoisers.direct import denoise_direct
+from cryonb.denoisers.gan import (
     KINDS,
     LEAST,
     Discriminator,
@@ -22,8 +22,8 @@ from cryonb.gan import (
     pass_loss,
     train_gan,
 )
-from cryonb.train import draw_batch, images_within
-from cryonb.weights import load_model, save_model
+from cryonb.learning.train import draw_batch, images_within
+from cryonb.learning.weights import load_model, save_model
 
 PAIRS = [(0, 0), (0.5, 0.5), (1, 1)]
 

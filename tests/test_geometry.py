@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from cryonb.geometry import (
+from cryonb.physics.geometry import (
     angular_distance_deg,
     euler_to_matrix,
     matrix_to_euler,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cryonb.baselines import linear_filter, over_turns
-from cryonb.diffusion import SR3, denoise
-from cryonb.methods import one_step
-from cryonb.metrics import psnr
-from cryonb.refine import Refiner, refine
-from cryonb.simulate import clean_scale, setting, simulate_images
-from cryonb.volumes import load_volume
-from cryonb.weights import KEPT, MANY, load_kept, load_model
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.baselines import linear_filter, over_turns
+from cryonb.denoisers.methods import one_step
+from cryonb.evaluation.metrics import psnr
+from cryonb.learning.diffusion import SR3, denoise
+from cryonb.learning.refine import Refiner, refine
+from cryonb.learning.weights import KEPT, MANY, load_kept, load_model
+from cryonb.simulation.simulate import clean_scale, setting, simulate_images
 
 MADE = dict(box_size=64, pixel_size_A=3.0, snr=0.1)
 SIGMA = 10**0.5

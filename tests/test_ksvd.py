@@ -8,10 +8,10 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch.testing import assert_close
 
-from cryonb.ksvd import ksvd, learn_dictionary, overcomplete_dct, sparse_codes
-from cryonb.metrics import psnr
-from cryonb.simulate import SETTINGS, clean_scale, simulate_images
-from cryonb.volumes import load_volume
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.ksvd import ksvd, learn_dictionary, overcomplete_dct, sparse_codes
+from cryonb.evaluation.metrics import psnr
+from cryonb.simulation.simulate import SETTINGS, clean_scale, simulate_images
 
 
 def unit_columns(rng, pixels: int, atoms: int) -> np.ndarray:

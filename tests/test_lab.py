@@ -15,7 +15,7 @@ import nbformat
 import papermill
 import pytest
 
-from cryonb.plan import find_notebooks, plan, read_profile
+from cryonb.running.plan import find_notebooks, plan, read_profile
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "for-this-test"
@@ -122,7 +122,7 @@ def one_cell(folder: Path, name: str, *lines: str):
 
 def test_arrow_keys_move_a_slider(page, lab, folder):
     """Not a matter of course: JupyterLab hears keys first, and has uses of its own for them."""
-    lines = ("import numpy as np", "from cryonb.widgets import frame_viewer")
+    lines = ("import numpy as np", "from cryonb.showing.widgets import frame_viewer")
     shown = "frame_viewer(np.random.rand(4, 8, 8), list('abcd'), title='Noise')"
     one_cell(folder, "viewer.ipynb", *lines, shown)
     open_notebook(page, lab, "viewer.ipynb")
@@ -137,7 +137,7 @@ def test_arrow_keys_move_a_slider(page, lab, folder):
 
 
 def test_a_control_has_the_kernel_draw_anew(page, lab, folder):
-    lines = ("import ipywidgets, numpy as np", "from cryonb.widgets import live_viewer")
+    lines = ("import ipywidgets, numpy as np", "from cryonb.showing.widgets import live_viewer")
     draw = "draw = lambda n: ([np.eye(n)] * n, [f'{k + 1} of {n}' for k in range(n)])"
     shown = "live_viewer(draw, {'n': ipywidgets.Dropdown(options=[4, 2, 8])}, title='Bench')"
     one_cell(folder, "live.ipynb", *lines, draw, shown)

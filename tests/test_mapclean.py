@@ -15,18 +15,18 @@ from test_projection import phantom
 from torch.testing import assert_close
 
 from cryonb.cli import main
-from cryonb.families import draw_maps, training_volumes
-from cryonb.fourier import low_pass
-from cryonb.mapclean import MapCleaner, apply_cleaner, clean_map, cleaning_loss
-from cryonb.maps import read_map, read_placed_map, write_map
-from cryonb.masks import model_mask, soft_mask
-from cryonb.molecules import Atoms
-from cryonb.pretrain import evaluate_cleaner
-from cryonb.resolution import fsc
-from cryonb.simulate import map_noise
-from cryonb.train import train
-from cryonb.volumes import from_atoms, read_atoms
-from cryonb.weights import MANY, MAP_CLEANER, load_model
+from cryonb.data.maps import read_map, read_placed_map, write_map
+from cryonb.data.molecules import Atoms
+from cryonb.data.volumes import from_atoms, read_atoms
+from cryonb.evaluation.resolution import fsc
+from cryonb.learning.mapclean import MapCleaner, apply_cleaner, clean_map, cleaning_loss
+from cryonb.learning.pretrain import evaluate_cleaner
+from cryonb.learning.train import train
+from cryonb.learning.weights import MANY, MAP_CLEANER, load_model
+from cryonb.physics.fourier import low_pass
+from cryonb.simulation.families import draw_maps, training_volumes
+from cryonb.simulation.masks import model_mask, soft_mask
+from cryonb.simulation.simulate import map_noise
 
 
 def network(seed: int = 0) -> MapCleaner:

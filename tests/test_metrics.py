@@ -10,9 +10,9 @@ import torch
 import torch_fourier_shell_correlation as tfsc
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from cryonb.fourier import low_pass
-from cryonb.metrics import fit_parts, mse, psnr, ssim, structural_noise_residual, sure
-from cryonb.resolution import frc, fsc, fsc_mask_corrected, resolution_at
+from cryonb.evaluation.metrics import fit_parts, mse, psnr, ssim, structural_noise_residual, sure
+from cryonb.evaluation.resolution import frc, fsc, fsc_mask_corrected, resolution_at
+from cryonb.physics.fourier import low_pass
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cryonb import micrographs
-from cryonb.ctf import ctf
-from cryonb.micrographs import (
+from cryonb.data import micrographs
+from cryonb.data.micrographs import (
     empty_positions,
     extract,
     find_data,
@@ -23,7 +22,8 @@ from cryonb.micrographs import (
     shrink,
     simulate_micrograph,
 )
-from cryonb.volumes import load_volume
+from cryonb.data.volumes import load_volume
+from cryonb.physics.ctf import ctf
 
 PIXEL_A = 3.0
 

@@ -12,9 +12,9 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
-from cryonb import molecules
-from cryonb.fourier import low_pass
-from cryonb.volumes import from_atoms, read_atoms
+from cryonb.data import molecules
+from cryonb.data.volumes import from_atoms, read_atoms
+from cryonb.physics.fourier import low_pass
 
 MASS = {"C": 13.5, "N": 15.2, "O": 16.3, "S": 32.1}  # with the hydrogens that are not modelled
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
-from cryonb.plan import find_notebooks, plan, read_parameters, read_profile
+from cryonb.running.plan import find_notebooks, plan, read_parameters, read_profile
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

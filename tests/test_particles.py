@@ -11,14 +11,14 @@ import pytest
 import starfile
 import torch
 
-from cryonb.geometry import angular_distance_deg, random_rotations
-from cryonb.particles import (
+from cryonb.data.particles import (
     CTF_APPLIED,
     Particles,
     particles_from_arrays,
     read_particles,
     write_particles,
 )
+from cryonb.physics.geometry import angular_distance_deg, random_rotations
 
 
 def make(n: int = 6, box: int = 9, **options) -> Particles:

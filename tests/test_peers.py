@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cryonb import peers
-from cryonb.baselines import linear_filter
-from cryonb.metrics import psnr
-from cryonb.simulate import SETTINGS, clean_scale, simulate_images
-from cryonb.volumes import load_volume
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers import peers
+from cryonb.denoisers.baselines import linear_filter
+from cryonb.evaluation.metrics import psnr
+from cryonb.simulation.simulate import SETTINGS, clean_scale, simulate_images
 
 SIGMA = 10**0.5  # SNR 0.1
 

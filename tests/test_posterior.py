@@ -11,17 +11,23 @@ import torch
 from test_projection import phantom
 from torch.testing import assert_close
 
-from cryonb import templates as templates_module
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.geometry import (
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.geometry import (
     angular_distance_deg,
     euler_to_matrix,
     random_rotations,
     symmetry_rotations,
 )
-from cryonb.posterior import bayes_limit, over_shifts, posterior, refined
-from cryonb.projection import project, shift_images
-from cryonb.templates import every_pose, image_templates, pose_of, view_directions, volume_templates
+from cryonb.physics.projection import project, shift_images
+from cryonb.poses import templates as templates_module
+from cryonb.poses.posterior import bayes_limit, over_shifts, posterior, refined
+from cryonb.poses.templates import (
+    every_pose,
+    image_templates,
+    pose_of,
+    view_directions,
+    volume_templates,
+)
 
 BOX, SIGMA = 24, 2.5
 
@@ -244,8 +250,8 @@ def test_bad_input_is_refused(molecule):
 GROWTH = """
 import resource
 import torch
-from cryonb.posterior import posterior
-from cryonb.templates import volume_templates
+from cryonb.poses.posterior import posterior
+from cryonb.poses.templates import volume_templates
 
 def peak_MB():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cryonb.cli import main
-from cryonb.diffusion import SR3
-from cryonb.refine import Refiner
-from cryonb.weights import load_model
+from cryonb.learning.diffusion import SR3
+from cryonb.learning.refine import Refiner
+from cryonb.learning.weights import load_model
 
 SMALL = "--box-size 32 --pixel-size 6 --projections 64 --images 64 --refine-images 64".split()
 

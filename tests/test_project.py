@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shlex
 import shutil
@@ -16,8 +17,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import cryonb
-from cryonb import experiment, fetch, inference, pretrain, report, sweep, tools
 from cryonb.cli import DELEGATED, _parser
+from cryonb.commands import denoise as command
+from cryonb.commands import report, tools
+from cryonb.data import fetch
+from cryonb.learning import pretrain
+from cryonb.running import experiment, sweep
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -34,7 +39,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 PARSERS = {  # of the subcommands that read their own arguments
     "train": train_parser,
-    "denoise": inference.denoise_parser,
+    "denoise": command.denoise_parser,
     "reconstruct": tools.reconstruct_parser,
     "fetch": fetch.fetch_parser,
     "audit": report.audit_parser,
@@ -77,6 +82,24 @@ def test_constraints_are_exact_and_within_the_ranges():
     cluster = map(Requirement, PROJECT["optional-dependencies"]["cluster"])
     for name, allowed in (required() | {r.name: r.specifier for r in cluster}).items():
         assert pins[name] in allowed, f"{name} {pins[name]} is not in {allowed}"
+
+
+def test_each_folder_of_the_package_imports_only_from_those_before_it():
+    package = ROOT / "cryonb"
+    assert {p.parent.name for p in package.glob("*/__init__.py")} == set(cryonb.ROOMS)
+    imports = set()
+    for path in package.glob("*/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("cryonb."):
+                imports.add((path.parent.name, node.module.split(".")[1]))
+    backwards = [(a, b) for a, b in imports if b != "cli" and _floor(b) > _floor(a)]
+    assert not backwards
+    assert {a for a, b in imports if b == "showing"} == {"showing", "commands"}
+    assert {a for a, b in imports if b == "cli"} == {"running"}  # a sweep runs `cryonb run`
+
+
+def _floor(room: str) -> int:
+    return cryonb.ROOMS.index(room)
 
 
 def test_one_version_everywhere():

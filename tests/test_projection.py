@@ -8,8 +8,8 @@ import scipy.ndimage
 import torch
 from torch_fourier_slice import project_3d_to_2d
 
-from cryonb.geometry import random_rotations
-from cryonb.projection import backproject, project, shift_images
+from cryonb.physics.geometry import random_rotations
+from cryonb.physics.projection import backproject, project, shift_images
 
 
 def phantom(n: int, seed: int = 0, blobs: int = 30, width: float = 1.5) -> torch.Tensor:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from test_projection import phantom
 
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.geometry import random_rotations, symmetry_rotations
-from cryonb.projection import project
-from cryonb.reconstruct import flatten_corners, reconstruct, reconstruct_batches
-from cryonb.resolution import frc, fsc
+from cryonb.evaluation.resolution import frc, fsc
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.geometry import random_rotations, symmetry_rotations
+from cryonb.physics.projection import project
+from cryonb.physics.reconstruct import flatten_corners, reconstruct, reconstruct_batches
 
 
 def data(n: int, images: int, seed: int = 0, width: float = 0.9):

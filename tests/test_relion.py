@@ -14,17 +14,22 @@ import torch
 from scipy.ndimage import affine_transform
 from test_projection import phantom
 
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.fourier import low_pass
-from cryonb.geometry import angular_distance_deg, random_rotations, symmetry_rotations
-from cryonb.masks import soft_mask
-from cryonb.particles import CTF_APPLIED, particles_from_arrays, read_particles, write_particles
-from cryonb.projection import project
-from cryonb.reconstruct import reconstruct
-from cryonb.relion import auto_refine, postprocess
-from cryonb.resolution import fsc, fsc_mask_corrected
-from cryonb.simulate import clean_scale
-from cryonb.volumes import load_volume
+from cryonb.data.particles import (
+    CTF_APPLIED,
+    particles_from_arrays,
+    read_particles,
+    write_particles,
+)
+from cryonb.data.volumes import load_volume
+from cryonb.evaluation.relion import auto_refine, postprocess
+from cryonb.evaluation.resolution import fsc, fsc_mask_corrected
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.fourier import low_pass
+from cryonb.physics.geometry import angular_distance_deg, random_rotations, symmetry_rotations
+from cryonb.physics.projection import project
+from cryonb.physics.reconstruct import reconstruct
+from cryonb.simulation.masks import soft_mask
+from cryonb.simulation.simulate import clean_scale
 
 pytestmark = pytest.mark.relion
 

@@ -16,10 +16,10 @@ import nbformat
 import psutil
 import pytest
 
-from cryonb import engine
 from cryonb.cli import main
-from cryonb.plan import convert, find_notebooks, read_parameters
-from cryonb.runner import lock
+from cryonb.running import engine
+from cryonb.running.plan import convert, find_notebooks, read_parameters
+from cryonb.running.runner import lock
 
 CRYONB = Path(sys.executable).with_name("cryonb")
 PARAMETERS = """\
@@ -325,11 +325,13 @@ def test_unexpected_words_and_help(capsys):
 def test_train_hands_its_arguments_on(monkeypatch):
     seen = []
     module = SimpleNamespace(main_args=seen.extend)
-    monkeypatch.setitem(sys.modules, "cryonb.pretrain", module)
+    monkeypatch.setitem(sys.modules, "cryonb.learning.pretrain", module)
     assert main(["train", "--steps", "3", "channel", "--help"]) == 0
     assert seen == ["--steps", "3", "channel", "--help"]
 
 
 def test_planning_a_run_does_not_wait_for_torch():
-    code = "import sys, cryonb.runner, cryonb.sweep; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, cryonb.running.runner, cryonb.running.sweep; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

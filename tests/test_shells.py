@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_widgets import pixels
 
-from cryonb.resolution import figure_of_merit, resolution_at
-from cryonb.shells import MOVED, plot_fsc, threshold_viewer
+from cryonb.evaluation.resolution import figure_of_merit, resolution_at
+from cryonb.showing.shells import MOVED, plot_fsc, threshold_viewer
 
 FREQUENCY = torch.arange(33) / (64 * 3.0)
 SIGNAL = 40 * torch.exp(-50 * FREQUENCY)  # to noise, in each half map

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.dataset import read_dataset, write_dataset
-from cryonb.masks import micelle
-from cryonb.projection import project
-from cryonb.simulate import (
+from cryonb.data.volumes import load_volume
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.projection import project
+from cryonb.simulation.dataset import read_dataset, write_dataset
+from cryonb.simulation.masks import micelle
+from cryonb.simulation.simulate import (
     SETTINGS,
     StructuralNoise,
     carbon_edge,
@@ -23,7 +24,6 @@ from cryonb.simulate import (
     setting,
     simulate_images,
 )
-from cryonb.volumes import load_volume
 
 NONE = StructuralNoise(0, 0, 0, 0)
 

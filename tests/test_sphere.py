@@ -11,11 +11,11 @@ import torch
 from test_projection import phantom
 from test_widgets import pixels
 
-from cryonb.geometry import random_rotations, symmetry_rotations
-from cryonb.posterior import effective_number
-from cryonb.projection import project
-from cryonb.sphere import DECADES, posterior_viewer, show_sphere
-from cryonb.templates import view_axes, view_directions, volume_templates
+from cryonb.physics.geometry import random_rotations, symmetry_rotations
+from cryonb.physics.projection import project
+from cryonb.poses.posterior import effective_number
+from cryonb.poses.templates import view_axes, view_directions, volume_templates
+from cryonb.showing.sphere import DECADES, posterior_viewer, show_sphere
 
 BOX, SPACING_DEG = 24, 12.0
 

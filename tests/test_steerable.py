@@ -7,9 +7,15 @@ import torch
 from test_projection import phantom, relative_error
 from torch.testing import assert_close
 
-from cryonb.geometry import euler_to_matrix
-from cryonb.projection import project
-from cryonb.steerable import analyse, energy, products_over_turns, ring_frequencies, synthesise
+from cryonb.physics.geometry import euler_to_matrix
+from cryonb.physics.projection import project
+from cryonb.poses.steerable import (
+    analyse,
+    energy,
+    products_over_turns,
+    ring_frequencies,
+    synthesise,
+)
 
 
 def particles(box: int, n: int = 5, psi_deg: float = 0.0) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryonb.surface import level_of_volume, mesh, show_surfaces
+from cryonb.showing.surface import level_of_volume, mesh, show_surfaces
 
 N, PIXEL_A = 24, 2.0
 

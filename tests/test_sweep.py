@@ -18,11 +18,11 @@ import pytest
 import yaml
 from test_runner import CRYONB, book, status, write_notebook  # noqa: F401
 
-from cryonb import sweep as sweep_module
 from cryonb.cli import main
-from cryonb.experiment import gather, make_experiment, plan_runs, read_experiment
-from cryonb.plan import find_notebooks, read_profile
-from cryonb.runner import lock
+from cryonb.running import sweep as sweep_module
+from cryonb.running.experiment import gather, make_experiment, plan_runs, read_experiment
+from cryonb.running.plan import find_notebooks, read_profile
+from cryonb.running.runner import lock
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = {

@@ -9,13 +9,13 @@ from test_projection import phantom
 from torch.testing import assert_close
 
 from cryonb.cli import main
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.geometry import random_rotations
-from cryonb.maps import read_map, write_map
-from cryonb.particles import particles_from_arrays, stream_particles, write_particles
-from cryonb.projection import project
-from cryonb.reconstruct import reconstruct
-from cryonb.resolution import fsc, fsc_mask_corrected, resolution_at
+from cryonb.data.maps import read_map, write_map
+from cryonb.data.particles import particles_from_arrays, stream_particles, write_particles
+from cryonb.evaluation.resolution import fsc, fsc_mask_corrected, resolution_at
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.geometry import random_rotations
+from cryonb.physics.projection import project
+from cryonb.physics.reconstruct import reconstruct
 
 N, PIXEL = 24, 3.0
 

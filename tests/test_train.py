@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from cryonb.diffusion import SR3
-from cryonb.precision import KEPT_BYTES, M_TRIM_THRESHOLD, fast_precision, keep_freed_memory
-from cryonb.refine import INPUTS, Refiner, refine, refine_loss
-from cryonb.train import (
+from cryonb.base.precision import KEPT_BYTES, M_TRIM_THRESHOLD, fast_precision, keep_freed_memory
+from cryonb.learning.diffusion import SR3
+from cryonb.learning.refine import INPUTS, Refiner, refine, refine_loss
+from cryonb.learning.train import (
     Progress,
     curriculum_sigma,
     draw_batch,
@@ -28,8 +28,8 @@ from cryonb.train import (
     sr3_loss,
     train,
 )
-from cryonb.unet import UNet
-from cryonb.weights import load_kept, load_model, save_model
+from cryonb.learning.unet import UNet
+from cryonb.learning.weights import load_kept, load_model, save_model
 
 SMALL = dict(widths=(16, 32), blocks=1, transformers=1, embedding=32)
 SIGMA = 2.0
@@ -300,7 +300,7 @@ def test_freed_memory_is_kept():
         pytest.skip("not glibc's allocator")
     code = (
         "import ctypes, resource\n"
-        "from cryonb.precision import keep_freed_memory\n"
+        "from cryonb.base.precision import keep_freed_memory\n"
         "libc, size = ctypes.CDLL(None), 24 * 2**20\n"
         "libc.malloc.restype = ctypes.c_void_p\n"
         "{}\n"

@@ -6,15 +6,15 @@ import pytest
 import torch
 from test_projection import phantom
 
-from cryonb.ctf import apply_ctf, ctf
-from cryonb.fourier import filter_radially
-from cryonb.geometry import angular_distance_deg, random_rotations
-from cryonb.metrics import correlation
-from cryonb.particles import particles_from_arrays, stream_particles, write_particles
-from cryonb.projection import project
-from cryonb.truth import closest_projections, likeness
-from cryonb.volumes import load_volume
-from cryonb.whitening import amplitude, measure_noise, to_network
+from cryonb.data.particles import particles_from_arrays, stream_particles, write_particles
+from cryonb.data.volumes import load_volume
+from cryonb.data.whitening import amplitude, measure_noise, to_network
+from cryonb.evaluation.metrics import correlation
+from cryonb.evaluation.truth import closest_projections, likeness
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.fourier import filter_radially
+from cryonb.physics.geometry import angular_distance_deg, random_rotations
+from cryonb.physics.projection import project
 
 BOX, PIXEL_A = 32, 6.0
 

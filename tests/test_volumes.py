@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from cryonb import molecules
-from cryonb.fourier import fourier_crop
-from cryonb.maps import read_map, resample, write_map
-from cryonb.masks import micelle, soft_mask
-from cryonb.molecules import Atoms
-from cryonb.resolution import fsc
-from cryonb.volumes import (
+from cryonb.data import molecules
+from cryonb.data.maps import read_map, resample, write_map
+from cryonb.data.molecules import Atoms
+from cryonb.data.volumes import (
     Volume,
     from_atoms,
     load_volume,
     read_atoms,
 )
+from cryonb.evaluation.resolution import fsc
+from cryonb.physics.fourier import fourier_crop
+from cryonb.simulation.masks import micelle, soft_mask
 
 VOLT_A2 = 47.878
 

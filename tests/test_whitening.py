@@ -7,10 +7,17 @@ import dataclasses
 import pytest
 import torch
 
-from cryonb.fourier import filter_radially
-from cryonb.geometry import random_rotations
-from cryonb.particles import particles_from_arrays
-from cryonb.whitening import FLIPPED, MULTIPLIED, from_network, level, measure_noise, to_network
+from cryonb.data.particles import particles_from_arrays
+from cryonb.data.whitening import (
+    FLIPPED,
+    MULTIPLIED,
+    from_network,
+    level,
+    measure_noise,
+    to_network,
+)
+from cryonb.physics.fourier import filter_radially
+from cryonb.physics.geometry import random_rotations
 
 BOX, N = 48, 300
 

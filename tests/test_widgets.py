@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cryonb import engine
-from cryonb.widgets import frame_viewer, live_viewer
+from cryonb.running import engine
+from cryonb.showing.widgets import frame_viewer, live_viewer
 
 
 def pixels(frame: str) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_wrong_counts_are_refused(frames, labels, options):
 
 def test_state_is_kept_in_the_executed_notebook(tmp_path):
     source = (
-        "import numpy as np\nfrom cryonb.widgets import frame_viewer\n"
+        "import numpy as np\nfrom cryonb.showing.widgets import frame_viewer\n"
         "frame_viewer(np.eye(4).reshape(2, 2, 4), ['a', 'b'], title='Kept', index=1)"
     )
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

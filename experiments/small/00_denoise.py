@@ -27,14 +27,14 @@ from pathlib import Path
 
 import torch
 
-from cryonb.baselines import linear_filter
-from cryonb.dataset import read_dataset, write_dataset
-from cryonb.diffusion import SR3, denoise
-from cryonb.metrics import mse, psnr
-from cryonb.posterior import bayes_limit
-from cryonb.refine import Refiner, refine, refine_loss
-from cryonb.train import draw_batch, sr3_loss, train
-from cryonb.volumes import load_volume
+from cryonb.data.volumes import load_volume
+from cryonb.denoisers.baselines import linear_filter
+from cryonb.evaluation.metrics import mse, psnr
+from cryonb.learning.diffusion import SR3, denoise
+from cryonb.learning.refine import Refiner, refine, refine_loss
+from cryonb.learning.train import draw_batch, sr3_loss, train
+from cryonb.poses.posterior import bayes_limit
+from cryonb.simulation.dataset import read_dataset, write_dataset
 
 # %% tags=["parameters"]
 snr = 0.1  # variance of the clean images / variance of the white noise

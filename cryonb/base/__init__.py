@@ -1,0 +1,1 @@
+"""What knows nothing of microscopy: files written whole, downloads, processes, random numbers."""

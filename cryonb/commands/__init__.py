@@ -1,0 +1,1 @@
+"""What the subcommands of ``cryonb`` do with files, from one stack to many shards."""

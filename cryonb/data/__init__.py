@@ -1,0 +1,1 @@
+"""What comes in: molecules, maps, micrographs and particles, and the files that hold them."""

@@ -1,0 +1,259 @@
+"""``cryonb fetch``: real data by name, kept in a cache and checked each time against a sha256."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pooch
+
+from cryonb.base.cache import check_sha256, keep
+from cryonb.base.download import OFFLINE, TIMEOUT_S, connect, download, used
+from cryonb.data.empiar import Rows, fetch_images, read_rows
+
+# A source distribution with two micrographs in its test data. pip checks its sha256 before it runs
+# anything of it.
+SDIST = "mrcfile", "1.5.4", "8fa9eb2e237d87d99b301c61bf02854dd85a451db25eefcbe142c09b36d8d601"
+MIRROR = "https://ftp.ebi.ac.uk"  # EMDB, the PDB and EMPIAR, below these folders:
+EMDB, PDB, EMPIAR = (
+    "pub/databases/emdb/structures/EMD-{0}/map/emd_{0}.map.gz",
+    "pub/databases/pdb/data/structures/divided/mmCIF/{1}/{0}.cif.gz",
+    "empiar/world_availability",
+)
+MAP_MARK, CIF_MARK = (208, b"MAP "), (0, b"data_")  # what must stand where in the file
+SHA256 = {  # of files as their archive sends them, where known
+    "emd_8511.map.gz": "1f03ec4a0cadb407b6b972c803ffe1e97ff5087d4c2ce9fec2c404747a7fb3fe",
+}
+ANY_CASE = re.IGNORECASE | re.ASCII
+STARS = {"10081": "data/particle_stacks/data.star"}
+NAMES = (
+    "EMD-8511 (or any map of EMDB), 5U6O (or any model of the PDB), EMPIAR-10081 (or "
+    "EMPIAR-NUMBER/path/of/a.star), micrograph-epu, micrograph-fei"
+)
+
+
+class Micrograph(NamedTuple):
+    """A file of the source distribution, its sha256, and what its header says."""
+
+    member: str
+    sha256: str
+    header: str
+
+
+MICROGRAPHS = {
+    "micrograph-epu": Micrograph(
+        "tests/test_data/epu2.9_example.mrc",
+        "c52b35f70216ba6ffed7523c70810806117676f463ee4f15c1da18697caf8653",
+        "4096 × 4096 px of 0.66655 Å, 300 kV",
+    ),
+    "micrograph-fei": Micrograph(
+        "tests/test_data/fei-extended.mrc",
+        "e9f168012031b3a6ea47fbed8eca8b9c8a040b4d1f4fbb2e3326bdb6d9307efe",
+        "3710 × 3838 px of 0.85378 Å, 300 kV",
+    ),
+}
+
+
+def fetch(
+    name: str,
+    *,
+    max_images: int | None = None,
+    cache: str | os.PathLike | None = None,
+    mirror: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Path:
+    """Get real data by name: from the cache, or else from where it is published.
+
+    Parameters
+    ----------
+    name : str
+        "EMD-8511", or the number of any other entry of EMDB: its map, header and all.
+        "5U6O", or any other entry of the PDB: its mmCIF file.
+        "EMPIAR-10081", or another entry with the path of its particle file below the entry's
+        folder, "EMPIAR-10028/data/particles.star": the particles.
+        "micrograph-epu" or "micrograph-fei": 300 kV micrographs that were contributed to the test
+        data of the package mrcfile, with permission to distribute them. What the samples are is
+        not stated. They come through pip.
+    max_images : int, optional
+        Of an EMPIAR entry, only the first so many particles: they become one stack, and no other
+        images are downloaded. By default all.
+    cache : path, optional
+        Folder for the files; by default that of the environment variable CRYONB_CACHE, or else
+        the system's folder for caches.
+    mirror : str, optional
+        Address to put before the paths of archives; by default that of the environment variable
+        CRYONB_MIRROR, or else EMBL-EBI's, which holds all three.
+    timeout_s : float
+        How long a server may be silent, in seconds.
+
+    Returns
+    -------
+    Path
+        The file in the cache; of an EMPIAR entry the STAR file, with its stack beside it.
+
+    Raises
+    ------
+    ValueError
+        A malformed name; a file that is damaged, another than its name says, or has another sha256
+        than the known or recorded one. It is not kept.
+    FileNotFoundError
+        The archive has no such entry.
+    OSError
+        No network, or one that fails again and again (what has come is kept for the next call);
+        a full disk, or a cache that cannot be written to.
+    """
+    folder = Path(cache or os.environ.get("CRYONB_CACHE") or pooch.os_cache("cryonb"))
+    base = (mirror or os.environ.get("CRYONB_MIRROR") or MIRROR).rstrip("/")
+    particles = re.fullmatch(r"(EMPIAR-(\d{5,6}))(?:/([\w./-]+\.star))?", name, ANY_CASE)
+    if max_images is not None and (max_images < 1 or not particles):
+        raise ValueError("max_images is a number above 0, and only for an entry of EMPIAR")
+    if name in MICROGRAPHS:
+        return _fetch_micrograph(name, folder)
+    if is_volume(name):
+        return _fetch_volume(connect(timeout_s), base, name, folder)
+    if particles:
+        entry, number, star = particles.groups()
+        star = star or STARS.get(number)
+        if not star or ".." in star:
+            raise ValueError(f"name the particle file of {entry}, as {entry}/data/particles.star")
+        source = f"{base}/{EMPIAR}/{number}/{star}"
+        path = folder / entry.upper() / star
+        return _fetch_particles(connect(timeout_s), source, path, max_images)
+    raise ValueError(f"unknown name {name!r}: give {NAMES}")
+
+
+def is_volume(name: str) -> bool:
+    """Whether a name is that of an entry of EMDB or the PDB: a map, or a model to make one of."""
+    return bool(re.fullmatch(r"EMD-\d{4,6}|(?!\d{4})\d[A-Z0-9]{3}", name, ANY_CASE))
+
+
+def fetch_parser() -> argparse.ArgumentParser:
+    """Options of `cryonb fetch`."""
+    parser = argparse.ArgumentParser(
+        prog="cryonb fetch", description="Get real data by name and print where the file lies."
+    )
+    add = parser.add_argument
+    add("name", help=NAMES)
+    add("--max-images", type=int, metavar="N", help="of EMPIAR only the first N particles")
+    add("--cache", help="folder to keep files in (default $CRYONB_CACHE, or the system's cache)")
+    add("--mirror", help="address before the archives' paths (default $CRYONB_MIRROR, or EMBL-EBI)")
+    add("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="longest silence of a server")
+    return parser
+
+
+def fetch_main(arguments: list[str]) -> int:
+    """Get data by name, with these command-line arguments; standard output is the path alone."""
+    args = fetch_parser().parse_args(arguments)
+    path = fetch(
+        args.name,
+        max_images=args.max_images,
+        cache=args.cache,
+        mirror=args.mirror,
+        timeout_s=args.timeout,
+    )
+    if args.name in MICROGRAPHS:
+        note = f"{MICROGRAPHS[args.name].header}; what the sample is, is not stated"
+        print(f"{args.name}: {note}", file=sys.stderr)
+    print(path)
+    return 0
+
+
+def _fetch_micrograph(name: str, folder: Path) -> Path:
+    member, sha256, _ = MICROGRAPHS[name]
+    source = f"{member} of {SDIST[0]} {SDIST[1]}"
+    return keep(folder / f"{name}.mrc", partial(_unpack_micrograph, member), source, sha256)
+
+
+def _unpack_micrograph(member: str, path: Path) -> None:
+    """Write one file of the source distribution, which pip downloads into a passing folder."""
+    package, version, sha256 = SDIST
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        wish = Path(folder, "requirement.txt")
+        wish.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+        command += ["--no-deps", "--no-binary", package, "--retries", "2"]
+        print(f"getting {package} {version} through pip, 52 MB", file=sys.stderr)
+        done = subprocess.run(
+            [*command, "--requirement", wish, "--dest", folder], capture_output=True, text=True
+        )
+        if done.returncode:
+            said = [s for s in done.stderr.splitlines() if "ERROR" in s or "No module" in s]
+            reason = said[0] if said else "no reason given"
+            raise OSError(
+                f"pip could not get {package} {version} ({reason}): "
+                f"check the network and pip's settings; {OFFLINE}"
+            )
+        with tarfile.open(Path(folder, f"{package}-{version}.tar.gz")) as archive:
+            inside = archive.extractfile(f"{package}-{version}/{member}")
+            with open(path, "wb") as file:
+                shutil.copyfileobj(inside, file)
+
+
+def _fetch_volume(get: Callable, base: str, name: str, folder: Path) -> Path:
+    key = name.lower().removeprefix("emd-")
+    path, mark = (PDB, CIF_MARK) if len(key) == len(name) else (EMDB, MAP_MARK)
+    url = f"{base}/{path.format(key, key[1:3])}"
+    return keep(folder / Path(url).stem, partial(_unzip, get, url, mark), url)
+
+
+def _unzip(get: Callable, url: str, mark: tuple[int, bytes], path: Path) -> None:
+    """Download a gzip file and write what is in it, which must bear its mark."""
+    name = Path(url).name
+    part = _part(path.parent, name)
+    download(get, url, part)
+    with used(part):
+        check_sha256(name, pooch.file_hash(part), SHA256.get(name))
+        try:
+            with gzip.open(part) as packed, open(path, "wb") as file:
+                shutil.copyfileobj(packed, file)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{url} came as something else than a whole gzip file ({error}), perhaps as an "
+                "error page: run the same command again, or try another --mirror"
+            ) from error
+        with open(path, "rb") as file:
+            file.seek(mark[0])
+            if file.read(len(mark[1])) != mark[1]:
+                raise ValueError(f"{url} holds something else than it is named for")
+
+
+def _fetch_particles(get: Callable, url: str, star: Path, max_images: int | None) -> Path:
+    """Get the STAR file at `url`, then its first images as one stack and a STAR that names them."""
+    rows = read_rows(keep(star, partial(_get_star, get, url), url)).first(max_images)
+    first = star.with_name(f"{star.stem}_first_{len(rows.names)}.star")
+    stack = first.with_suffix(".mrcs")
+    folders = [url.rpartition("/")[0]]
+    while not folders[-1].endswith(EMPIAR):
+        folders.append(folders[-1].rpartition("/")[0])
+    keep(stack, partial(_get_stack, get, rows, folders, _part(stack.parent, stack.name)), url)
+    return keep(first, partial(rows.write, stack.name), url)
+
+
+def _get_star(get: Callable, url: str, path: Path) -> None:
+    part = _part(path.parent, Path(url).name)
+    download(get, url, part)
+    with used(part):
+        read_rows(part)
+        os.replace(part, path)
+
+
+def _get_stack(get: Callable, rows: Rows, folders: list[str], part: Path, path: Path) -> None:
+    fetch_images(get, rows, folders, part)
+    with used(part):
+        os.replace(part, path)
+
+
+def _part(folder: Path, name: str) -> Path:
+    return folder / f".{name}.part"

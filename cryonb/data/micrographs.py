@@ -1,0 +1,321 @@
+"""From a micrograph to particles: power spectrum, CTF fit, picking, extraction. Short and readable.
+
+For a lesson and a first look; a real project uses CTFFIND, Topaz or RELION. Micrographs are as the
+camera gives them, particles dark; `extract` turns them bright. Introduced in: 05_real_data.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import mrcfile
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.ndimage import gaussian_filter, uniform_filter1d
+from scipy.optimize import minimize
+from skimage.feature import peak_local_max
+
+from cryonb.data.fetch import fetch
+from cryonb.data.maps import write_map
+from cryonb.data.volumes import Volume, load_volume
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.fourier import filter_radially, fourier_crop, frequency_grid, radial_mean
+from cryonb.physics.geometry import random_rotations
+from cryonb.physics.projection import project
+
+BAND_A = (30.0, 5.0)  # resolutions between which Thon rings are fitted
+
+
+class CTFFit(NamedTuple):
+    """Defocus of a micrograph.
+
+    Attributes
+    ----------
+    defocus_um, astigmatism_um, angle_deg : float
+        Mean of the two defocus values, half their difference, and the angle of the larger one.
+    correlation : float
+        Of the fitted CTF² with the power spectrum free of its background, in the band of the fit.
+    """
+
+    defocus_um: float
+    astigmatism_um: float
+    angle_deg: float
+    correlation: float
+
+
+def find_data(
+    name: str, folder: Path, *, most_images: int, box_size: int, pixel_size_A: float, seed: int = 0
+) -> tuple[str, Path]:
+    """Find real data by name, or simulate a micrograph in their place.
+
+    Parameters
+    ----------
+    name : str
+        "auto": the micrograph "micrograph-epu", or, where it cannot be had, "simulated".
+        "simulated": a micrograph of the channel, written to `folder`.
+        A micrograph or an entry of EMPIAR, see `cryonb.data.fetch.fetch`, or the path of a file.
+    most_images : int
+        Of an entry of EMPIAR.
+    box_size, pixel_size_A, seed
+        Of the simulation.
+
+    Returns
+    -------
+    name, path
+        What was found.
+    """
+    if name == "auto":
+        try:
+            return "micrograph-epu", fetch("micrograph-epu")
+        except (OSError, ValueError) as error:
+            print(f"No real micrograph ({error}): a simulated one takes its place.")
+            name = "simulated"
+    if name == "simulated":
+        scene, path = load_volume("channel", box_size, pixel_size_A), folder / "simulated.mrc"
+        options = {"snr": 0.5, "defocus_um": 1.7, "seed": seed}
+        micrograph = simulate_micrograph(scene, 80, 14 * box_size, **options)[0]
+        write_map(path, micrograph[None], pixel_size_A)
+        return name, path
+    if name.startswith(("micrograph-", "EMPIAR-")):
+        return name, fetch(name, max_images=most_images if name.startswith("EMPIAR-") else None)
+    return name, Path(name)
+
+
+def read_micrograph(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
+    """Read one micrograph; hot and dead pixels take the median of their neighbours.
+
+    Returns
+    -------
+    micrograph : Tensor (y, x), float32
+    pixel_size_A : float
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        No such file; damaged; a movie, a stack or a volume; no pixel size; NaN.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: check the path of the micrograph")
+    try:
+        with mrcfile.open(path) as mrc:
+            data, pixel_A = np.array(mrc.data), float(mrc.voxel_size.x)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error
+    data = data[0] if data.ndim == 3 and len(data) == 1 else data
+    if data.ndim != 2 or np.iscomplexobj(data):
+        raise ValueError(f"{path} holds an array {data.shape}, no micrograph: align movies first")
+    if not pixel_A > 0:
+        raise ValueError(f"{path} has no pixel size in its header: set it with mrcfile or RELION")
+    if not np.isfinite(data).all():
+        raise ValueError(f"{path} holds NaN or infinite pixels: make it again")
+    return remove_hot_pixels(torch.from_numpy(data.astype(np.float32))), pixel_A
+
+
+def remove_hot_pixels(image: torch.Tensor, limit: float = 6.0) -> torch.Tensor:
+    """Give pixels more than `limit` deviations from the mean the median of the 5 × 5 around."""
+    values = image.numpy()
+    low, middle, high = np.percentile(values[::7, ::7], [15.9, 50, 84.1])
+    hot = np.argwhere(np.abs(values - middle) > limit * max((high - low) / 2, 1e-12))
+    if not len(hot):
+        return image
+    around = sliding_window_view(np.pad(values, 2, mode="reflect"), (5, 5))
+    healed = values.copy()
+    healed[tuple(hot.T)] = np.median(around[tuple(hot.T)], axis=(1, 2))
+    return torch.from_numpy(healed)
+
+
+def shrink(micrograph: torch.Tensor, pixel_A: float, to_A: float) -> tuple[torch.Tensor, float]:
+    """Fourier-crop the largest square of a micrograph to about `to_A` Å per pixel; and its size."""
+    side = min(micrograph.shape) // 2 * 2
+    size = 2 * round(side * pixel_A / to_A / 2)
+    if size >= side:
+        return micrograph[:side, :side], pixel_A
+    return fourier_crop(micrograph[:side, :side], size, dims=2), side * pixel_A / size
+
+
+def power_spectrum(micrograph: torch.Tensor, tile: int = 512) -> torch.Tensor:
+    """Mean periodogram of overlapping tiles under a Hann window, rfft layout (tile, tile // 2 + 1).
+
+    White noise of variance v gives v everywhere (Welch 1967).
+    """
+    window = torch.hann_window(tile)[:, None] * torch.hann_window(tile)
+    tiles = micrograph.unfold(0, tile, tile // 2).unfold(1, tile, tile // 2).reshape(-1, tile, tile)
+    total = torch.zeros(tile, tile // 2 + 1)
+    for one in tiles:
+        total += torch.fft.rfft2((one - one.mean()) * window).abs().square()
+    return total / len(tiles) / window.square().sum()
+
+
+def fit_ctf(
+    power_ft: torch.Tensor,
+    pixel_A: float,
+    *,
+    voltage_kv: float = 300.0,
+    spherical_aberration_mm: float = 2.7,
+    amplitude_contrast: float = 0.1,
+    defocus_um: tuple[float, float] = (0.3, 5.0),
+) -> CTFFit:
+    """Fit defocus and astigmatism to the Thon rings of a power spectrum.
+
+    The smooth background is taken off the logarithm of the power. The defocus whose CTF² correlates
+    best with the rings is looked for on a grid of 10 nm in the radial mean, then refined in two
+    dimensions with the astigmatism. After CTFFIND4 (Rohou and Grigorieff 2015), much simplified.
+
+    Parameters
+    ----------
+    power_ft : Tensor (n, n // 2 + 1)
+        See `power_spectrum`.
+    defocus_um : (float, float)
+        Range of the search.
+    """
+    box = 2 * (power_ft.shape[-1] - 1)
+    optics = {
+        "voltage_kv": voltage_kv,
+        "spherical_aberration_mm": spherical_aberration_mm,
+        "amplitude_contrast": amplitude_contrast,
+    }
+    profile, rings = thon_rings(power_ft)
+    shells = torch.arange(box // 2 + 1) / (box * pixel_A)
+    band = _band(shells, pixel_A)
+    grid = torch.arange(*defocus_um, 0.01)
+    # Row ky = 0 of a small CTF with as many columns as there are shells.
+    models = torch.stack([ctf(box, pixel_A, float(z), **optics)[0, 0] for z in grid])
+    match = torch.corrcoef(torch.cat([profile[None], models.square()])[:, band])[0, 1:]
+    best = float(grid[match.argmax()])
+    band = _band(frequency_grid(box, 2).square().sum(-1).sqrt() / pixel_A, pixel_A)
+
+    def loss(values) -> float:
+        defocus, astigmatism, angle = map(float, values)
+        model = ctf(
+            box, pixel_A, defocus, astigmatism_um=astigmatism, astigmatism_angle_deg=angle, **optics
+        )[0].square()
+        return -float(torch.corrcoef(torch.stack([model[band], rings[band]]))[0, 1])
+
+    tries = itertools.product((best - 0.04, best, best + 0.04), (0.02, 0.08), range(0, 180, 45))
+    first = np.array(min(tries, key=loss), dtype=float)
+    start = first + np.array([(0, 0, 0), (0.02, 0, 0), (0, 0.03, 0), (0, 0, 25)])
+    options = {"xatol": 1e-3, "fatol": 1e-5, "maxiter": 100, "initial_simplex": start}
+    found = minimize(loss, first, method="Nelder-Mead", options=options)
+    defocus, astigmatism, angle = map(float, found.x)
+    if astigmatism < 0:  # the larger defocus lies at right angles
+        astigmatism, angle = -astigmatism, angle + 90
+    return CTFFit(defocus, astigmatism, angle % 180, -float(found.fun))
+
+
+def thon_rings(power_ft: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithm of the power free of its smooth part: radial mean (shells,), and in rfft layout."""
+    box = 2 * (power_ft.shape[-1] - 1)
+    rings = power_ft.clamp_min(1e-30).log()
+    profile = radial_mean(rings, box, dims=2).float()
+    smooth = uniform_filter1d(profile.numpy(), max(5, box // 25), mode="nearest")
+    radius = frequency_grid(box, 2).square().sum(-1).sqrt() * box
+    background = np.interp(radius.numpy(), np.arange(len(smooth)), smooth)
+    return profile - torch.from_numpy(smooth), rings - torch.from_numpy(background).float()
+
+
+def _band(frequency: torch.Tensor, pixel_A: float) -> torch.Tensor:
+    return (frequency > 1 / BAND_A[0]) & (frequency < 1 / max(BAND_A[1], 2.2 * pixel_A))
+
+
+def pick(
+    micrograph: torch.Tensor, pixel_A: float, diameter_A: float, threshold: float = 2.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find dark blobs of about a diameter by a difference of Gaussians.
+
+    Parameters
+    ----------
+    threshold : float
+        Least height of a peak, in robust deviations of the filtered micrograph.
+
+    Returns
+    -------
+    positions : ndarray (n, 2)
+        (y, x) in pixels, best first; none nearer to each other than 0.8 diameters, nor to the rim
+        than 0.9.
+    response : ndarray (y, x)
+        The filtered micrograph, in robust deviations.
+    """
+    radius_px = diameter_A / pixel_A / 2
+    bright = -micrograph.numpy()
+    narrow, wide = (gaussian_filter(bright, s * radius_px / 2**0.5) for s in (1.0, 1.6))
+    response = narrow - wide
+    low, middle, high = np.percentile(response, [15.9, 50, 84.1])
+    response = (response - middle) / ((high - low) / 2)
+    positions = peak_local_max(
+        response,
+        min_distance=int(1.6 * radius_px),
+        threshold_abs=threshold,
+        exclude_border=int(1.8 * radius_px),
+    )
+    return positions, response
+
+
+def empty_positions(
+    response: np.ndarray, positions: np.ndarray, box_size: int, most: int = 30
+) -> np.ndarray:
+    """Positions (n, 2) of boxes without particles: where `pick` found least, far from its picks."""
+    quiet = np.argwhere(response < np.quantile(response, 0.6))
+    quiet = quiet[((quiet > box_size) & (quiet < len(response) - box_size)).all(1)][::7]
+    far = np.linalg.norm(quiet[:, None] - positions[None], axis=2).min(1)
+    return quiet[np.argsort(-far)[: 10 * most : 10]]  # not all in one place
+
+
+def extract(micrograph: torch.Tensor, positions: np.ndarray, box_size: int) -> torch.Tensor:
+    """Cut boxes around positions (n, 2), turned bright; those that leave the micrograph are lost.
+
+    Returns
+    -------
+    Tensor (n, y, x)
+
+    Raises
+    ------
+    ValueError
+        No box lies inside.
+    """
+    corner = np.asarray(positions).round().astype(int) - box_size // 2
+    inside = (corner >= 0).all(1) & (corner + box_size <= micrograph.shape).all(1)
+    if not inside.any():
+        raise ValueError(f"no particle is {box_size // 2} px from the rim: use a smaller box")
+    boxes = [micrograph[y : y + box_size, x : x + box_size] for y, x in corner[inside]]
+    return -torch.stack(boxes)
+
+
+def simulate_micrograph(
+    volume: Volume,
+    n: int,
+    size: int,
+    *,
+    snr: float = 0.1,
+    defocus_um: float = 2.0,
+    seed: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Simulate a micrograph (size, size) of dark particles, CTF and coloured noise.
+
+    Returns
+    -------
+    micrograph : Tensor (y, x)
+        In counts about 1000.
+    positions : Tensor (m, 2)
+        (y, x) of the particles that found room, at most `n`.
+    rotations : Tensor (m, 3, 3)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    box, positions = volume.map.shape[-1], torch.zeros(0, 2, dtype=torch.long)
+    for at in torch.randint(box // 2, size - box // 2, (20 * n, 2), generator=generator):
+        if len(positions) < n and ((positions - at).float().norm(dim=1) > 0.8 * box).all():
+            positions = torch.cat([positions, at[None]])
+    rotations = random_rotations(len(positions), generator)
+    images = project(volume.map, rotations)
+    images = images / images.std()
+    scene = torch.zeros(size, size)
+    for (y, x), image in zip((positions - box // 2).tolist(), images, strict=True):
+        scene[y : y + box, x : x + box] += image
+    scene = apply_ctf(scene[None], ctf(size, volume.pixel_size_A, defocus_um))[0]
+    white = torch.randn(size, size, generator=generator)
+    noise = filter_radially(white, lambda f: (1 + 3 * torch.exp(-((f / 0.06) ** 2))).sqrt(), dims=2)
+    return 1000 - 30 * (scene + noise / noise.std() * snr**-0.5), positions, rotations

@@ -1,0 +1,327 @@
+"""Particle stacks with their optics and poses, in the words of RELION's two tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cryonb.data.star import ANGLES, ORIGINS, Stacks, read_tables, write_star
+from cryonb.physics.ctf import ctf
+from cryonb.physics.fourier import fourier_crop
+from cryonb.physics.geometry import euler_to_matrix, matrix_to_euler
+
+DEFOCUS = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"]
+# Our own column of the optics block: 1 if the images carry the CTF (reconstruct with it), 0 if
+# they do not (without). RELION keeps columns that it does not know.
+CTF_APPLIED = "cryonbCtfApplied"
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Images with their optics and poses, in the words of RELION's two tables.
+
+    Attributes
+    ----------
+    images : torch.Tensor of float32, shape (n, y, x)
+        Square particle images, bright on a background of zero.
+    optics : pandas.DataFrame
+        One row per optics group, RELION column names without the leading underscore.
+    table : pandas.DataFrame
+        One row per image, in the order of `images`.
+    """
+
+    images: torch.Tensor
+    optics: pd.DataFrame
+    table: pd.DataFrame
+
+    def __post_init__(self):
+        if self.images.ndim != 3 or self.images.shape[1] != self.images.shape[2]:
+            raise ValueError(f"images have shape {tuple(self.images.shape)}: pass (n, y, x), y = x")
+        if len(self.images) != len(self.table):
+            raise ValueError(
+                f"{len(self.images)} images, {len(self.table)} table rows: pass one row per image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _column(self, *names: str) -> torch.Tensor:
+        missing = [name for name in names if name not in self.table]
+        if missing:
+            raise ValueError(f"the particle table lacks {', '.join(missing)}: add these columns")
+        values = torch.tensor(self.table[list(names)].to_numpy(dtype=np.float32))
+        if not torch.isfinite(values).all():
+            raise ValueError(f"{', '.join(names)} hold values that are no numbers: drop these rows")
+        return values
+
+    def _optics(self, name: str) -> torch.Tensor:
+        """One optics value per particle, shape (n,)."""
+        values = self.optics.set_index("rlnOpticsGroup")[name]
+        return torch.tensor(values.loc[self.table["rlnOpticsGroup"]].to_numpy(np.float32))
+
+    @property
+    def box_size(self) -> int:
+        """Pixels a side."""
+        return self.images.shape[-1]
+
+    @property
+    def pixel_size_A(self) -> float:
+        """Å per pixel; ValueError if the optics groups differ."""
+        sizes = sorted(set(self.optics["rlnImagePixelSize"].astype(float)))
+        if len(sizes) != 1:
+            raise ValueError(f"optics groups have pixel sizes {sizes} Å: select one of the groups")
+        return sizes[0]
+
+    @property
+    def rotations(self) -> torch.Tensor:
+        """Poses, shape (n, 3, 3)."""
+        return euler_to_matrix(self._column(*ANGLES))
+
+    @property
+    def shifts_px(self) -> torch.Tensor:
+        """Positions relative to the box centre in pixels, (y, x), shape (n, 2)."""
+        return -self._column(*ORIGINS) / self.pixel_size_A
+
+    @property
+    def half(self) -> torch.Tensor | None:
+        """Half set 1 or 2 of each particle, shape (n,) int64, or None."""
+        if "rlnRandomSubset" not in self.table:
+            return None
+        return torch.tensor(self.table["rlnRandomSubset"].to_numpy(dtype=np.int64))
+
+    @property
+    def defocus_um(self) -> torch.Tensor | None:
+        """Mean defocus in µm, positive for underfocus, shape (n,), or None."""
+        if not set(DEFOCUS[:2]) <= set(self.table.columns):
+            return None
+        defocus_um = self._column(*DEFOCUS[:2]).mean(1) * 1e-4
+        if not defocus_um.abs().median() > 0.02:
+            raise ValueError(
+                f"rlnDefocusU and V are about {defocus_um.median() * 1e4:g}: RELION has them in Å, "
+                "such as 15000; multiply by 10,000 what is in µm"
+            )
+        return defocus_um
+
+    @property
+    def ctf_applied(self) -> bool:
+        """Whether the images carry the CTF; if the file does not say, whether defocus is known."""
+        if CTF_APPLIED in self.optics:
+            return bool(self.optics[CTF_APPLIED].astype(int).all())
+        return self.defocus_um is not None
+
+    @property
+    def ctf(self) -> torch.Tensor | None:
+        """CTF of each image in rfft layout, (n, y, x // 2 + 1), or None if they carry none."""
+        if not self.ctf_applied or self.defocus_um is None:
+            return None
+        u, v, angle = self._column(*DEFOCUS).unbind(1)
+        return ctf(
+            self.box_size,
+            self.pixel_size_A,
+            (u + v) / 2 * 1e-4,
+            astigmatism_um=(u - v) / 2 * 1e-4,
+            astigmatism_angle_deg=angle,
+            voltage_kv=self._optics("rlnVoltage"),
+            spherical_aberration_mm=self._optics("rlnSphericalAberration"),
+            amplitude_contrast=self._optics("rlnAmplitudeContrast"),
+            phase_shift_deg=self._column("rlnPhaseShift")[:, 0]
+            if "rlnPhaseShift" in self.table
+            else 0,
+        )
+
+    def with_ctf(self, applied: bool) -> Particles:
+        """Return the same particles, said to carry the CTF or not."""
+        return dataclasses.replace(self, optics=self.optics.assign(**{CTF_APPLIED: int(applied)}))
+
+    def resampled(self, box_size: int) -> Particles:
+        """Return the particles in another box size of the same width in Å, by Fourier cropping."""
+        if box_size == self.box_size:
+            return self
+        pixel_A = self.optics["rlnImagePixelSize"].astype(float) * self.box_size / box_size
+        optics = self.optics.assign(rlnImagePixelSize=pixel_A, rlnImageSize=box_size)
+        images = fourier_crop(self.images, box_size, dims=2)
+        return dataclasses.replace(self, images=images, optics=optics)
+
+    def select(self, index) -> Particles:
+        """Return the particles of `index`: a slice, a list or tensor of numbers, or a bool mask."""
+        rows = torch.arange(len(self))[index].reshape(-1)
+        table = self.table.iloc[rows.numpy()].reset_index(drop=True)
+        return Particles(self.images[rows.to(self.images.device)], self.optics, table)
+
+    def with_images(self, images: torch.Tensor, *, ctf_applied: bool) -> Particles:
+        """Return the same particles with other pixels, for instance denoised ones.
+
+        Parameters
+        ----------
+        images : torch.Tensor, shape (n, y, x)
+            Same box size and pixel size.
+        ctf_applied : bool
+            Whether the new images carry the CTF. A corrected image must not be corrected again.
+        """
+        if images.shape != self.images.shape:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, not {tuple(self.images.shape)}: "
+                "pass one image of the same box per particle"
+            )
+        return dataclasses.replace(self.with_ctf(ctf_applied), images=images)
+
+
+def particles_from_arrays(
+    images: torch.Tensor,
+    rotations: torch.Tensor,
+    pixel_size_A: float,
+    *,
+    shifts_px: torch.Tensor | None = None,
+    half: torch.Tensor | None = None,
+    defocus_um: torch.Tensor | None = None,
+    voltage_kv: float = 300.0,
+    spherical_aberration_mm: float = 2.7,
+    amplitude_contrast: float = 0.1,
+    ctf_applied: bool | None = None,
+) -> Particles:
+    """Build the two RELION tables around images and poses.
+
+    Parameters
+    ----------
+    images : torch.Tensor, shape (n, y, x)
+    rotations : torch.Tensor, shape (n, 3, 3)
+    pixel_size_A : float
+        Å per pixel.
+    shifts_px : torch.Tensor, optional, shape (n, 2)
+        (y, x) in pixels; zero by default.
+    half : torch.Tensor, optional, shape (n,)
+        Half set, 1 or 2.
+    defocus_um : torch.Tensor, optional, shape (n,)
+        µm, positive for underfocus.
+    voltage_kv, spherical_aberration_mm, amplitude_contrast : float
+        Microscope: kV, mm, fraction.
+    ctf_applied : bool, optional
+        Whether the images carry the CTF. By default: if `defocus_um` is given.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, or the CTF is said to be applied but no defocus is given.
+    """
+    n = len(images)
+    if ctf_applied and defocus_um is None:
+        raise ValueError("ctf_applied=True needs the defocus: pass defocus_um")
+    columns = {
+        "rotations": rotations,
+        "shifts_px": shifts_px,
+        "half": half,
+        "defocus_um": defocus_um,
+    }
+    for name, values in columns.items():
+        if values is not None and len(values) != n:
+            raise ValueError(f"{len(values)} {name} but {n} images: pass one per image")
+    table = pd.DataFrame({"rlnImageName": [f"{i + 1:06d}@particles.mrcs" for i in range(n)]})
+    table["rlnMicrographName"] = "simulated.mrc"
+    table["rlnOpticsGroup"] = 1
+    angles = matrix_to_euler(torch.as_tensor(rotations).double().cpu().reshape(n, 3, 3))
+    table[ANGLES] = angles.numpy()
+    origins = torch.zeros(n, 2) if shifts_px is None else -torch.as_tensor(shifts_px) * pixel_size_A
+    table[ORIGINS] = origins.double().cpu().numpy()
+    if defocus_um is not None:
+        defocus_A = torch.as_tensor(defocus_um).double().cpu().numpy() * 1e4
+        table[DEFOCUS] = np.stack([defocus_A, defocus_A, np.zeros(n)], axis=1)
+    if half is not None:
+        table["rlnRandomSubset"] = torch.as_tensor(half).cpu().numpy().astype(int)
+    optics = {
+        "rlnOpticsGroupName": "opticsGroup1",
+        "rlnOpticsGroup": 1,
+        "rlnVoltage": float(voltage_kv),
+        "rlnSphericalAberration": float(spherical_aberration_mm),
+        "rlnAmplitudeContrast": float(amplitude_contrast),
+        "rlnImagePixelSize": float(pixel_size_A),
+        "rlnImageSize": int(images.shape[-1]),
+        "rlnImageDimensionality": 2,
+        CTF_APPLIED: int(defocus_um is not None if ctf_applied is None else ctf_applied),
+    }
+    return Particles(images.float(), pd.DataFrame([optics]), table)
+
+
+def write_particles(particles: Particles, star_path: str | os.PathLike) -> Path:
+    """Write `name.star` and the stack `name.mrcs` beside it.
+
+    Both are written under other names and renamed when complete. Image names are relative to the
+    STAR file, so run RELION in its folder.
+
+    Parameters
+    ----------
+    particles : Particles
+    star_path : path
+        Ends in `.star`; the folder is made if needed.
+
+    Returns
+    -------
+    Path
+        Of the STAR file.
+
+    Raises
+    ------
+    ValueError
+        If the name does not end in `.star` or contains a blank, at which RELION would cut it.
+    OSError
+        If the disk is full or not writable; no half-written file is left.
+    """
+    return write_star(
+        star_path, particles.images, particles.optics, particles.table, particles.pixel_size_A
+    )
+
+
+def read_particles(star_path: str | os.PathLike) -> Particles:
+    """Read a RELION 3.1 particle STAR file and its stacks; rows and columns keep their order.
+
+    Parameters
+    ----------
+    star_path : path
+        Image names are looked up from its folder, then from the working directory.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the STAR file or a stack is missing.
+    ValueError
+        If a block or column is missing, a stack is damaged or too short, box sizes are mixed, or
+        pixels are not finite.
+    """
+    optics, table = read_tables(star_path)
+    return Particles(Stacks(table["rlnImageName"], star_path).read(slice(None)), optics, table)
+
+
+def stream_particles(
+    star_path: str | os.PathLike, *, half: int | None = None, batch_size: int = 256
+) -> Iterator[Particles]:
+    """Read a particle STAR file as `read_particles` does, some rows at a time.
+
+    Stacks are memory-mapped, so the memory does not grow with their length.
+
+    Parameters
+    ----------
+    star_path : path
+    half : int, optional
+        Only the rows of half set 1 or 2 (rlnRandomSubset).
+    batch_size : int
+        Particles at a time.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_particles`, before the first batch; no such half set.
+    """
+    optics, table = read_tables(star_path)
+    stacks, rows = Stacks(table["rlnImageName"], star_path), np.arange(len(table))
+    if half is not None:
+        if "rlnRandomSubset" not in table or not (table["rlnRandomSubset"] == half).any():
+            raise ValueError(f"{star_path} has no half set {half} (rlnRandomSubset): leave it out")
+        rows = rows[table["rlnRandomSubset"] == half]
+    for part in np.split(rows, range(batch_size, len(rows), batch_size)):
+        yield Particles(stacks.read(part), optics, table.iloc[part].reset_index(drop=True))

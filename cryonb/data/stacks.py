@@ -1,0 +1,165 @@
+"""Particle files of any length, opened without reading them, and stacks written piece by piece.
+
+A stack is appended to under a hidden name, with a record of what was asked for beside it; a run
+that was cut off finds both and goes on, and only a whole stack gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pandas as pd
+import starfile
+import torch
+
+from cryonb.base.files import NOT_DETERMINED, beside, check_writable
+from cryonb.data.particles import CTF_APPLIED, Particles
+from cryonb.data.star import Stacks, modern_tables, open_stack, particle_block, read_blocks
+
+STACKS = (".mrcs", ".mrc", ".st")
+HEADER = 1024  # bytes of an MRC header
+
+
+@dataclass(frozen=True)
+class Source:
+    """A particle file, opened: its blocks as they stand, tables in modern words, and pixels."""
+
+    path: Path
+    blocks: dict[str, pd.DataFrame]
+    optics: pd.DataFrame
+    table: pd.DataFrame
+    stacks: Stacks
+
+    def read(self, rows, box: int) -> Particles:
+        """Particles of some rows, Fourier-cropped to a box."""
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return Particles(self.stacks.read(rows), self.optics, table).resampled(box)
+
+
+def open_source(path: str | os.PathLike) -> Source:
+    """Open a STAR file or a bare stack, and look at all of its stacks.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Missing or damaged files, mixed boxes, volumes; see `cryonb.data.star.Stacks`.
+    """
+    path = Path(path)
+    if path.suffix not in STACKS:
+        blocks = read_blocks(path)
+        optics, table = modern_tables(blocks, path)
+        return Source(path, blocks, optics, table, Stacks(table["rlnImageName"], path))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: check the path of the stack")
+    with open_stack(path.name, path) as mrc:
+        count, pixel_A = (len(mrc.data) if mrc.data.ndim == 3 else 1), float(mrc.voxel_size.x)
+    names = [f"{i + 1:06d}@{path.name}" for i in range(count)]
+    table = pd.DataFrame({"rlnImageName": names, "rlnOpticsGroup": 1})
+    optics = pd.DataFrame(
+        {"rlnOpticsGroup": [1], "rlnImagePixelSize": [pixel_A or 1.0], CTF_APPLIED: [0]}
+    )
+    return Source(path, {}, optics, table, Stacks(table["rlnImageName"], path))
+
+
+def hidden(path: Path) -> tuple[Path, Path]:
+    """Names of a stack that is not whole yet, and of the record of what was asked for."""
+    return path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.run.json")
+
+
+class StackWriter:
+    """A stack that is appended to and renamed when whole; MRC mode 2.
+
+    Attributes
+    ----------
+    done : int
+        Images that an earlier run with the same parameters has left.
+    """
+
+    def __init__(self, path: Path, source: Source, count: int, asked: dict):
+        self.path, self.count, self.box = path, count, source.stacks.box[0]
+        self.part, self.record = hidden(path)
+        self.done = 0
+        if self.part.is_file() and self.record.is_file():
+            if json.loads(self.record.read_text()) != asked:
+                raise ValueError(
+                    f"{self.part} is an unfinished run with other options or another input: give "
+                    f"those to go on, or delete it to start anew"
+                )
+            self.done = max(0, self.part.stat().st_size - HEADER) // (4 * self.box**2)
+            return
+        try:
+            write_header(self.part, self.count, source)
+            self.record.write_text(json.dumps(asked))
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {path.parent} ({error.strerror}): choose another folder"
+            ) from error
+
+    @property
+    def missing_bytes(self) -> int:
+        """Room that the rest of the stack needs."""
+        return 4 * self.box**2 * (self.count - self.done)
+
+    def write(self, first: int, images: torch.Tensor) -> None:
+        """Write images (n, y, x) at row `first`."""
+        try:
+            with open(self.part, "r+b") as file:
+                file.truncate(HEADER + 4 * self.box**2 * first)
+                file.seek(0, os.SEEK_END)
+                file.write(np.ascontiguousarray(images.numpy(), dtype="<f4").tobytes())
+        except OSError as error:
+            kept = f"{self.path}: {error.strerror}; {first:,} images are kept"
+            raise OSError(error.errno, kept) from error
+
+    def finish(self) -> None:
+        """Give the whole stack its name."""
+        os.replace(self.part, self.path)
+        self.record.unlink()
+
+
+def write_header(path: Path, count: int, source: Source) -> None:
+    """MRC2014 header of a float32 image stack, its statistics marked as not determined."""
+    pixel_A = float(source.optics["rlnImagePixelSize"].iloc[0])
+    with mrcfile.new(path, overwrite=True) as mrc:
+        mrc.set_data(np.zeros((1, *source.stacks.box), dtype=np.float32))
+        mrc.set_image_stack()
+        mrc.voxel_size = pixel_A
+        header = mrc.header.copy()
+    for name, value in ({"nz": count} | NOT_DETERMINED).items():
+        header[name] = value
+    path.write_bytes(header.tobytes())
+
+
+def stack_paths(source: Source, out: Path, samples: int) -> list[Path]:
+    """Stacks to write, of means and deviations; none of another kind, or in place of the input."""
+    if samples < 0:
+        raise ValueError(f"samples is {samples}: ask for none (the posterior mean), one or more")
+    if source.blocks and out.suffix != ".star":
+        raise ValueError(f"{out}: the input is a STAR file, so end the output in .star")
+    if not source.blocks and out.suffix not in STACKS:
+        raise ValueError(f"{out}: the input is a stack, so end the output in .mrcs")
+    if len(out.name.split()) != 1:
+        raise ValueError(f"{out.name!r} has blanks, at which RELION would cut it: choose another")
+    check_writable(out)
+    stack = out.with_suffix(".mrcs") if source.blocks else out
+    paths = [stack, *([stack.with_name(f"{stack.stem}_std{stack.suffix}")] if samples > 1 else [])]
+    taken = {source.path.resolve(), *(p.resolve() for p in source.stacks.paths)}
+    if taken & {p.resolve() for p in (out, *paths)}:
+        raise ValueError(f"{out} would replace the input, which is never touched: choose another")
+    return paths
+
+
+def write_star(out: Path, source: Source, paths: list[Path]) -> None:
+    """Write the input's blocks with the names of the new images, and say what was written."""
+    if source.blocks:
+        key = particle_block(source.blocks, source.path)
+        names = [f"{i + 1:06d}@{paths[0].name}" for i in range(len(source.table))]
+        blocks = source.blocks | {key: source.blocks[key].assign(rlnImageName=names)}
+        with beside(out) as part:
+            starfile.write(blocks, part)
+    print(f"wrote {out}" + "".join(f" and {path}" for path in paths if path != out))

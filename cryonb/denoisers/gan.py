@@ -1,0 +1,278 @@
+"""Adversarial denoisers: DenoiseGAN (Su et al. 2018) and RobustGAN (Gu et al. 2020).
+
+A generator G turns the noisy particle into an image, a discriminator D tells clean images from
+G's, and G is trained both to pass and to lie near the truth in L1. Written from the papers.
+
+``denoise``: DenoiseGAN, in the manner of pix2pix (Isola et al. 2017). D sees the image with the
+noisy particle beside it and judges patches; cross-entropy, halved for D; 100 L1.
+``robust``: RobustGAN, or beta-GAN (arXiv 2008.07307). D sees the image alone and gives one score;
+D raises the beta score, G lowers it; 10 L1.
+
+Where images are scaled to [-1, 1], G ends in a tanh; here it ends in a plain convolution: clean
+images have unit standard deviation and peaks of 5 to 9, which a tanh cannot reach. GroupNorm stands
+for BatchNorm, so that an image is denoised in the same way whatever else is in its batch.
+
+Introduced in: 04_compare_methods.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cryonb.base.precision import autocast
+from cryonb.learning.train import (
+    Progress,
+    check_finite,
+    curriculum_sigma,
+    learning_rate_share,
+    update_average,
+)
+
+LEAST = 0.01  # RobustGAN's scores are kept in [LEAST, 1 - LEAST]
+KINDS = {  # channels of G from fine to coarse, weight of L1, learning rates of G and D
+    "denoise": {"widths": (64, 128, 256, 512), "l1": 100.0, "rates": (4e-4, 1.5e-4)},
+    "robust": {"widths": (64, 128, 256), "l1": 10.0, "rates": (4e-4, 1.5e-4)},
+}
+
+
+def _of_kind(kind: str) -> dict:
+    if kind not in KINDS:
+        raise ValueError(f"Unknown kind {kind!r}: choose one of {tuple(KINDS)}.")
+    return KINDS[kind]
+
+
+class _Residual(nn.Sequential):
+    def __init__(self, w: int):
+        conv1, conv2 = (nn.Conv2d(w, w, 3, padding=1) for _ in range(2))
+        super().__init__(conv1, nn.GroupNorm(8, w), nn.ELU(), conv2, nn.GroupNorm(8, w))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.elu(x + super().forward(x))
+
+
+class Generator(nn.Module):
+    """Encoder of stride-2 convolutions, residual blocks, decoder with additive skips.
+
+    `kind` "denoise": four halvings, 64 ... 512 channels; "robust": three, 64 ... 256. `shrink`
+    divides all widths: 1 as published, more for a CPU. `blocks`: residual, at the bottom.
+    """
+
+    def __init__(self, kind: str = "denoise", shrink: int = 4, blocks: int = 4):
+        super().__init__()
+        self.config = {"kind": kind, "shrink": shrink, "blocks": blocks}
+        widths = [w // shrink for w in _of_kind(kind)["widths"]]
+        first, last = nn.Conv2d(1, widths[0], 4, 2, 1), nn.ConvTranspose2d(widths[0], 16, 4, 2, 1)
+        self.down = nn.ModuleList([nn.Sequential(first, nn.ELU())])  # no norm: keeps the scale
+        self.up = nn.ModuleList([nn.Sequential(last, nn.ELU(), nn.Conv2d(16, 1, 3, padding=1))])
+        for fine, coarse in zip(widths, widths[1:], strict=False):
+            down, up = nn.Conv2d(fine, coarse, 4, 2, 1), nn.ConvTranspose2d(coarse, fine, 4, 2, 1)
+            self.down.append(nn.Sequential(down, nn.GroupNorm(8, coarse), nn.ELU()))
+            self.up.insert(0, nn.Sequential(up, nn.GroupNorm(8, fine), nn.ELU()))
+        self.middle = nn.Sequential(*(_Residual(widths[-1]) for _ in range(blocks)))
+
+    def forward(self, noisy: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Denoise `noisy` (b, y, x) of white noise `sigma`; ValueError if the box does not fit."""
+        step, (height, width) = 2 ** len(self.down), noisy.shape[-2:]
+        if height % step or width % step or min(height, width) < 24:
+            raise ValueError(
+                f"Images of {height} × {width} pixels do not fit this network: the box must be a "
+                f"multiple of {step} and 24 at least. Crop or pad the images."
+            )
+        h, skips = noisy[:, None] / (1 + sigma**2) ** 0.5, []
+        for layer in self.down:
+            h = layer(h.contiguous(memory_format=torch.channels_last))
+            skips.append(h)
+        h = self.middle(h)
+        for layer in self.up:
+            h = layer(h + skips.pop())
+        return h[:, 0].float()
+
+
+class Discriminator(nn.Module):
+    """Judge of images; "denoise": of patches, with the condition; "robust": of the image alone.
+
+    `kind` and `shrink` as of `Generator`.
+    """
+
+    def __init__(self, kind: str = "denoise", shrink: int = 4):
+        super().__init__()
+        self.conditional, widths = (
+            kind == "denoise",
+            [w // shrink for w in _of_kind(kind)["widths"]],
+        )
+        layers = [nn.Conv2d(1 + self.conditional, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        for fine, coarse, stride in zip(widths, widths[1:], (2, 2, 1), strict=False):
+            layers += [nn.Conv2d(fine, coarse, 4, stride, 1), nn.GroupNorm(8, coarse)]
+            layers += [nn.LeakyReLU(0.2)]
+        last = [nn.Conv2d(widths[-1], 1, 4, 1, 1)]
+        if not self.conditional:  # one score of the features' mean
+            last = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], 1, 1)]
+        layers += last
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, images: torch.Tensor, noisy: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Logits for `images` (b, y, x): (b, patches), one if D judges the image alone.
+
+        `noisy` (b, y, x), of white noise `sigma`, is the condition.
+        """
+        channels = [images, noisy / (1 + sigma**2) ** 0.5] if self.conditional else [images]
+        h = torch.stack(channels, dim=1).contiguous(memory_format=torch.channels_last)
+        return self.body(h).float().flatten(1)
+
+
+def beta_score(t: torch.Tensor, label: int, alpha: float = 0.5, beta: float = 0.5) -> torch.Tensor:
+    """Proper score of a judgement t: S(t, 1) for a clean image, S(t, 0) for a generated one.
+
+    ``dS(t, 1)/dt = t^(alpha - 1) (1 - t)^beta`` with S(1, 1) = 0, and
+    ``dS(t, 0)/dt = -t^alpha (1 - t)^(beta - 1)`` with S(0, 0) = 0: the greater the better. Buja et
+    al. 2005; Gu et al. 2020, arXiv 2008.07307. (alpha, beta) = (0, 0) is the logarithmic score of
+    the first GAN (Jensen-Shannon), (1, 1) minus half the Brier score, (0.5, 0.5) between them;
+    ValueError for others.
+    """
+    if label not in (0, 1):
+        raise ValueError(f"label is {label}: 1 for clean images, 0 for generated ones.")
+    right = t if label == 1 else 1 - t  # for alpha = beta, S(t, 0) = S(1 - t, 1)
+    if (alpha, beta) == (0, 0):
+        return right.log()
+    if (alpha, beta) == (1, 1):
+        return -0.5 * (1 - right).square()
+    if (alpha, beta) == (0.5, 0.5):
+        return (right * (1 - right)).sqrt() + right.sqrt().asin() - math.pi / 2
+    raise ValueError(f"No closed form for ({alpha}, {beta}): choose (0, 0), (0.5, 0.5) or (1, 1).")
+
+
+def _score(logits: torch.Tensor, label: int) -> torch.Tensor:
+    """Mean beta score of logits, with their judgements clamped."""
+    return beta_score(logits.sigmoid().clamp(LEAST, 1 - LEAST), label).mean()
+
+
+def judge_loss(kind: str, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """Loss of D, from its logits for clean and for generated images."""
+    if kind == "denoise":  # half the cross-entropies of both
+        return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+    return -_score(real, 1) - _score(fake, 0)
+
+
+def pass_loss(kind: str, fake: torch.Tensor) -> torch.Tensor:
+    """Loss of G for not passing, from D's logits for its images."""
+    if kind == "denoise":
+        return F.softplus(-fake).mean()  # -log D, which does not fade when D is sure
+    return _score(fake, 0)
+
+
+def train_gan(
+    generator: Generator,
+    discriminator: Discriminator,
+    average: Generator,
+    draw: Callable[[int, torch.Generator], tuple],
+    n_images: int,
+    *,
+    kind: str,
+    sigma: float,
+    snr_start: float | None = 3.0,
+    l1: float | None = None,
+    rates: tuple[float, float] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    seconds: float | None = None,
+) -> Iterator[Progress]:
+    """Train G and D in turn on `n_images` images; yields after every step, as `train` does.
+
+    Adam with beta1 = 0.5; rates warm up and fall along a cosine. Step k depends on (seed, k) alone;
+    noise is fresh in each. The loss in `Progress` is the L1 distance of G's images from the clean
+    ones: it means the same all along the run, unlike what G and D score against each other.
+
+    Parameters
+    ----------
+    average : nn.Module
+        Copy of `generator` that becomes its moving average: use this one afterwards.
+    draw : callable (batch_size, generator) -> (clean, observed), each (b, y, x)
+        White noise `sigma` is added to `observed` here.
+    kind : str
+        "denoise" or "robust", that of both networks.
+    snr_start : float, optional
+        Begin at this SNR, see `curriculum_sigma`: no part of the published methods, but no worse in
+        a trial on single seeds. None: without.
+    l1, rates : optional
+        Weight of the L1 distance, rates of G and D; by default the method's, see `KINDS`.
+    seconds : float, optional
+        Leave after this time even if images remain.
+    """
+    options, networks = _of_kind(kind), (generator, discriminator)
+    l1, rates = options["l1"] if l1 is None else l1, rates or options["rates"]
+    device = next(generator.parameters()).device
+    adam = partial(torch.optim.Adam, betas=(0.5, 0.999), fused=True)
+    optimisers = [
+        adam(network.to(memory_format=torch.channels_last).parameters()) for network in networks
+    ]
+    steps, start = math.ceil(n_images / batch_size), time.perf_counter()
+    for step in range(steps):
+        random = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        clean, observed = (x.to(device) for x in draw(batch_size, random))
+        level = curriculum_sigma(step / steps, sigma, snr_start) if snr_start else sigma
+        noisy = observed + level * torch.randn(observed.shape, generator=random).to(device)
+        share = learning_rate_share(step, steps)
+        for optimiser, rate in zip(optimisers, rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * share
+        distance = _step(kind, networks, optimisers, clean, noisy, level, l1)
+        check_finite(distance, step)
+        update_average(average, generator, step + 1)
+        seen, spent = (step + 1) * batch_size, time.perf_counter() - start
+        yield Progress(step + 1, seen, (step + 1) / steps, distance, rates[0] * share, spent)
+        if seconds is not None and spent >= seconds:
+            return
+
+
+def _step(kind, networks, optimisers, clean, noisy, level: float, l1: float) -> float:
+    """One step of D, then one of G against the new D; returns the L1 distance."""
+    generator, discriminator = networks
+    with autocast(clean.device):
+        fake = generator(noisy, level)
+        judged = (discriminator(images, noisy, level) for images in (clean, fake.detach()))
+        loss = judge_loss(kind, *judged)
+    _descend(optimisers[1], loss)
+    discriminator.requires_grad_(False)
+    with autocast(clean.device):
+        distance = (fake - clean).abs().mean()
+        loss = pass_loss(kind, discriminator(fake, noisy, level)) + l1 * distance
+    _descend(optimisers[0], loss)
+    discriminator.requires_grad_(True)
+    return float(distance.detach())
+
+
+def _descend(optimiser, loss: torch.Tensor) -> None:
+    """One step of one player."""
+    optimiser.zero_grad()
+    loss.backward()  # unlike autograd.grad, in the parameters' memory layout, as fused Adam needs
+    torch.set_flush_denormal(True)  # the moments decay into slow numbers
+    optimiser.step()
+    torch.set_flush_denormal(False)
+
+
+def contaminate(
+    clean: torch.Tensor, observed: torch.Tensor, share: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Replace the targets of a share of the training pairs, each (n, y, x), by outliers.
+
+    Huber's contamination, against which RobustGAN is tried (Gu et al. 2020, arXiv 2008.07307): a
+    share of the pairs comes from another distribution. Half of the outliers are white noise of the
+    clean images' mean and variance, half the clean image of another row: these kinds are ours.
+    `share` is 0 ... 1, or ValueError. Returns copies of both stacks, and a mask (n,) of the rows.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share}: give a number from 0 to 1.")
+    n, result = len(clean), clean.clone()
+    rows = torch.randperm(n, generator=generator)[: round(share * n)]
+    noise, other = rows[::2], rows[1::2]
+    white = torch.randn(len(noise), *clean.shape[1:], generator=generator).to(clean)
+    result[noise] = clean.mean() + clean.std() * white
+    result[other] = clean[(other + torch.randint(1, n, other.shape, generator=generator)) % n]
+    outlier = torch.zeros(n, dtype=torch.bool).index_fill(0, rows, True)
+    return result, observed.clone(), outlier

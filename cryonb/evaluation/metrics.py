@@ -1,0 +1,247 @@
+"""Image quality, with and without the truth, and what is left of structural noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5  # radius = 3.5 sigma, rounded, as scikit-image truncates
+
+
+def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the last two axes, weighted by a mask that broadcasts: shape (...)."""
+    if mask is None:
+        return values.mean((-2, -1))
+    weights = mask.to(values).expand_as(values)
+    total = weights.sum((-2, -1))
+    if not (total > 0).all():
+        raise ValueError("the mask is empty for at least one image: pass a mask with pixels in it")
+    return (values * weights).sum((-2, -1)) / total
+
+
+def check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
+    """ValueError unless two arrays have one shape."""
+    if a.shape != b.shape:
+        raise ValueError(
+            f"shapes {tuple(a.shape)} and {tuple(b.shape)} differ: compare like with like"
+        )
+
+
+def data_range(clean: torch.Tensor) -> torch.Tensor:
+    """Maximum minus minimum of each clean image, over the whole box: (..., y, x) -> (...)."""
+    return clean.amax((-2, -1)) - clean.amin((-2, -1))
+
+
+def mse(image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error of each image: mean over pixels of (image - clean)^2.
+
+    Parameters
+    ----------
+    image, clean : torch.Tensor, shape (..., y, x)
+    mask : torch.Tensor, optional, shape (y, x) or (..., y, x)
+        Weights in [0, 1]; the mean is taken with them.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or the mask of an image is empty.
+    """
+    check_pair(image, clean)
+    return _mean((image - clean).square(), mask)
+
+
+def psnr(
+    image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each image in dB: 10 log10(range^2 / MSE).
+
+    The range is the clean image's own, over the whole box, with or without a mask. The figure of
+    a data set is the mean of these values. Arguments as in `mse`.
+    """
+    return 10 * torch.log10(data_range(clean).square() / mse(image, clean, mask))
+
+
+def ssim(
+    image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Structural similarity of each image, Gaussian window of sigma 1.5 px, K = 0.01 and 0.03.
+
+    Equal to skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=range of the clean image): the mean of the SSIM map
+    over the pixels whose window lies inside the image, which leaves out five at each border.
+    Wang et al. 2004, IEEE Trans. Image Process. 13, 600-612, eq. 13.
+
+    Parameters
+    ----------
+    image, clean : torch.Tensor, shape (..., y, x)
+        At least 11 pixels a side.
+    mask : torch.Tensor, optional, shape (y, x) or (..., y, x)
+        Weights of the mean over the SSIM map.
+
+    Returns
+    -------
+    torch.Tensor of float64, shape (...)
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, the images are too small or the mask of an image is empty.
+    """
+    check_pair(image, clean)
+    r = SSIM_RADIUS_PX
+    if min(image.shape[-2:]) < 2 * r + 1:
+        raise ValueError(f"images of {tuple(image.shape[-2:])} px are too small: SSIM needs 11 px")
+    x, y = image.double(), clean.double()
+    offsets = torch.arange(-r, r + 1, dtype=torch.float64, device=x.device)
+    window = torch.softmax(-offsets.square() / (2 * SSIM_SIGMA_PX**2), dim=0)
+
+    def blur(values: torch.Tensor) -> torch.Tensor:  # (..., y, x) -> (..., y - 10, x - 10)
+        flat = values.reshape(-1, 1, *values.shape[-2:])
+        flat = F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+        return flat.reshape(*values.shape[:-2], *flat.shape[-2:])
+
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    c1, c2 = ((k * data_range(y)[..., None, None]).square() for k in (0.01, 0.03))
+    similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return _mean(similarity, None if mask is None else mask[..., r:-r, r:-r])
+
+
+def score(
+    output: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
+) -> dict[str, float]:
+    """Means over a data set: MSE, PSNR and SSIM of the whole box, MSE and PSNR in a mask if given.
+
+    Parameters
+    ----------
+    output, clean : torch.Tensor, shape (n, y, x)
+    mask : torch.Tensor, optional, shape (n, y, x)
+        Particle mask of each image, see `cryonb.simulation.simulate.projected_mask`.
+    """
+    values = {
+        "mse": mse(output, clean),
+        "psnr_dB": psnr(output, clean),
+        "ssim": ssim(output, clean),
+    }
+    if mask is not None:
+        values["mse_mask"] = mse(output, clean, mask)
+        values["psnr_mask_dB"] = psnr(output, clean, mask)
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def sure(
+    denoiser: Callable[[torch.Tensor], torch.Tensor],
+    noisy: torch.Tensor,
+    sigma: float,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Estimate the mean squared error without the truth: Stein's unbiased risk estimate.
+
+    ``|x - f(x)|^2 / n - sigma^2 + 2 sigma^2 div f(x) / n`` has the error's expectation for white
+    Gaussian noise of known deviation and any (almost everywhere) differentiable denoiser. The
+    divergence is measured along one random direction b: ``b . (f(x + h b) - f(x)) / h``. Structure
+    that is not noise, a carbon edge, say, counts as signal. Stein 1981, Ann. Statist. 9, 1135;
+    Ramani, Blu and Unser 2008, IEEE Trans. Image Process. 17, 1540.
+
+    Parameters
+    ----------
+    denoiser : callable (n, y, x) -> (n, y, x)
+        The same function at both calls: its own random numbers, if any, must be fixed.
+    noisy : Tensor (n, y, x)
+    sigma : float
+        Standard deviation of the white noise.
+
+    Returns
+    -------
+    Tensor (n,)
+        Of each image; single ones scatter widely, the mean over a hundred does not.
+    """
+    h = 0.1 * sigma
+    direction = torch.randn(noisy.shape, generator=generator).to(noisy)
+    denoised = denoiser(noisy)
+    moved = denoiser(noisy + h * direction)
+    divergence = (direction * (moved - denoised)).mean((-2, -1)) / h
+    left = (noisy - denoised).square().mean((-2, -1))
+    return left - sigma**2 + 2 * sigma**2 * divergence
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor, dims: int = 2) -> torch.Tensor:
+    """Correlation of images (n, y, x), or maps (..., z, y, x) with dims=3, with others, one by one.
+
+    0 where one is constant.
+    """
+    axes = tuple(range(-dims, 0))
+    a, b = (x - x.mean(axes, keepdim=True) for x in (a, b))
+    size = (a.square().sum(axes) * b.square().sum(axes)).sqrt()
+    return torch.where(size > 0, (a * b).sum(axes) / size, 0.0)
+
+
+def structural_noise_residual(
+    output: torch.Tensor, clean: torch.Tensor, structure: torch.Tensor, region: torch.Tensor
+) -> torch.Tensor:
+    """Error energy left in a region, relative to the structural noise the input had there.
+
+    ``||(output - clean) m||^2 / ||structure m||^2`` for each image. 1 means that as much wrong
+    density is left as the micelle (or neighbour, or carbon) brought in, 0 that none is. Any other
+    error inside the region, such as white noise, counts as well, so a noisy input lies above 1.
+
+    Parameters
+    ----------
+    output, clean : torch.Tensor, shape (n, y, x)
+        Denoised image and its target.
+    structure : torch.Tensor, shape (n, y, x)
+        The structural noise alone, without white noise, as it stands in the input.
+    region : torch.Tensor, shape (y, x) or (n, y, x)
+        Weights m in [0, 1].
+
+    Returns
+    -------
+    torch.Tensor, shape (n,)
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or an image has no structural noise in its region.
+    """
+    check_pair(output, clean)
+    check_pair(output, structure)
+    before = (structure * region).square().sum((-2, -1))
+    if not (before > 0).all():
+        raise ValueError("an image has no structural noise in its region: leave such images out")
+    return ((output - clean) * region).square().sum((-2, -1)) / before
+
+
+def fit_parts(volume: torch.Tensor, *parts: torch.Tensor) -> list[float]:
+    """Shares of known densities in a map: least squares of ``map = sum_i share_i part_i + level``.
+
+    Uncorrelated noise in the map changes the shares by chance only, so a grainy map may be asked
+    what it holds of a molecule and of its micelle.
+
+    Parameters
+    ----------
+    volume, *parts : torch.Tensor, shape (z, y, x)
+        All blurred alike, to detail that the map has.
+
+    Returns
+    -------
+    list of float
+        One share for each part, and the level.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or a part is constant or a sum of the others.
+    """
+    for part in parts:
+        check_pair(volume, part)
+    columns = torch.stack([*parts, torch.ones_like(volume)]).flatten(1).double()
+    gram = columns @ columns.T
+    if torch.linalg.matrix_rank(gram) < len(columns):
+        raise ValueError("the parts are not independent of each other and of a constant")
+    return torch.linalg.solve(gram, columns @ volume.flatten().double()).tolist()

@@ -1,0 +1,319 @@
+r"""SR3, a conditional diffusion model, for particle images (Saharia et al. 2021).
+
+Forward process: ``y_t = sqrt(gamma) y_0 + sqrt(1 - gamma) eps``, from the clean image (gamma = 1)
+to noise alone (gamma = 0). The network learns to undo it while it looks at the noisy particle
+``x = y_0 + structure + sigma n``. Clean images have unit pooled variance
+(`cryonb.simulation.simulate`).
+
+What the network is asked for is its *parameterisation*:
+
+``eps``
+    the noise, as published. The clean image then follows as ``(y_t - sqrt(1 - gamma) eps) /
+    sqrt(gamma)``, which multiplies the network's error by ``1 / sqrt(gamma)``, 150 at the start.
+``v``
+    ``sqrt(gamma) eps - sqrt(1 - gamma) y_0`` (Salimans and Ho 2022): at gamma = 0 this is minus
+    the clean image, so the first step is already the posterior mean E[y_0 | x].
+``fused``
+    Two noisy views of one image, ``x`` and ``z = y_t / sqrt(gamma)``, are worth exactly as much as
+    their weighted mean ``c``, with noise ``1 / sigma_c**2 = 1 / sigma**2 + gamma / (1 - gamma)``.
+    The network sees c and x, and adds to c, scaled as in Karras et al. 2022 (EDM). For white noise
+    the diffusion model *is* a denoiser for all noise levels below sigma.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cryonb.base.draws import by
+from cryonb.base.precision import autocast
+from cryonb.learning.unet import UNet
+
+PARAMETERISATIONS = ("eps", "v", "fused")
+GAMMA_START = 4.5e-5  # of the published schedule: T = 2000, beta from 1e-6 to 1e-2, linear
+SIGMA_END = 0.05  # noise, in clean standard deviations, that the last step removes
+
+
+def _column(value, like: torch.Tensor) -> torch.Tensor:
+    """One value per image, shape (b, 1, 1, 1)."""
+    value = torch.as_tensor(value, dtype=torch.float32, device=like.device)
+    return value.expand(len(like)).reshape(-1, 1, 1, 1)
+
+
+def published_gammas(steps: int = 2000) -> torch.Tensor:
+    """Schedule of the SR3 paper: gamma after each of `steps` linear betas 1e-6 ... 1e-2."""
+    return torch.cumprod(1 - torch.linspace(1e-6, 1e-2, steps, dtype=torch.float64), 0)
+
+
+def draw_gamma_published(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw gammas as SR3 trains: a random step t, then sqrt(gamma) uniform within it."""
+    root = torch.cat([torch.ones(1, dtype=torch.float64), published_gammas()]).sqrt()
+    t = torch.randint(1, len(root), (n,), **by(generator))
+    u = torch.rand(n, dtype=torch.float64, **by(generator))
+    root = root.to(t.device)
+    return (root[t] + u * (root[t - 1] - root[t])).square().float()
+
+
+def gamma_of(sigma_c, sigma) -> torch.Tensor:
+    """Gamma at which x (noise sigma) and y_t together are worth one image of noise sigma_c."""
+    precision = torch.as_tensor(sigma_c) ** -2.0 - torch.as_tensor(sigma) ** -2.0
+    return (precision / (1 + precision)).clamp(GAMMA_START, 1.0)
+
+
+def draw_gamma(n: int, sigma, generator: torch.Generator, start: float = 0.5) -> torch.Tensor:
+    """Draw gammas log-uniform in the joint noise level; a share `start` at the first step."""
+    u = torch.rand(n, **by(generator))
+    log_sigma = math.log(SIGMA_END) + u * (torch.as_tensor(sigma).log() - math.log(SIGMA_END))
+    gamma = gamma_of(log_sigma.exp(), sigma)
+    first = torch.arange(n, device=u.device) < start * n
+    return torch.where(first, GAMMA_START, gamma)
+
+
+def fuse(y_t: torch.Tensor, gamma, noisy: torch.Tensor, sigma) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fuse the diffusion's state and the particle into one image with less noise than either.
+
+    Parameters
+    ----------
+    y_t, noisy : Tensor (b, ...)
+    gamma, sigma : Tensor
+        Broadcast against the images.
+
+    Returns
+    -------
+    c, sigma_c : Tensor
+        Mean of ``y_t / sqrt(gamma)`` and `noisy`, weighted by their precisions (inverse noise
+        variances), and the deviation of its noise.
+    """
+    left = (1 - gamma).clamp_min(1e-6)
+    total = gamma / left + sigma**-2.0
+    return (y_t * gamma.sqrt() / left + noisy * sigma**-2.0) / total, total.rsqrt()
+
+
+class SR3(nn.Module):
+    """Conditional diffusion model: a U-Net and what it is asked for.
+
+    Parameters
+    ----------
+    parameterisation : str
+        "eps", "v" or "fused", see the module's docstring.
+    **unet
+        Size of the network, see `cryonb.learning.unet.UNet`.
+
+    Raises
+    ------
+    ValueError
+        Unknown parameterisation.
+    """
+
+    def __init__(self, parameterisation: str = "fused", **unet):
+        super().__init__()
+        if parameterisation not in PARAMETERISATIONS:
+            raise ValueError(
+                f"Unknown parameterisation {parameterisation!r}: choose one of {PARAMETERISATIONS}."
+            )
+        self.config = {"parameterisation": parameterisation, **unet}
+        self.unet = UNet(2, levels=2, **unet)
+        self.parameterisation = parameterisation
+
+    def _network(self, y_t, gamma, noisy, sigma) -> torch.Tensor:
+        """Raw output of the network, all images (b, 1, y, x), all levels (b, 1, 1, 1)."""
+        x = noisy / (1 + sigma**2).sqrt()
+        if self.parameterisation == "fused":
+            view, level = fuse(y_t, gamma, noisy, sigma)
+            view = view / (1 + level**2).sqrt()
+        else:
+            view, level = y_t, ((1 - gamma).clamp_min(1e-6) / gamma).sqrt()
+        levels = torch.cat([level, sigma], dim=1).flatten(1).log()
+        return self.unet(torch.cat([view, x], dim=1), levels).float()
+
+    def _clean(self, out, y_t, gamma, noisy, sigma) -> torch.Tensor:
+        """Clean image that an output of the network stands for."""
+        if self.parameterisation == "eps":
+            return (y_t - (1 - gamma).sqrt() * out) / gamma.sqrt()
+        if self.parameterisation == "v":
+            return gamma.sqrt() * y_t - (1 - gamma).sqrt() * out
+        view, level = fuse(y_t, gamma, noisy, sigma)
+        return (view + level * (1 + level**2).sqrt() * out) / (1 + level**2)
+
+    def _target(self, clean, eps, y_t, gamma, noisy, sigma) -> torch.Tensor:
+        """Output that the network should give; inverse of `_clean`."""
+        if self.parameterisation == "eps":
+            return eps
+        if self.parameterisation == "v":
+            return gamma.sqrt() * eps - (1 - gamma).sqrt() * clean
+        view, level = fuse(y_t, gamma, noisy, sigma)
+        return ((1 + level**2) * clean - view) / (level * (1 + level**2).sqrt())
+
+    def forward(self, y_t: torch.Tensor, gamma, noisy: torch.Tensor, sigma) -> torch.Tensor:
+        """Estimate the clean image, E[y_0 | y_t, x].
+
+        Parameters
+        ----------
+        y_t, noisy : Tensor (b, y, x)
+            State of the diffusion, and the particle.
+        gamma, sigma : float or Tensor (b,)
+            Noise level of the state; standard deviation of the particle's white noise.
+
+        Returns
+        -------
+        Tensor (b, y, x)
+        """
+        gamma, sigma = _column(gamma, y_t), _column(sigma, y_t)
+        inputs = y_t[:, None], gamma, noisy[:, None], sigma
+        return self._clean(self._network(*inputs), *inputs)[:, 0]
+
+    def loss(
+        self, clean: torch.Tensor, observed: torch.Tensor, gamma, sigma, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Training loss, eq. 3 of arXiv 2401.01097: squared error of the network's output.
+
+        Parameters
+        ----------
+        clean, observed : Tensor (b, y, x)
+            Target, and the particle without its white noise, which is drawn here.
+        gamma, sigma : float or Tensor (b,)
+
+        Returns
+        -------
+        Tensor ()
+        """
+        gamma, sigma = _column(gamma, clean), _column(sigma, clean)
+        clean, observed = clean[:, None], observed[:, None]
+        eps = torch.randn(clean.shape, **by(generator)).to(clean.device)
+        white = torch.randn(clean.shape, **by(generator)).to(clean.device)
+        y_t = gamma.sqrt() * clean + (1 - gamma).sqrt() * eps
+        inputs = y_t, gamma, observed + sigma * white, sigma
+        return (self._network(*inputs) - self._target(clean, eps, *inputs)).square().mean()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the sampler: its number, the state y_t it left, and its clean estimate."""
+
+    index: int
+    gamma: float
+    y_t: torch.Tensor
+    clean: torch.Tensor
+
+
+def step_gammas(steps: int, sigma: float) -> torch.Tensor:
+    """Gammas of a sampler with `steps` network evaluations, particles of noise `sigma`.
+
+    The first is that of pure noise; the others go in equal steps of log noise from four times
+    sigma, where the state begins to matter beside the particle, to the last. ValueError for
+    fewer than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: ask for at least one.")
+    first = torch.tensor([GAMMA_START], dtype=torch.float64)
+    ends = math.log10(4 * sigma), math.log10(SIGMA_END)
+    return torch.cat([first, 1 / (1 + torch.logspace(*ends, steps - 1, dtype=torch.float64) ** 2)])
+
+
+def _half_log_snr(gamma: float) -> float:
+    return 0.5 * math.log(gamma / (1 - gamma))
+
+
+@torch.no_grad()
+def sample(
+    model,
+    noisy: torch.Tensor,
+    sigma: float,
+    steps: int = 8,
+    *,
+    eta: float = 0.0,
+    second_order: bool = True,
+    generator=None,
+) -> Iterator[Step]:
+    """Draw one sample of the clean image given each noisy one; yields every step.
+
+    Parameters
+    ----------
+    model : callable (y_t, gamma, noisy, sigma) -> clean estimate
+        An `SR3`, or any denoiser of that form.
+    noisy : Tensor (b, y, x)
+    sigma : float
+        Standard deviation of the white noise in `noisy`.
+    steps : int
+        Network evaluations.
+    eta : float
+        0: deterministic after the first draw (DDIM, Song et al. 2021). 1: fresh noise in every
+        step, the reverse process of the paper's eqs. 1-2.
+    second_order : bool
+        Extrapolate the clean estimate from the last two steps (DPM-Solver++ 2M, Lu et al. 2022):
+        the same cost, and an error that falls with the square of the step.
+    generator : torch.Generator, optional
+
+    Yields
+    ------
+    Step
+        The last one's `clean` is the sample.
+    """
+    gammas = torch.cat([step_gammas(steps, sigma), torch.ones(1, dtype=torch.float64)]).tolist()
+    y_t = math.sqrt(1 - gammas[0]) * torch.randn(noisy.shape, **by(generator)).to(noisy)
+    previous = length = None
+    for i, (gamma, after) in enumerate(zip(gammas, gammas[1:], strict=False)):
+        clean = guess = model(y_t, gamma, noisy, sigma)
+        if after < 1 and second_order:
+            step = _half_log_snr(after) - _half_log_snr(gamma)
+            if previous is not None:
+                guess = clean + (clean - previous) * step / (2 * length)
+            previous, length = clean, step
+        eps = (y_t - math.sqrt(gamma) * guess) / math.sqrt(1 - gamma)
+        fresh = eta * math.sqrt((1 - after) / (1 - gamma) * (1 - gamma / after))
+        y_t = math.sqrt(after) * guess + math.sqrt(max(1 - after - fresh**2, 0.0)) * eps
+        if fresh > 0:
+            y_t = y_t + fresh * torch.randn(noisy.shape, **by(generator)).to(noisy)
+        yield Step(i, gamma, y_t, clean)
+
+
+@torch.no_grad()
+def posterior_mean(model, noisy: torch.Tensor, sigma: float, generator=None) -> torch.Tensor:
+    """Estimate E[y_0 | x] by the first step, from pure noise; shape of `noisy`."""
+    state = torch.randn(noisy.shape, **by(generator)).to(noisy)
+    return model(state, GAMMA_START, noisy, sigma)
+
+
+def denoise(
+    model: nn.Module,
+    noisy: torch.Tensor,
+    sigma: float,
+    steps: int = 8,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    eta: float = 0.0,
+    precision: str | None = None,
+) -> Iterator[torch.Tensor]:
+    """Denoise a stack batch by batch; yields (b, y, x) in the stack's order.
+
+    Batches travel to the model's device and back. Batch k depends on `seed` and k alone.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Such as `SR3`.
+    noisy : Tensor (n, y, x)
+    sigma : float
+        Standard deviation of its white noise.
+    steps : int
+        1: the posterior mean. More: one sample, see `sample`.
+    precision : str, optional
+        "bf16" or "no"; by default what is fast here.
+    """
+    device = next(model.parameters()).device
+    for k, batch in enumerate(noisy.split(batch_size)):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
+        with autocast(device, precision):
+            if steps == 1:
+                last = posterior_mean(model, batch.to(device), sigma, generator)
+            else:
+                for step in sample(
+                    model, batch.to(device), sigma, steps, eta=eta, generator=generator
+                ):
+                    last = step.clean
+        yield last.cpu()

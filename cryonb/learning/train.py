@@ -1,0 +1,291 @@
+"""Training: one loop for every network, as a generator; weights and checkpoints as safetensors.
+
+The loop owns the optimiser, the moving average and the checkpoints; the caller owns the data, the
+loss, and what is printed or plotted. What happens in step k is a function of (seed, k) alone, so a
+run that was cut off goes on exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from cryonb.base.draws import by, generator_on
+from cryonb.base.precision import autocast
+from cryonb.learning.diffusion import SR3, draw_gamma, draw_gamma_published
+from cryonb.learning.weights import read_checkpoint, write_checkpoint
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a training run after a step: images seen, share done, loss, rate, seconds."""
+
+    step: int
+    images: int
+    fraction: float
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+def draw_batch(stacks, n: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Draw `n` rows at random, the same of every stack, turned by 90° steps, maybe mirrored.
+
+    A mirrored projection is a projection too: of the same molecule, seen from behind.
+
+    Parameters
+    ----------
+    stacks : sequence of Tensor (rows, y, x)
+        Such as clean and observed images.
+
+    Returns
+    -------
+    list of Tensor (n, y, x)
+    """
+    index = torch.randint(0, len(stacks[0]), (n,), **by(generator)).to(stacks[0].device)
+    turn, mirror = torch.randint(0, 4, (2,), **by(generator)).tolist()
+    drawn = [torch.rot90(images[index], turn, (1, 2)) for images in stacks]
+    return [images.flip(2) for images in drawn] if mirror % 2 else drawn
+
+
+def curriculum_sigma(fraction: float, sigma: float, snr_start: float = 3.0, share=0.6) -> float:
+    """Noise level that grows geometrically from SNR `snr_start` to `sigma` over `share` of a run.
+
+    At SNR 0.1 a fresh network has nothing to hold on to; what it learns at SNR 3 carries over.
+    """
+    first = min(1 / math.sqrt(snr_start), sigma)
+    return first * (sigma / first) ** min(1.0, fraction / share)
+
+
+def sr3_loss(
+    model: SR3,
+    batch,
+    fraction: float,
+    generator,
+    *,
+    sigma: float,
+    snr_start: float = 3.0,
+    share: float = 0.6,
+    start: float = 0.5,
+) -> torch.Tensor:
+    """Loss of a diffusion model on a batch (clean, observed), with the curriculum.
+
+    `snr_start` and `share` are those of `curriculum_sigma`. A part `start` of the batch is trained
+    on the first step, the posterior mean. "eps" trains as published: at the full noise level,
+    gammas of the SR3 schedule.
+    """
+    clean, observed = batch
+    if model.parameterisation == "eps":
+        gamma = draw_gamma_published(len(clean), generator)
+        return model.loss(clean, observed, gamma, sigma, generator)
+    level = curriculum_sigma(fraction, sigma, snr_start, share)
+    gamma = draw_gamma(len(clean), level, generator, start)
+    return model.loss(clean, observed, gamma, level, generator)
+
+
+def any_level_loss(
+    model: SR3, batch, fraction: float, generator, *, snr: tuple[float, float], start: float = 0.5
+) -> torch.Tensor:
+    """Loss of a diffusion model on a batch (clean, observed), each image at an SNR of its own.
+
+    Drawn log-uniformly between the two of `snr`; `start` as in `sr3_loss`.
+    """
+    clean, observed = batch
+    low, high = (-0.5 * math.log(s) for s in snr)
+    sigma = torch.exp(low + (high - low) * torch.rand(len(clean), **by(generator)))
+    gamma = draw_gamma(len(clean), sigma, generator, start)
+    return model.loss(clean, observed, gamma, sigma, generator)
+
+
+def train(
+    model: nn.Module,
+    average: nn.Module,
+    draw: Callable[[int, torch.Generator], tuple],
+    loss: Callable[[nn.Module, tuple, float, torch.Generator], torch.Tensor],
+    n_images: int,
+    *,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    precision: str | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> Iterator[Progress]:
+    """Train `model` on `n_images` images; yields after every step.
+
+    AdamW with a short warm-up and cosine decay, gradient norm clipped at 1, and an exponential
+    moving average of the weights kept in `average`. Devices and several processes, each with its
+    share of every batch, are left to accelerate.
+
+    Parameters
+    ----------
+    model, average : nn.Module
+        The network, and a copy of it that becomes the moving average: use this one afterwards.
+    draw : callable (batch_size, generator) -> batch
+        The generator is on the device that trains (`cryonb.base.draws`); so may the data be.
+    loss : callable (model, batch, fraction, generator) -> Tensor ()
+        `fraction` of the run that is done, 0 ... 1, for a curriculum.
+    n_images : int
+        Length of the run; rounded up to whole batches.
+    precision : str, optional
+        "bf16" or "no"; by default what `fast_precision` finds.
+    checkpoint : path, optional
+        Written every `checkpoint_seconds` and when the loop is left for whatever reason; if the
+        file exists the run resumes there. It is deleted by nobody.
+
+    Raises
+    ------
+    ValueError
+        A checkpoint of another run; a batch that cannot be shared by the processes.
+    FloatingPointError
+        The loss is not finite.
+    """
+    accelerator = Accelerator()  # its own precision is fixed for the whole process: ours is not
+    if batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be shared by {accelerator.num_processes} processes: "
+            "take a multiple"
+        )
+    objective = _Objective(_channels_last(model).to(accelerator.device), loss)
+    average.to(accelerator.device)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+    )
+    steps = math.ceil(n_images / batch_size)
+    run = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    modules = {"model": model, "average": average}
+    step = read_checkpoint(checkpoint, run, modules, optimiser) if checkpoint else 0
+    objective, optimiser = accelerator.prepare(objective, optimiser)
+    start = saved = time.perf_counter()
+    whole = step > 0  # whether the state is that after a whole step, so that it may be kept
+    try:
+        while step < steps:
+            rate = learning_rate * learning_rate_share(step, steps)
+            value = _backward(
+                accelerator, precision, objective, draw, batch_size, step, steps, seed
+            )
+            whole = False
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+            optimiser.zero_grad()
+            step += 1
+            update_average(average, model, step)
+            torch.set_flush_denormal(False)  # the caller's code may need them
+            whole, now = True, time.perf_counter()
+            yield Progress(step, step * batch_size, step / steps, value, rate, now - start)
+            if checkpoint and accelerator.is_main_process and now - saved > checkpoint_seconds:
+                write_checkpoint(checkpoint, run, step, modules, optimiser)
+                saved = now
+    finally:
+        torch.set_flush_denormal(False)
+        if checkpoint and whole and accelerator.is_main_process:
+            write_checkpoint(checkpoint, run, step, modules, optimiser)
+
+
+def images_within(
+    seconds: float,
+    make_steps: Callable[..., Iterator[Progress]],
+    *modules: nn.Module,
+    trial_seconds: float = 3.0,
+) -> int:
+    """Find how many images a training run manages in `seconds`, from its first steps.
+
+    For comparing methods at equal time. The steps are taken on copies: `modules` are left as they
+    are. The first step, which sets things up, is not timed.
+
+    Parameters
+    ----------
+    seconds : float
+        Wall time of the run that is planned.
+    make_steps : callable (*copies) -> iterator of Progress
+        Starts a run on copies of `modules`, such as ``lambda model, average: train(model, average,
+        draw, loss, n_images, **options)``; `n_images` of any size, no checkpoint.
+    trial_seconds : float
+        Least length of the trial, which also takes four steps at least if the run has them.
+
+    Returns
+    -------
+    int
+        A whole number of batches, at least one.
+
+    Raises
+    ------
+    ValueError
+        `seconds` is not positive, or the run has fewer than two steps.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds is {seconds}: give a positive time.")
+    first = last = None
+    for last in make_steps(*map(copy.deepcopy, modules)):
+        first = first or last
+        if last.step >= 4 and last.seconds - first.seconds >= trial_seconds:
+            break
+    if first is None or last.step == first.step:
+        raise ValueError("The trial run has fewer than two steps: let make_steps plan more images.")
+    each = (last.seconds - first.seconds) / (last.step - first.step)
+    return first.images * max(1, int(seconds / each))
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    """The model with its convolutions in the layout that is fast, of images or of volumes."""
+    volumes = any(p.dim() == 5 for p in model.parameters())
+    return model.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
+
+
+class _Objective(nn.Module):
+    """A network with its loss: what several processes must run forward, to share gradients."""
+
+    def __init__(self, model: nn.Module, loss: Callable):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch, fraction: float, generator: torch.Generator) -> torch.Tensor:
+        return self.loss(self.model, batch, fraction, generator)
+
+
+def _backward(accelerator, precision, objective, draw, batch_size, step, steps, seed) -> float:
+    """Gradients of one step, of this process's share of the batch; returns the batch's loss."""
+    torch.set_flush_denormal(True)  # the optimiser's moments decay into slow numbers
+    generator = generator_on(accelerator.device)
+    generator.manual_seed(seed * 1_000_003 + step + 2**40 * accelerator.process_index)
+    share = batch_size // accelerator.num_processes
+    batch = [x.to(accelerator.device) for x in draw(share, generator)]
+    with autocast(accelerator.device, precision):
+        loss = objective(batch, step / steps, generator)
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(objective.parameters(), 1.0)
+    value = float(accelerator.reduce(loss.detach(), "mean"))  # of the whole batch, in every process
+    check_finite(value, step)
+    return value
+
+
+def check_finite(loss: float, step: int) -> None:
+    """FloatingPointError, with advice, if a loss is not a number to go on from."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss became {loss} in step {step + 1}: lower learning_rate, or look for NaN in "
+            "the images."
+        )
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    """Share of the highest learning rate: linear warm-up, then half a cosine down to zero."""
+    warm_up = min(1.0, (step + 1) / min(100, steps // 10 + 1))
+    return warm_up * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+def update_average(average: nn.Module, model: nn.Module, step: int) -> None:
+    """Move the average towards the model; its memory grows with the step, up to 500 steps."""
+    weight = max(1 / (1 + step / 10), 0.002)
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)

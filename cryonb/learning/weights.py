@@ -1,0 +1,164 @@
+"""Weights and checkpoints: safetensors files whose header says what they are. Never pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from cryonb.base.files import beside
+
+KEPT = Path(__file__).parents[1] / "kept"
+MANY = KEPT / "many-sr3.safetensors"  # an SR3 for any molecule, see `cryonb.simulation.families`
+MAP_CLEANER = KEPT / "map-cleaner.safetensors"  # see `cryonb.learning.mapclean`
+
+
+def _write(path: Path, tensors: dict, header: dict) -> None:
+    """Write a safetensors file beside and rename it; a clear OSError if that cannot be done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with beside(path) as part:
+            save_file(tensors, part, {"cryonb": json.dumps(header)})
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"Could not write {path} ({error}): make room or choose another folder; an older file "
+            "of this name is untouched."
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors and header of a file that `_write` wrote; ValueError if it is something else."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["cryonb"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a whole weights file of cryonb ({error}): delete it and train again."
+        ) from error
+
+
+def save_model(path: str | os.PathLike, model: nn.Module, manifest: dict, *, half=False) -> Path:
+    """Write a network's weights with its configuration and a manifest.
+
+    Parameters
+    ----------
+    path : path
+    model : nn.Module
+        With an attribute `config`, the keyword arguments that build it.
+    manifest : dict
+        What it was trained on, with which command and result; JSON values.
+    half : bool
+        Store in bfloat16, half the size; the images change by less than a thousandth.
+    """
+    dtype = torch.bfloat16 if half else torch.float32
+    tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
+    _write(Path(path), tensors, {"config": model.config, "manifest": manifest})
+    return Path(path)
+
+
+def load_model(path: str | os.PathLike, build) -> tuple[nn.Module, dict]:
+    """Read weights that `save_model` wrote.
+
+    Parameters
+    ----------
+    path : path
+    build : callable (**config) -> nn.Module
+        Usually the class of the network.
+
+    Returns
+    -------
+    model, manifest
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        No such file; damaged, or of another kind of network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No weights {path}: run the notebook that trains them first, or check the path."
+        )
+    tensors, header = _read(path)
+    try:
+        model = build(**header["config"])
+        model.load_state_dict({k: v.float() for k, v in tensors.items()})
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} holds another kind of network than asked for: {error}") from error
+    return model.eval(), header["manifest"]
+
+
+def load_kept(source, setting: str, stage: str, build, **made) -> tuple[nn.Module, dict] | None:
+    """Load weights that come with the package, if they were made for these very parameters.
+
+    Parameters
+    ----------
+    source, setting, stage : str
+        Such as "channel", "white" and "sr3" or "refine".
+    build : callable (**config) -> nn.Module
+    **made
+        Options of `cryonb train` that must agree, such as box_size, pixel_size_A and snr.
+
+    Returns
+    -------
+    (model, manifest), or None if there are none that fit
+    """
+    path = KEPT / f"{source}-{setting}-{stage}.safetensors"
+    if not path.is_file():
+        return None
+    model, manifest = load_model(path, build)
+    options = manifest["options"]
+    return (model, manifest) if all(options.get(k) == v for k, v in made.items()) else None
+
+
+def write_checkpoint(path, run: dict, step: int, modules: dict, optimiser) -> None:
+    """Write the whole state of a training run: networks, optimiser, position."""
+    tensors = {
+        f"{name}/{k}": v.detach().cpu().contiguous()
+        for name, module in modules.items()
+        for k, v in module.state_dict().items()
+    }
+    for i, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{i}/{k}": v.detach().cpu().contiguous() for k, v in state.items()}
+    _write(Path(path), tensors, {"run": run, "step": step})
+
+
+def read_checkpoint(path, run: dict, modules: dict, optimiser) -> int:
+    """Restore a training run; returns the number of steps done, 0 if there is no checkpoint.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged or belongs to a run with other parameters.
+    """
+    if not Path(path).is_file():
+        return 0
+    tensors, header = _read(Path(path))
+    other = [k for k in run if header.get("run", {}).get(k) != run[k]]
+    if other:
+        raise ValueError(
+            f"The checkpoint {path} is of a run with another {', '.join(other)}: delete it to "
+            "start anew, or choose another run folder."
+        )
+    for name, module in modules.items():
+        own = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}
+        module.load_state_dict(own)
+    state: dict[int, dict] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser/"):
+            _, i, k = key.split("/")
+            state.setdefault(int(i), {})[k] = value
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for i, own in state.items():  # in each parameter's own memory layout, as fused AdamW needs it
+        for k, value in own.items():
+            if value.shape == parameters[i].shape:
+                own[k] = torch.empty_like(parameters[i], requires_grad=False).copy_(value)
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+    return header["step"]

@@ -1,0 +1,1 @@
+"""How an image comes about, and back: conventions, rotations, CTF, projection, reconstruction."""

@@ -1,0 +1,142 @@
+"""Rotations: RELION angles, uniform poses, symmetry and distances."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+
+from cryonb.base.draws import by
+
+
+def euler_to_matrix(rot_tilt_psi_deg: torch.Tensor) -> torch.Tensor:
+    """Pose of RELION angles: R = Rz(rot) Ry(tilt) Rz(psi).
+
+    The same as scipy's `Rotation.from_euler("ZYZ", [rot, tilt, psi], degrees=True)`.
+
+    Parameters
+    ----------
+    rot_tilt_psi_deg : torch.Tensor, shape (n, 3)
+        Degrees.
+
+    Returns
+    -------
+    torch.Tensor, shape (n, 3, 3)
+        Acts on column vectors (x, y, z).
+    """
+    angles = torch.as_tensor(rot_tilt_psi_deg)
+    dtype = angles.dtype if angles.is_floating_point() else torch.float32
+    (ca, cb, cc), (sa, sb, sc) = (
+        f(torch.deg2rad(angles.double())).unbind(-1) for f in (torch.cos, torch.sin)
+    )
+    rows = [
+        [ca * cb * cc - sa * sc, -ca * cb * sc - sa * cc, ca * sb],
+        [sa * cb * cc + ca * sc, -sa * cb * sc + ca * cc, sa * sb],
+        [-sb * cc, sb * sc, cb],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2).to(dtype)
+
+
+def matrix_to_euler(rotations: torch.Tensor) -> torch.Tensor:
+    """RELION angles of poses, in degrees; where tilt is 0 or 180, rot is set to 0.
+
+    Parameters
+    ----------
+    rotations : torch.Tensor, shape (n, 3, 3)
+
+    Returns
+    -------
+    torch.Tensor, shape (n, 3)
+        rot, tilt, psi with tilt in [0, 180].
+    """
+    R = rotations.double()
+    sin_tilt = torch.hypot(R[..., 0, 2], R[..., 1, 2])
+    tilt = torch.atan2(sin_tilt, R[..., 2, 2])
+    poles = sin_tilt < 1e-6
+    rot = torch.where(poles, 0.0, torch.atan2(R[..., 1, 2], R[..., 0, 2]))
+    # At a pole R = Ry(tilt) Rz(psi), whose middle row is (sin psi, cos psi, 0).
+    psi = torch.where(
+        poles,
+        torch.atan2(R[..., 1, 0], R[..., 1, 1]),
+        torch.atan2(R[..., 2, 1], -R[..., 2, 0]),
+    )
+    return torch.rad2deg(torch.stack([rot, tilt, psi], dim=-1)).to(rotations.dtype)
+
+
+def random_rotations(n: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Poses drawn uniformly on SO(3), from normal random unit quaternions.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    generator : torch.Generator, optional
+        Source of the random numbers; the same seed gives the same poses, on its device.
+
+    Returns
+    -------
+    torch.Tensor of float32, shape (n, 3, 3)
+    """
+    q = torch.randn(n, 4, dtype=torch.float64, **by(generator))
+    w, x, y, z = (q / q.norm(dim=1, keepdim=True)).unbind(1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2).float()
+
+
+def symmetry_rotations(symmetry: str) -> torch.Tensor:
+    """Rotations of a point group: Cn about z, Dn with a twofold axis along x (as in RELION).
+
+    Parameters
+    ----------
+    symmetry : str
+        "C1", "C4", "D2", ...
+
+    Returns
+    -------
+    torch.Tensor of float32, shape (order, 3, 3)
+
+    Raises
+    ------
+    ValueError
+        If the group is not cyclic or dihedral.
+    """
+    match = re.fullmatch(r"([CD])([1-9]\d*)", symmetry.upper())
+    if match is None:
+        raise ValueError(
+            f"symmetry {symmetry!r} is unknown: use a group such as 'C1', 'C4' or 'D2'"
+        )
+    fold = int(match[2])
+    angles = torch.zeros(fold, 3, dtype=torch.float64)
+    angles[:, 0] = torch.arange(fold) * 360.0 / fold
+    about_z = euler_to_matrix(angles)
+    if match[1] == "D":
+        flip = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+        about_z = torch.cat([about_z, about_z @ flip])
+    return about_z.float()
+
+
+def angular_distance_deg(a: torch.Tensor, b: torch.Tensor, symmetry: str = "C1") -> torch.Tensor:
+    """Smallest rotation angle between poses `a` and `g b` over the symmetry's rotations `g`.
+
+    From the chord ``||a - g b|| = 2 sqrt(2) sin(angle / 2)``, which is exact for small angles too.
+
+    Parameters
+    ----------
+    a, b : torch.Tensor, shape (..., 3, 3)
+        Poses; shapes broadcast.
+    symmetry : str
+        Point group of the volume.
+
+    Returns
+    -------
+    torch.Tensor, shape (...)
+        Degrees, between 0 and 180.
+    """
+    mates = symmetry_rotations(symmetry).to(b) @ b.unsqueeze(-3)  # (..., order, 3, 3)
+    chord = (a.unsqueeze(-3) - mates).flatten(-2).norm(dim=-1).amin(-1)
+    return torch.rad2deg(2 * torch.asin((chord / math.sqrt(8)).clamp(max=1)))

@@ -1,0 +1,1 @@
+"""What a particle's pose may be: templates, the exact posterior and its Bayes limit, a search."""

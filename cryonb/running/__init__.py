@@ -1,0 +1,1 @@
+"""Notebooks executed: a run, its plan and record, experiments of many runs, the machine."""

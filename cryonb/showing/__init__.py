@@ -1,0 +1,1 @@
+"""Figures: plots that notebooks share, the viewer of frames, surfaces, curves, the sphere."""

@@ -1,0 +1,316 @@
+"""Figures that several notebooks share: strips of images, slices, lines, a live training plot.
+
+Images are grey, one scale to a figure unless said otherwise; every function returns the figure.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+from torch import nn
+from tqdm.auto import tqdm
+
+from cryonb.learning.train import train
+
+STYLE = {
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "font.size": 10,
+    "legend.frameon": False,
+    "image.cmap": "gray",
+    "image.interpolation": "nearest",
+    # Okabe and Ito's colours, told apart by colour-blind readers too
+    "axes.prop_cycle": plt.cycler(
+        color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    ),
+}
+
+
+def use_style() -> None:
+    """Set the book's figure style for this notebook."""
+    plt.rcParams.update(STYLE)
+
+
+def grey_limits(images: torch.Tensor, spread: float = 99.8) -> tuple[float, float]:
+    """Display limits that leave out the `100 - spread` percent of extreme pixels."""
+    low, high = np.percentile(np.asarray(images), [(100 - spread) / 2, (100 + spread) / 2])
+    return float(low), float(high)
+
+
+def show_rows(
+    rows: dict[str, torch.Tensor],
+    *,
+    columns: list[str] | None = None,
+    limits: dict[str, tuple[float, float]] | tuple[float, float] | None = None,
+    title: str = "",
+    width_in: float = 1.35,
+) -> Figure:
+    """Draw strips of images under each other, one labelled row for each entry.
+
+    Parameters
+    ----------
+    rows : dict of str to Tensor (n, y, x)
+        The same images in several states, such as noisy, denoised and clean.
+    columns : list of str, optional
+        Text above each column.
+    limits : (low, high), or dict of row to (low, high), optional
+        Grey scale; by default each row has its own, see `grey_limits`.
+    """
+    n = max(len(images) for images in rows.values())
+    label_in = 0.085 * max(map(len, rows))
+    size = (
+        width_in * n + label_in,
+        width_in * len(rows) + 0.3 * bool(title) + 0.25 * bool(columns),
+    )
+    fig, axes = plt.subplots(len(rows), n, figsize=size, squeeze=False)
+    for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
+        own = limits.get(name) if isinstance(limits, dict) else limits
+        low, high = own or grey_limits(images)
+        for ax in row_axes:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        for ax, image in zip(row_axes, images, strict=False):
+            ax.imshow(np.asarray(image), vmin=low, vmax=high)
+        row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for ax, text in zip(axes[0], columns or [], strict=False):
+        ax.set_title(text)
+    fig.suptitle(title)
+    return fig
+
+
+def show_denoised(images: dict[str, torch.Tensor], *, n: int = 6, title: str = "") -> Figure:
+    """Draw n particles denoised in several ways, all on the grey scale of the row "clean".
+
+    The row "noisy" has its own; arguments as in `show_rows`.
+    """
+    rows = {name: stack[:n] for name, stack in images.items()}
+    shared = grey_limits(rows["clean"])
+    limits = {name: shared for name in rows if name != "noisy"}
+    return show_rows(rows, limits=limits, title=title, width_in=1.0)
+
+
+def show_slices(
+    volumes: dict[str, torch.Tensor], pixel_size_A: float, *, title: str = "", limits=None
+) -> Figure:
+    """Draw the three central slices of each volume (z, y, x), one column a volume, axes in Å."""
+    fig, axes = plt.subplots(
+        3, len(volumes), figsize=(2.1 * len(volumes) + 0.6, 6.6), squeeze=False
+    )
+    planes = [("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z")]
+    for column, (name, volume) in zip(axes.T, volumes.items(), strict=True):
+        volume = np.asarray(volume)
+        half = volume.shape[-1] * pixel_size_A / 2
+        extent = (-half, half, -half, half)
+        low, high = limits or grey_limits(volume)
+        for axis, (ax, (normal, across, up)) in enumerate(zip(column, planes, strict=True)):
+            middle = np.take(volume, volume.shape[axis] // 2, axis)
+            ax.imshow(middle, vmin=low, vmax=high, extent=extent, origin="lower")
+            ax.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
+            if ax is not axes[axis, 0]:
+                ax.set(ylabel="", yticklabels=[])
+            ax.annotate(f"{normal} = 0", (0.04, 0.92), xycoords="axes fraction", color="w", size=8)
+        column[0].set_title(name)
+    fig.suptitle(title)
+    return fig
+
+
+def show_micrograph(
+    micrograph: torch.Tensor,
+    pixel_size_A: float,
+    power_ft: torch.Tensor,
+    power_pixel_A: float,
+    *,
+    grey_values: torch.Tensor,
+) -> Figure:
+    """Draw a micrograph (y, x) blurred to 15 Å, a histogram, and a power spectrum with its rings.
+
+    Parameters
+    ----------
+    power_ft : Tensor (n, n // 2 + 1)
+        Of `cryonb.data.micrographs.power_spectrum`, at `power_pixel_A` Å per pixel.
+    grey_values : Tensor
+        For the histogram.
+    """
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6))
+    smooth = gaussian_filter(micrograph.numpy(), 15 / pixel_size_A / 2)
+    edge_nm = len(micrograph) * pixel_size_A / 10
+    low, high = grey_limits(smooth, 98)
+    left.imshow(smooth, vmin=low, vmax=high, extent=(0, edge_nm, edge_nm, 0))
+    left.set(title="micrograph, blurred to 15 Å", xlabel="x (nm)", ylabel="y (nm)")
+    middle.hist(np.asarray(grey_values)[::4, ::4].ravel(), 200, log=True)
+    middle.set(title="grey values", xlabel="grey value", ylabel="pixels")
+    half = power_ft.roll(len(power_ft) // 2, 0).clamp_min(1e-30).log()
+    rings, edge = torch.cat([half.flip(0, 1), half], 1), 0.5 / power_pixel_A
+    low, high = np.percentile(rings, [5, 99])
+    right.imshow(rings, vmin=low, vmax=high, extent=(-edge, edge, -edge, edge))
+    right.set(title="log power: Thon rings", xlabel="$k_x$ (1/Å)", ylabel="$k_y$ (1/Å)")
+    return fig
+
+
+SCORE_COLUMNS = {
+    "mse": ("MSE", ".3f"),
+    "psnr_dB": ("PSNR (dB)", ".2f"),
+    "psnr_mask_dB": ("in mask (dB)", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+    "residual": ("micelle residual", ".2f"),
+}
+
+
+def say_scores(rows: dict[str, dict[str, float]], title: str = "") -> None:
+    """Display a table of scores, name to the values of `cryonb.simulation.dataset.score_test`."""
+    shown = [k for k in SCORE_COLUMNS if any(k in row for row in rows.values())]
+    columns = ["", *(SCORE_COLUMNS[k][0] for k in shown)]
+    cells = [[n, *(format(row[k], SCORE_COLUMNS[k][1]) for k in shown)] for n, row in rows.items()]
+    say_table(columns, cells, title)
+
+
+def plot_lines(
+    lines: dict[str, tuple],
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    ax=None,
+    ticks=None,
+    theory: str = "",
+) -> Figure:
+    """Draw lines through points: name to (x values, y values).
+
+    Parameters
+    ----------
+    x, y : str
+        Labels of the axes, with units.
+    ticks : list of float, optional
+        Makes the x axis logarithmic, with these ticks.
+    theory : str, optional
+        The line drawn dashed and black, without points.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 4))[1]
+    for name, (across, up) in lines.items():
+        style = {"color": "k", "ls": "--"} if name == theory else {"marker": "o", "ms": 4}
+        ax.plot(np.asarray(across), np.asarray(up), label=name, **style)
+    if ticks is not None:
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+    ax.set(xlabel=x, ylabel=y, title=title)
+    if len(lines) > 1:
+        ax.legend(fontsize=8)
+    return ax.figure
+
+
+def plot_pairs(
+    values: dict[str, tuple[float, float]], labels: tuple[str, str], *, x: str, title: str = ""
+) -> Figure:
+    """Draw two values for each name, joined by a line, one name under the other."""
+    fig, ax = plt.subplots(figsize=(7, 0.3 * len(values) + 1.2))
+    place, pairs = np.arange(len(values)), np.array(list(values.values()))
+    ax.hlines(place, *pairs.T, color="0.8")
+    for column, label, marker in zip(pairs.T, labels, "os", strict=True):
+        ax.plot(column, place, marker, label=label)
+    ax.set_yticks(place, list(values))
+    ax.invert_yaxis()
+    ax.set(xlabel=x, title=title)
+    ax.legend(fontsize=8)
+    return fig
+
+
+class TrainingPlot:
+    """Loss curve that grows while a network trains, and the latest examples beside it.
+
+    Parameters
+    ----------
+    title : str
+    examples : callable () -> dict of str to Tensor (y, x), optional
+        Called at each redraw for images to show.
+    every : float
+        Redraw after this share of the run.
+    """
+
+    def __init__(self, title: str, examples=None, every: float = 0.2):
+        self.title, self.examples, self.every = title, examples, every
+        self.images, self.losses, self.drawn, self.handle = [], [], 0.0, None
+        self.smooth = None
+
+    def add(self, progress) -> None:
+        """Take one `cryonb.learning.train.Progress`; redraw when it is time."""
+        self.smooth = progress.loss if self.smooth is None else self.smooth
+        self.smooth += 0.1 * (progress.loss - self.smooth)
+        self.images.append(progress.images)
+        self.losses.append((progress.loss, self.smooth))
+        if progress.fraction >= self.drawn + self.every or progress.fraction >= 1:
+            self.drawn = progress.fraction
+            self.draw()
+
+    def draw(self) -> None:
+        """Show the figure, in the place of the last one."""
+        pictures = self.examples() if self.examples else {}
+        ratios = [2.2] + [1.0] * len(pictures)
+        fig, axes = plt.subplots(
+            1,
+            len(ratios),
+            figsize=(4.0 + 1.9 * len(pictures), 2.6),
+            width_ratios=ratios,
+            squeeze=False,
+        )
+        ax = axes[0, 0]
+        raw, smooth = zip(*self.losses, strict=True)
+        ax.plot(self.images, raw, color="0.8", lw=0.5)
+        ax.plot(self.images, smooth)
+        ax.set(xlabel="images seen", ylabel="loss", yscale="log", title=self.title)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
+        for panel, (name, image) in zip(axes[0, 1:], pictures.items(), strict=True):
+            panel.imshow(np.asarray(image))
+            panel.set(title=name, xticks=[], yticks=[])
+        if self.handle is None:
+            self.handle = display(fig, display_id=True)
+        else:
+            self.handle.update(fig)
+        plt.close(fig)
+
+
+def train_live(
+    model: nn.Module, draw, loss, n_images: int, *, title: str, examples=None, every=0.2, **options
+) -> nn.Module:
+    """Run `cryonb.learning.train` with a progress bar and a `TrainingPlot`; returns the average.
+
+    Parameters
+    ----------
+    examples : callable (average) -> dict of str to Tensor (y, x), optional
+        Images to show at each redraw.
+    **options
+        Of `train`, such as `batch_size` and `checkpoint`.
+    """
+    average = copy.deepcopy(model)
+    show = (lambda: examples(average.eval())) if examples else None
+    plot = TrainingPlot(f"{title}: loss", show, every)
+    with tqdm(total=n_images, desc=title, unit="image") as bar:
+        for progress in train(model, average, draw, loss, n_images, **options):
+            plot.add(progress)
+            bar.update(min(progress.images, n_images) - bar.n)
+    return average.eval()
+
+
+def say(text: str) -> None:
+    """Show Markdown text, such as a sentence with the numbers of this run."""
+    display(Markdown(text))
+
+
+def say_table(columns: list[str], rows, title: str = "") -> None:
+    """Display rows of values, each with as many as there are columns, as a table.
+
+    Numbers are shown with four significant digits.
+    """
+    cells = [[v if isinstance(v, str) else f"{v:.4g}" for v in row] for row in rows]
+    lines = [" | ".join(row) for row in [columns, ["---"] * len(columns), *cells]]
+    say(f"**{title}**\n\n" * bool(title) + "\n".join(f"| {line} |" for line in lines))

@@ -1,0 +1,100 @@
+"""FSC curves drawn: with fixed thresholds, read off at any, or with a threshold to move."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from cryonb.evaluation.resolution import figure_of_merit, resolution_at
+from cryonb.physics.conventions import FSC_HALF_MAPS, FSC_TRUTH
+from cryonb.showing.widgets import FrameViewer, frame_viewer
+
+MOVED = (0.1, FSC_HALF_MAPS, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # between half maps
+
+
+def plot_fsc(
+    curves: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    *,
+    thresholds: tuple[float, ...] = (FSC_TRUTH, FSC_HALF_MAPS),
+    read_off: dict[str, float] | None = None,
+    title: str = "",
+    ax=None,
+) -> Figure:
+    """Draw FSC curves: name to (frequency in 1/Å, value); the top axis is the resolution.
+
+    Parameters
+    ----------
+    thresholds : tuple of float
+        Drawn across.
+    read_off : dict of str to float, optional
+        Curve to the threshold at which a line drops from it, and its label says the resolution.
+    """
+    ax = ax or plt.subplots(figsize=(5.6, 3.8))[1]
+    for name, (frequency, value) in curves.items():
+        (line,) = ax.plot(np.asarray(frequency), np.asarray(value), label=name)
+        if name in (read_off or {}):
+            level, at_A = read_off[name], resolution_at(frequency, value, read_off[name])
+            line.set_label(f"{name}, {level:.3g}: {_in_words(at_A, frequency)}")
+            path = [0, 1 / at_A, 1 / at_A], [level, level, -0.1]
+            ax.plot(*path, color=line.get_color(), ls=":")
+    for threshold in thresholds:
+        ax.axhline(threshold, color="0.6", lw=0.8, ls="--")
+        ax.annotate(f"{threshold:g}", (1.0, threshold), xycoords=("axes fraction", "data"), size=8)
+    ax.set(xlabel="spatial frequency (1/Å)", ylabel="Fourier shell correlation", ylim=(-0.1, 1.05))
+    ticks, reach = [], float(ax.get_xlim()[1])
+    for tick in (2, 3, 4, 5, 6, 7, 9, 12, 20, 40):  # from the right, where there is room
+        if 1 / tick <= reach and all(1 / t - 1 / tick > 0.06 * reach for t in ticks):
+            ticks.append(tick)
+    top = ax.secondary_xaxis("top")
+    top.set_xticks([1 / t for t in ticks], [f"{t} Å" for t in ticks], size=8)
+    ax.set_title(title)
+    ax.legend(fontsize=8)
+    return ax.figure
+
+
+def _in_words(resolution_A: float, frequency_per_A: torch.Tensor) -> str:
+    if math.isinf(resolution_A):
+        return "below from the start"
+    finer = resolution_A <= 1 / float(frequency_per_A[-1])  # it never falls below
+    return f"{resolution_A:.1f} Å" + " or finer" * finer
+
+
+def threshold_viewer(
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], frequency_per_A: torch.Tensor, title: str
+) -> FrameViewer:
+    """Make a viewer in which one statement about the full map moves, from lax to strict.
+
+    Half maps are read off at a threshold F, the truth at ``sqrt(2 F / (1 + F))``, which says the
+    same if the errors of the half maps are independent
+    (`cryonb.evaluation.resolution.figure_of_merit`).
+
+    Parameters
+    ----------
+    pairs : dict of str to (Tensor (s,), Tensor (s,))
+        Kind of images to the FSC of their half maps, and of their full map with the truth.
+    frequency_per_A : Tensor (s,)
+        1/Å.
+    title : str
+    """
+    figures, labels, alt = [], [], []
+    for half in MOVED:
+        truth = float(figure_of_merit(torch.tensor(half)))
+        figure, axes = plt.subplots(1, len(pairs), figsize=(5 * len(pairs), 3.8), squeeze=False)
+        read = []
+        for ax, (name, curves) in zip(axes[0], pairs.items(), strict=True):
+            level = {"half maps": half, "truth": truth}
+            shown = {k: (frequency_per_A, v) for k, v in zip(level, curves, strict=True)}
+            plot_fsc(shown, thresholds=(), read_off=level, title=name, ax=ax)
+            read.append(f"{name}: {'; '.join(ax.get_legend_handles_labels()[1])}")
+        plt.close(figure)
+        figures.append(figure)
+        labels.append(f"half maps {half:g}, truth {truth:.2f}")
+        alt.append(f"FSC curves. {'. '.join(read)}.")
+    index = MOVED.index(FSC_HALF_MAPS)
+    return frame_viewer(
+        figures, labels, alt, title=title, index=index, pixelated=False, width_px=900
+    )

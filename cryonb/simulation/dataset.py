@@ -1,0 +1,276 @@
+"""Simulated data sets on disk, by split: clean and noisy particles, maps, and a manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import torch
+
+from cryonb.data.maps import read_map, write_map
+from cryonb.data.particles import Particles, particles_from_arrays, read_particles, write_particles
+from cryonb.data.volumes import Volume
+from cryonb.evaluation.metrics import score, structural_noise_residual
+from cryonb.simulation.masks import micelle, soft_mask
+from cryonb.simulation.simulate import (
+    Images,
+    StructuralNoise,
+    clean_scale,
+    noise_sigma,
+    projected_mask,
+    setting,
+    simulate_images,
+)
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Paired particles of one part of a data set: same rows, same poses.
+
+    Attributes
+    ----------
+    clean, noisy : Particles
+        Target and input.
+    structure : Tensor (n, y, x)
+        Structural noise before the CTF; zeros in the setting "white".
+    observed : Tensor (n, y, x)
+        The input without its white noise, for training with fresh noise.
+    """
+
+    clean: Particles
+    noisy: Particles
+    structure: torch.Tensor
+    observed: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set on disk: its parts, the true map, masks and the manifest it was made by."""
+
+    train: Split
+    validation: Split
+    test: Split
+    volume: torch.Tensor
+    mask: torch.Tensor
+    micelle: torch.Tensor
+    manifest: dict
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the white noise."""
+        return noise_sigma(self.manifest["snr"])
+
+    @property
+    def pixel_size_A(self) -> float:
+        """Å per pixel."""
+        return self.manifest["pixel_size_A"]
+
+
+def write_dataset(
+    folder: str | os.PathLike,
+    volume: Volume,
+    counts: dict[str, int],
+    *,
+    source: str = "",
+    snr: float = 0.1,
+    noise: str | StructuralNoise = "white",
+    defocus_um: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Simulate and write a data set: `{split}_clean`, `{split}_noisy`, maps, manifest.
+
+    Written beside and renamed when whole. A folder that holds the same data set already is kept.
+
+    Parameters
+    ----------
+    folder : path
+    volume : Volume
+    counts : dict
+        Number of particles in each of "train", "validation" and "test".
+    source : str
+        What the volume was loaded from; recorded.
+    snr : float
+        Variance of the clean images ÷ variance of the white noise.
+    noise : str or StructuralNoise
+        A named setting or amounts of one's own.
+    defocus_um : (float, float), optional
+        See `simulate_images`.
+    seed : int
+
+    Raises
+    ------
+    FileExistsError
+        The folder holds a data set made with other parameters, or other files.
+    ValueError
+        An SNR that is not positive, an unknown setting, a missing split.
+    """
+    folder = Path(folder)
+    amounts = setting(noise) if isinstance(noise, str) else noise
+    sigma = noise_sigma(snr)
+    if sorted(counts) != sorted(SPLITS) or min(counts.values()) < 2:
+        raise ValueError(f"counts is {counts}: give two or more particles for each of {SPLITS}.")
+    manifest = {
+        "source": str(source or volume.name),
+        "symmetry": volume.symmetry,
+        "box_size": volume.map.shape[-1],
+        "pixel_size_A": volume.pixel_size_A,
+        "snr": snr,
+        "setting": noise if isinstance(noise, str) else "custom",
+        "noise": dataclasses.asdict(amounts),
+        "defocus_um": list(defocus_um) if defocus_um else None,
+        "counts": dict(counts),
+        "seed": seed,
+    }
+    if _holds(folder, manifest, volume):
+        return folder
+    manifest["scale"] = scale = clean_scale(volume)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        for i, split in enumerate(SPLITS):
+            generator = torch.Generator().manual_seed(seed * len(SPLITS) + i)
+            images = simulate_images(
+                volume, counts[split], amounts, generator, scale=scale, defocus_um=defocus_um
+            )
+            _write_split(part, split, images, volume.pixel_size_A, sigma, generator)
+        pixel = volume.pixel_size_A
+        write_map(part / "volume.mrc", volume.map / scale, pixel)
+        write_map(part / "mask.mrc", soft_mask(volume.map, pixel), pixel)
+        belt = amounts.micelle * micelle(volume) if amounts.micelle else volume.map * 0
+        write_map(part / "micelle.mrc", belt / scale, pixel)
+        (part / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        os.replace(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return folder
+
+
+def _holds(folder: Path, manifest: dict, volume: Volume) -> bool:
+    """Whether the folder holds this very data set; FileExistsError if it holds anything else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        old = json.loads((folder / "manifest.json").read_text())
+        other = [key for key in manifest if old.get(key) != manifest[key]]
+        if not other:
+            kept = read_map(folder / "volume.mrc")[0] * old["scale"]
+            same = torch.allclose(
+                kept, volume.map, rtol=0, atol=1e-4 * float(volume.map.abs().max())
+            )
+            other = [] if same else ["volume, though of the same name"]
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise FileExistsError(
+            f"{folder} is not empty and holds no whole data set: choose another run folder, or "
+            "delete this one."
+        ) from None
+    if other:
+        raise FileExistsError(
+            f"{folder} holds data made with another {', '.join(other)}: choose another run folder, "
+            "or delete this one."
+        )
+    return True
+
+
+def _write_split(
+    folder: Path, split: str, images: Images, pixel: float, sigma: float, generator: torch.Generator
+) -> None:
+    observed = images.observed(pixel)
+    noisy = observed + sigma * torch.randn(observed.shape, generator=generator)
+    half = torch.arange(len(noisy)) % 2 + 1
+    for name, stack in (("clean", images.clean), ("noisy", noisy)):
+        applied = name == "noisy" and images.defocus_um is not None
+        particles = particles_from_arrays(
+            stack,
+            images.rotations,
+            pixel,
+            half=half,
+            defocus_um=images.defocus_um,
+            ctf_applied=applied,
+        )
+        write_particles(particles, folder / f"{split}_{name}.star")
+    if images.structure.any():
+        _write_stack(folder / f"{split}_structure.mrcs", images.structure, pixel)
+
+
+def _write_stack(path: Path, images: torch.Tensor, pixel_size_A: float) -> None:
+    with mrcfile.new(path, overwrite=True) as mrc:
+        mrc.set_data(np.ascontiguousarray(images.numpy(), dtype=np.float32))
+        mrc.set_image_stack()
+        mrc.voxel_size = pixel_size_A
+
+
+def read_dataset(folder: str | os.PathLike) -> Dataset:
+    """Read a data set that `write_dataset` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        No data set there: run the notebook that makes it first.
+    """
+    folder = Path(folder)
+    if not (folder / "manifest.json").is_file():
+        raise FileNotFoundError(
+            f"No data set in {folder}: run the notebook 01_simulate with the same run_dir first."
+        )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    splits = [_read_split(folder, split, manifest["pixel_size_A"]) for split in SPLITS]
+    maps = [read_map(folder / f"{name}.mrc")[0] for name in ("volume", "mask", "micelle")]
+    return Dataset(*splits, *maps, manifest)
+
+
+def _read_split(folder: Path, split: str, pixel_size_A: float) -> Split:
+    clean = read_particles(folder / f"{split}_clean.star")
+    noisy = read_particles(folder / f"{split}_noisy.star")
+    path = folder / f"{split}_structure.mrcs"
+    structure = torch.zeros_like(clean.images)
+    if path.is_file():
+        structure = torch.from_numpy(np.array(mrcfile.read(path), dtype=np.float32))
+    images = Images(
+        clean.images, structure, clean.rotations, noisy.defocus_um if noisy.ctf_applied else None
+    )
+    return Split(clean, noisy, structure, images.observed(pixel_size_A))
+
+
+def score_test(images: torch.Tensor, data: Dataset) -> dict[str, float]:
+    """Score denoised test particles: `metrics.score`, whole box and in the particle's mask.
+
+    With a micelle in the data set, "residual" is the mean structural-noise residual in the region
+    where it stands in each image.
+
+    Parameters
+    ----------
+    images : Tensor (n, y, x)
+        One for each of the first n particles of ``data.test``, in its order.
+    data : Dataset
+    """
+    n = len(images)
+    rotations, clean = data.test.clean.rotations[:n], data.test.clean.images[:n]
+    scores = score(images, clean, projected_mask(data.mask, rotations))
+    belt = data.micelle.abs()
+    if belt.any():
+        region = projected_mask(belt / belt.max(), rotations).float()
+        left = structural_noise_residual(images, clean, data.test.structure[:n], region)
+        scores["residual"] = float(left.mean())
+    return scores
+
+
+def write_denoised(
+    folder: str | os.PathLike, stage: str, data: Dataset, images: torch.Tensor
+) -> Path:
+    """Write denoised test particles (n, y, x) as `folder/stage.star`, rows and poses as the noisy.
+
+    They are written as free of the CTF, which the targets are.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    particles = data.test.noisy.with_images(images, ctf_applied=False)
+    return write_particles(particles, Path(folder) / f"{stage}.star")

@@ -1,0 +1,451 @@
+"""`cryonb denoise`: what comes out means what went in; every bad input is one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import mrcfile
+import numpy as np
+import pandas as pd
+import pytest
+import starfile
+import torch
+
+from cryonb.base import files
+from cryonb.cli import main
+from cryonb.commands import denoise as command
+from cryonb.commands.denoise import denoise_file
+from cryonb.commands.shards import split
+from cryonb.data import stacks
+from cryonb.data.particles import particles_from_arrays, read_particles, write_particles
+from cryonb.learning.diffusion import SR3
+from cryonb.learning.weights import save_model
+from cryonb.physics.geometry import random_rotations
+
+BOX = 32
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small network that has learnt nothing; the mechanics do not care."""
+    torch.manual_seed(0)
+    model = SR3(widths=(16, 32), transformers=1, embedding=32)
+    torch.nn.init.normal_(model.unet.exit.weight, std=0.05)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    return save_model(path, model, {"options": {"box_size": BOX, "snr": 0.1}})
+
+
+def disc(n: int, box: int = BOX, snr: float = 0.3) -> torch.Tensor:
+    """Bright discs in white noise, far from zero."""
+    g = torch.Generator().manual_seed(0)
+    at = torch.arange(box) - box // 2
+    shape = (at[:, None] ** 2 + at**2 < (0.25 * box) ** 2).float()
+    return 50 + 3 * (shape * (5 * snr) ** 0.5 + torch.randn(n, box, box, generator=g))
+
+
+def particle_file(folder, n: int = 10, box: int = BOX, name: str = "p.star", **options):
+    g = torch.Generator().manual_seed(1)
+    options = {"defocus_um": 1 + torch.rand(n, generator=g)} | options
+    particles = particles_from_arrays(disc(n, box), random_rotations(n, g), 2.5, **options)
+    return write_particles(particles, folder / name)
+
+
+def run(*arguments) -> int:
+    return main(["denoise", *map(str, arguments)])
+
+
+def test_rows_columns_box_and_pixel_size_are_kept(tmp_path, weights):
+    star = particle_file(tmp_path, box=48)
+    blocks = starfile.read(star)
+    table = blocks["particles"].sample(frac=1, random_state=0)
+    table["rlnUserNote"] = [f"note{i}" for i in range(len(table))]
+    starfile.write(blocks | {"particles": table}, star)
+    before = star.read_bytes(), star.with_suffix(".mrcs").read_bytes()
+    out = denoise_file(star, tmp_path / "out.star", checkpoint=weights, batch_size=4)
+    assert (star.read_bytes(), star.with_suffix(".mrcs").read_bytes()) == before
+    after = starfile.read(out)
+    pd.testing.assert_frame_equal(
+        after["particles"].drop(columns="rlnImageName"),
+        table.drop(columns="rlnImageName").reset_index(drop=True),
+    )
+    pd.testing.assert_frame_equal(after["optics"], blocks["optics"])
+    with mrcfile.open(tmp_path / "out.mrcs") as mrc:
+        assert mrc.is_image_stack() and mrc.data.shape == (10, 48, 48)
+        assert mrc.voxel_size.x == pytest.approx(2.5) and np.isfinite(mrc.data).all()
+    assert mrcfile.validate(tmp_path / "out.mrcs")
+    assert read_particles(out).ctf_applied
+    assert not list(tmp_path.glob(".*")), "nothing is left beside"
+
+
+def test_row_order_decides_which_image_a_row_gets(tmp_path, weights):
+    """Two stacks in two folders, rows mixed: each row's image is that of its own particle."""
+    (tmp_path / "sub").mkdir()
+    a, b = particle_file(tmp_path, 5, name="a.star"), particle_file(tmp_path / "sub", 4)
+    tables = [starfile.read(path)["particles"] for path in (a, b)]
+    tables[1]["rlnImageName"] = tables[1]["rlnImageName"].str.replace("@", "@sub/")
+    mixed = pd.concat(tables).sample(frac=1, random_state=1)
+    optics = starfile.read(a)["optics"]
+    starfile.write({"optics": optics, "particles": mixed}, tmp_path / "mixed.star")
+    source = stacks.open_source(tmp_path / "mixed.star")
+    for image, name in zip(source.read(range(9), BOX).images, mixed["rlnImageName"], strict=True):
+        number, stack = name.split("@")
+        with mrcfile.open(tmp_path / stack) as mrc:
+            assert np.array_equal(image.numpy(), mrc.data[int(number) - 1])
+    out = read_particles(
+        denoise_file(tmp_path / "mixed.star", tmp_path / "o.star", checkpoint=weights)
+    )
+    assert len(out) == 9 and list(out.table["rlnAngleRot"]) == pytest.approx(
+        list(mixed["rlnAngleRot"]), abs=1e-5
+    )
+
+
+def test_a_file_of_relion_3_0_is_read_and_stays_one(tmp_path, weights):
+    star = particle_file(tmp_path)
+    blocks = starfile.read(star)
+    optics, table = blocks["optics"].iloc[0], blocks["particles"]
+    old = table.drop(columns=["rlnOpticsGroup", "rlnOriginXAngst", "rlnOriginYAngst"]).assign(
+        rlnVoltage=optics["rlnVoltage"],
+        rlnSphericalAberration=2.7,
+        rlnAmplitudeContrast=0.1,
+        rlnDetectorPixelSize=5.0,
+        rlnMagnification=20000.0,
+        rlnOriginX=1.0,
+        rlnOriginY=-2.0,
+    )
+    starfile.write({"images": old}, tmp_path / "old.star")
+    new = read_particles(tmp_path / "old.star")
+    assert new.pixel_size_A == pytest.approx(2.5)
+    torch.testing.assert_close(new.shifts_px[0], torch.tensor([2.0, -1.0]))
+    out = denoise_file(tmp_path / "old.star", tmp_path / "out.star", checkpoint=weights)
+    after = starfile.read(out, always_dict=True)
+    assert list(after) == ["images"] and set(after["images"]) == set(old)
+    # The same phases are flipped, so the images are those of the newer file.
+    again = denoise_file(star, tmp_path / "again.star", checkpoint=weights)
+    torch.testing.assert_close(read_particles(out).images, read_particles(again).images)
+
+
+def test_intensities_offset_and_contrast_do_not_matter(tmp_path, weights):
+    """Scaled, inverted images give scaled, inverted results: `denoise` knows no unit."""
+    stack = disc(12).numpy()
+    results = {}
+    for name, given in {"plain": stack, "dark": 1000 - 20 * stack}.items():
+        with mrcfile.new(tmp_path / f"{name}.mrcs") as mrc:
+            mrc.set_data(given.astype(np.float32))
+            mrc.set_image_stack()
+        denoise_file(tmp_path / f"{name}.mrcs", tmp_path / f"{name}_out.mrcs", checkpoint=weights)
+        results[name] = mrcfile.read(tmp_path / f"{name}_out.mrcs")
+    np.testing.assert_allclose(results["dark"], -20 * results["plain"], atol=2e-2)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int16", "uint16", "float16", "big-endian"])
+def test_other_modes_give_the_same_result(tmp_path, weights, mode):
+    stack = disc(6).round().numpy()
+    for name, dtype in {"a": "float32", "b": ">f4" if mode == "big-endian" else mode}.items():
+        with mrcfile.new(tmp_path / f"{name}.mrcs") as mrc:
+            mrc.set_data(stack.astype(dtype))
+            mrc.set_image_stack()
+        denoise_file(tmp_path / f"{name}.mrcs", tmp_path / f"{name}o.mrcs", checkpoint=weights)
+    a, b = (mrcfile.read(tmp_path / f"{name}o.mrcs") for name in "ab")
+    np.testing.assert_allclose(a, b, atol=1e-4)  # float32 sums, in another order
+
+
+def test_samples_have_a_mean_and_a_deviation(tmp_path, weights):
+    star = particle_file(tmp_path)
+    denoise_file(star, tmp_path / "s.star", checkpoint=weights, samples=3, steps=2, batch_size=4)
+    mean, deviation = (mrcfile.read(tmp_path / f"s{end}.mrcs") for end in ("", "_std"))
+    assert mean.shape == deviation.shape and (deviation.mean(0) > 0).mean() > 0.9
+    with mrcfile.open(tmp_path / "s_std.mrcs") as mrc:
+        assert mrc.voxel_size.x == pytest.approx(2.5)
+
+
+def test_one_sample_has_no_deviation_and_fewer_are_refused(tmp_path, weights, capsys):
+    star = particle_file(tmp_path)
+    options = {"checkpoint": weights, "steps": 2}
+    denoise_file(star, tmp_path / "s.star", samples=1, **options)
+    assert mrcfile.validate(tmp_path / "s.mrcs") and not (tmp_path / "s_std.mrcs").exists()
+    assert run(star, "--out", tmp_path / "t.star", "--samples", -1) == 2
+    assert "samples is -1" in capsys.readouterr().err
+
+
+def test_deviations_do_not_replace_the_input_either(tmp_path, weights):
+    star = particle_file(tmp_path, name="p_std.star")
+    with pytest.raises(ValueError, match="would replace the input"):
+        denoise_file(star, tmp_path / "p.star", checkpoint=weights, samples=2)
+
+
+# kill -9 from within, so that it always hits the middle of the stack.
+DIES_IN_THE_MIDDLE = """
+import os, signal, sys
+from cryonb.data import stacks
+from cryonb.cli import main
+write = stacks.StackWriter.write
+def until(self, first, images):
+    if first >= 200:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, first, images)
+stacks.StackWriter.write = until
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_stack(tmp_path, weights):
+    star = particle_file(tmp_path, 400)
+    denoise_file(star, tmp_path / "whole.star", checkpoint=weights, batch_size=8)
+    arguments = ["denoise", star, "--out", tmp_path / "cut.star", "--checkpoint", weights]
+    arguments += ["--batch-size", "8"]
+    process = subprocess.run([sys.executable, "-c", DIES_IN_THE_MIDDLE, *map(str, arguments)])
+    assert process.returncode == -signal.SIGKILL
+    part = tmp_path / ".cut.mrcs.part"
+    assert part.is_file() and not (tmp_path / "cut.star").exists()
+    with open(part, "ab") as file:
+        file.write(b"half an image")
+    inode = part.stat().st_ino
+    assert run(*arguments[1:-2], "--batch-size", "16") == 2, "other options do not go on silently"
+    assert run(*arguments[1:]) == 0
+    assert (tmp_path / "cut.mrcs").stat().st_ino == inode, "the file of the first run was used"
+    cut, uncut = (mrcfile.read(tmp_path / f"{name}.mrcs") for name in ("cut", "whole"))
+    np.testing.assert_allclose(cut, uncut, atol=1e-4)  # float32 sums, in another order
+
+
+def fill_the_disk(monkeypatch, row: int):
+    """From this row on there is no room for images."""
+    write = stacks.StackWriter.write
+
+    def fills(self, first, images):
+        if first >= row:
+            raise OSError(28, "No space left on device")
+        write(self, first, images)
+
+    monkeypatch.setattr(stacks.StackWriter, "write", fills)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, weights, monkeypatch, capsys):
+    star = particle_file(tmp_path)
+    arguments = (star, "--out", tmp_path / "o.star", "--checkpoint", weights, "--batch-size", 4)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert run(*arguments) == 2
+    assert "free" in capsys.readouterr().err
+    monkeypatch.undo()
+    fill_the_disk(monkeypatch, 4)
+    assert run(*arguments) == 2
+    assert "free some space and run the same command again" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(*arguments) == 0
+
+
+def bad_stack(folder, data):
+    path = folder / "bad.mrcs"
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(data)
+        mrc.set_image_stack()
+    return path
+
+
+def star_with(folder, block: str, **columns):
+    star = particle_file(folder)
+    blocks = starfile.read(star)
+    for name, value in columns.items():
+        table = blocks[block]
+        blocks[block] = table.drop(columns=name) if value is None else table.assign(**{name: value})
+    starfile.write(blocks, star)
+    return star
+
+
+def mixed_boxes(folder):
+    star, other = particle_file(folder), particle_file(folder, box=16, name="q.star")
+    blocks = starfile.read(star)
+    both = pd.concat([blocks["particles"], starfile.read(other)["particles"]])
+    starfile.write(blocks | {"particles": both}, star)
+    return star
+
+
+def mixed_pixels(folder):
+    star = particle_file(folder)
+    blocks = starfile.read(star)
+    other = blocks["optics"].assign(rlnOpticsGroup=2, rlnImagePixelSize=1.0)
+    blocks["optics"] = pd.concat([blocks["optics"], other])
+    starfile.write(blocks, star)
+    return star
+
+
+def truncated(folder):
+    star = particle_file(folder)
+    stack = star.with_suffix(".mrcs")
+    stack.write_bytes(stack.read_bytes()[:-100])
+    return star
+
+
+def volume(folder):
+    path = folder / "map.mrc"
+    mrcfile.write(path, np.random.default_rng(0).random((16, 16, 16), dtype=np.float32))
+    with mrcfile.open(path, "r+") as mrc:
+        mrc.set_volume()
+    return path
+
+
+def without_stack(folder):
+    star = particle_file(folder)
+    star.with_suffix(".mrcs").unlink()
+    return star
+
+
+def garbage(folder):
+    path = folder / "g.star"
+    path.write_bytes(bytes(range(256)) * 9)
+    return path
+
+
+def one_value(folder, value):
+    data = disc(6).numpy()
+    data[3] = value
+    return bad_stack(folder, data)
+
+
+BAD = {
+    "missing": (lambda f: f / "no.star", "does not exist"),
+    "missing stack": (lambda f: f / "no.mrcs", "does not exist"),
+    "garbage": (garbage, "star"),
+    "truncated": (truncated, "cut short"),
+    "lost stack": (without_stack, "exists neither"),
+    "past the end": (lambda f: star_with(f, "particles", rlnImageName="99@p.mrcs"), "holds 10"),
+    "no name": (lambda f: star_with(f, "particles", rlnImageName=None), "lists no particles"),
+    "no pixel size": (lambda f: star_with(f, "optics", rlnImagePixelSize=None), "PixelSize"),
+    "unlisted optics": (lambda f: star_with(f, "particles", rlnOpticsGroup=7), "group"),
+    "boxes": (mixed_boxes, "mixes box sizes"),
+    "pixel sizes": (mixed_pixels, "pixel sizes"),
+    "defocus in µm": (lambda f: star_with(f, "particles", rlnDefocusU=1.5, rlnDefocusV=1.5), "Å"),
+    "premultiplied": (
+        lambda f: star_with(f, "optics", rlnCtfDataAreCtfPremultiplied=1),
+        "multiplied by their CTF",
+    ),
+    "volume": (volume, "is a volume"),
+    "complex": (lambda f: bad_stack(f, np.ones((4, 32, 32), np.complex64)), "Fourier transform"),
+    "oblong": (lambda f: bad_stack(f, np.ones((4, 32, 24), np.float32)), "square"),
+    "constant": (lambda f: one_value(f, 3.0), "no noise in their background"),
+    "NaN": (lambda f: one_value(f, np.nan), "NaN"),
+    "tiny": (lambda f: bad_stack(f, np.ones((4, 8, 8), np.float32)), "too small"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(tmp_path, weights, capsys, case):
+    make, message = BAD[case]
+    given = make(tmp_path)
+    out = tmp_path / ("out.star" if given.suffix == ".star" else "out.mrcs")
+    before = set(tmp_path.iterdir())
+    assert run(given, "--out", out, "--checkpoint", weights) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("cryonb: ") and message in said
+    assert set(tmp_path.iterdir()) <= before, "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("p.star", "would replace the input"),
+        ("out.mrcs", "end the output in .star"),
+        ("no/out.star", "no folder"),
+        ("a b.star", "blanks"),
+    ],
+)
+def test_bad_outputs_are_refused(tmp_path, weights, capsys, out, message):
+    star = particle_file(tmp_path)
+    assert run(star, "--out", tmp_path / out, "--checkpoint", weights) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_non_ascii_path_works(tmp_path, weights):
+    folder = tmp_path / "Häm-Ω"
+    folder.mkdir()
+    star = particle_file(folder)
+    assert read_particles(denoise_file(star, folder / "ö.star", checkpoint=weights)).box_size == BOX
+
+
+def test_the_run_record_names_the_input(tmp_path, weights, monkeypatch):
+    """An unfinished stack of another input is not gone on with."""
+    star = particle_file(tmp_path)
+    monkeypatch.setattr(command, "_batches", lambda *a: iter(()))
+    monkeypatch.setattr(stacks.StackWriter, "finish", lambda self: None)
+    denoise_file(star, tmp_path / "o.star", checkpoint=weights)
+    asked = json.loads((tmp_path / ".o.mrcs.run.json").read_text())
+    assert asked["input"][0] == str(star.resolve()) and asked["input"][2] == 10
+    os.utime(star)
+    with pytest.raises(ValueError, match="another input"):
+        denoise_file(star, tmp_path / "o.star", checkpoint=weights)
+
+
+def assert_same_stack(tmp_path, one: str, other: str):
+    """Equal but for the order of float32 sums, which depends on the number of threads."""
+    one, other = (mrcfile.read(tmp_path / f"{name}.mrcs") for name in (one, other))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_shards_give_what_one_piece_gives(tmp_path, weights, capsys):
+    star = particle_file(tmp_path, 60)
+    options = ("--checkpoint", weights, "--batch-size", 8, "--samples", 2, "--steps", 2)
+    assert run(star, "--out", tmp_path / "whole.star", *options) == 0
+    assert run(star, "--out", tmp_path / "parts.star", *options, "--shards", 3) == 0
+    assert_same_stack(tmp_path, "whole", "parts")
+    assert_same_stack(tmp_path, "whole_std", "parts_std")
+    whole, parts = (starfile.read(tmp_path / f"{n}.star")["particles"] for n in ("whole", "parts"))
+    names = parts["rlnImageName"].str.replace("parts", "whole")
+    pd.testing.assert_frame_equal(parts.assign(rlnImageName=names), whole)
+    assert not [p.name for p in tmp_path.iterdir() if "shard" in p.name]
+    headers = [mrcfile.open(tmp_path / f"{n}.mrcs", header_only=True) for n in ("whole", "parts")]
+    assert headers[0].voxel_size == headers[1].voxel_size
+    assert run(star, "--out", tmp_path / "o.star", *options, "--shards", 0) == 2
+    assert "shards is 0" in capsys.readouterr().err
+
+
+def test_rows_are_split_where_batches_begin():
+    assert split(60, 8, 3) == [range(0, 16), range(16, 40), range(40, 60)]
+    for count, size, wanted in [(1, 8, 4), (64, 64, 2), (100, 7, 5), (10_000, 64, 16)]:
+        parts = split(count, size, wanted)
+        assert [row for part in parts for row in part] == list(range(count))
+        assert len(parts) <= wanted and all(part.start % size == 0 and len(part) for part in parts)
+
+
+def test_shards_go_on_where_a_run_stopped(tmp_path, weights, monkeypatch):
+    """A part that is whole is not made again, and what is half of another is kept."""
+    star = particle_file(tmp_path, 40)
+    options = {"checkpoint": weights, "samples": 0, "steps": 8, "diameter_A": None, "seed": 0,
+               "contrast": "auto", "device": "cpu", "batch_size": 8}  # fmt: skip
+    denoise_file(star, tmp_path / "whole.star", **options)
+    places = [tmp_path / f"out.shard{k}.mrcs" for k in range(2)]
+    source, (first, second) = stacks.open_source(star), split(40, 8, 2)
+    command.denoise_rows(source, [places[0]], first, quiet=True, **options)
+    fill_the_disk(monkeypatch, 8)
+    with pytest.raises(OSError, match="No space"):
+        command.denoise_rows(source, [places[1]], second, quiet=True, **options)
+    monkeypatch.undo()
+    parts = [stacks.hidden(place)[0] for place in places]
+    kept = [part.stat().st_ino for part in parts]
+    made, rename = [], os.replace
+
+    def watch(a, b):
+        made.extend(part.stat().st_ino for part in parts if part.exists())
+        rename(a, b)
+
+    monkeypatch.setattr(files.os, "replace", watch)
+    denoise_file(star, tmp_path / "out.star", shards=2, **options)
+    assert made[:2] == kept, "the files of the first run were used"
+    assert_same_stack(tmp_path, "whole", "out")
+
+
+def test_shards_on_a_dask_cluster(tmp_path, weights):
+    distributed = pytest.importorskip("distributed", reason="pip install 'cryonb[cluster]'")
+    star = particle_file(tmp_path, 40)
+    options = ("--checkpoint", weights, "--batch-size", 8)
+    assert run(star, "--out", tmp_path / "whole.star", *options) == 0
+    made = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(processes=True, **made) as cluster:
+        address = cluster.scheduler_address
+        out = tmp_path / "dask.star"
+        assert run(star, "--out", out, *options, "--shards", 4, "--scheduler", address) == 0
+    assert_same_stack(tmp_path, "whole", "dask")
