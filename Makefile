@@ -119,7 +119,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # What the tests compare with besides, and dask; bm3d is for non-commercial use only, so no other target has it.
 $(PEERS): $(STAMP)
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,cluster,peers]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,cluster,peers,s3]'
 	@touch $@
 
 # npm fetches the JavaScript of the pages, once; where the machine has none, it comes as a wheel.

@@ -79,8 +79,9 @@ def test_constraints_are_exact_and_within_the_ranges():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", v) for v in pins.values()), "public versions only"
-    cluster = map(Requirement, PROJECT["optional-dependencies"]["cluster"])
-    for name, allowed in (required() | {r.name: r.specifier for r in cluster}).items():
+    extras = PROJECT["optional-dependencies"]
+    more = map(Requirement, [*extras["cluster"], *extras["s3"]])
+    for name, allowed in (required() | {r.name: r.specifier for r in more}).items():
         assert pins[name] in allowed, f"{name} {pins[name]} is not in {allowed}"
 
 

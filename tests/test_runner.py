@@ -147,6 +147,7 @@ def test_run_is_recorded_and_resumed(book, capsys, monkeypatch):
         (["--profile", "small", "--notebooks", "nowhere"], "no notebook NN_name.ipynb in nowhere"),
         (["--profile", "small", "--run-dir", "notebooks"], "no run folder and not empty"),
         (["--profile", "small", "--run-dir", "notebooks/profiles.yml"], "is a file"),
+        (["--profile", "small", "--run-dir", "s3://course/runs"], "no folder of this machine"),
     ],
 )
 def test_bad_requests_are_one_line_before_anything_runs(

@@ -170,7 +170,7 @@ def is_finished(steps: list[Step], chosen: list[Step], run_dir: Path) -> bool:
 def check_folder(
     run_dir: Path, configuration: dict, force: bool, record: str = "run.json", kind: str = "run"
 ) -> None:
-    """Refuse a folder of another configuration, or one that is not a run folder.
+    """Refuse a folder of another configuration, one that is not a run folder, or an address.
 
     `record` is the file that says what a folder is, `kind` its word in the message.
 
@@ -178,6 +178,10 @@ def check_folder(
     ------
     ValueError
     """
+    if ":/" in str(run_dir):
+        raise ValueError(
+            f"{run_dir} is no folder of this machine; papermill itself writes notebooks to a bucket"
+        )
     if force or not run_dir.exists():
         return
     if not run_dir.is_dir():
