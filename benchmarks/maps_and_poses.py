@@ -1,9 +1,10 @@
-"""Time reconstruction against relion_reconstruct on the same file, and the search for poses.
+"""Time projection, reconstruction and the search for poses against RELION's programs.
 
     python benchmarks/maps_and_poses.py
 
-Both programs read the same STAR file and stack and write a map, in turn; relion_reconstruct has one
-thread, so ours is timed with one and with all. Without RELION on the path only ours runs.
+Both sides read the same files and write the like, in turn. relion_project and relion_reconstruct
+have one thread, so ours are timed with one and with all; relion_refine has as many as ours. Without
+RELION on the path only ours runs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import mrcfile
 import torch
 from simulate_train_sample import measure, spread
 
 from cryonb.commands.tools import reconstruct_file
-from cryonb.data.maps import read_map
-from cryonb.data.particles import particles_from_arrays, write_particles
+from cryonb.data.maps import read_map, write_map
+from cryonb.data.particles import particles_from_arrays, read_particles, write_particles
 from cryonb.data.volumes import load_volume
+from cryonb.evaluation.metrics import correlation
 from cryonb.evaluation.resolution import fsc
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.geometry import angular_distance_deg, random_rotations
@@ -31,28 +34,70 @@ from cryonb.poses.search import estimate_poses
 from cryonb.simulation.simulate import clean_scale, noise_sigma
 
 
-def reconstruction(volume, n: int, repeats: int, folder: Path) -> None:
-    """Both programs on n particles with CTF and shifts, and how far their maps agree."""
-    star, pixel = particle_file(volume, n, folder), volume.pixel_size_A
-    ours, theirs, threads = folder / "ours.mrc", folder / "relion.mrc", torch.get_num_threads()
+def projection(volume, n: int, repeats: int, folder: Path) -> None:
+    """Projections in n poses with shifts and CTF, read from a STAR file, written as a stack."""
+    star, map_file, pixel = (
+        particle_file(volume, n, folder),
+        folder / "map.mrc",
+        volume.pixel_size_A,
+    )
+    write_map(map_file, volume.map, pixel)
+
+    def ours() -> None:
+        rows = read_particles(star)  # with the images, which RELION leaves alone
+        map = read_map(map_file)[0]
+        images = apply_ctf(project(map, rows.rotations, rows.shifts_px), rows.ctf)
+        write_particles(rows.with_images(images, ctf_applied=True), folder / "ours.star")
+
+    command = f"relion_project --i {map_file} --ang {star} --o projected --ctf --angpix {pixel}"
+    print(f"\nProjection of {n:,} images with CTF")
+    report(in_turn(beside_relion(ours, command, folder), repeats))
+    if (folder / "projected.mrcs").is_file():
+        both = [torch.from_numpy(mrcfile.read(folder / f)) for f in ("ours.mrcs", "projected.mrcs")]
+        print(f"  correlation of the two stacks: {correlation(*both).min():.5f} at the least")
+
+
+def beside_relion(ours: Callable, command: str, folder: Path) -> dict[str, Callable]:
+    """Calls of ours with all threads and with one, and of a program of RELION if it is there."""
+    threads, program = torch.get_num_threads(), command.split()[0]
 
     def with_threads(count: int) -> None:
         torch.set_num_threads(count)
-        reconstruct_file(star, ours, symmetry=volume.symmetry)
+        ours()
         torch.set_num_threads(threads)
 
-    command = f"relion_reconstruct --i {star} --o {theirs} --sym {volume.symmetry} --ctf"
     calls = {f"cryonb, {threads} threads": lambda: with_threads(threads)}
     calls["cryonb, 1 thread"] = lambda: with_threads(1)
-    if shutil.which("relion_reconstruct"):
-        calls["relion_reconstruct, 1 thread"] = lambda: subprocess.run(
-            command.split(), check=True, capture_output=True, cwd=folder
-        )
-    seconds = in_turn(calls, repeats)
+    if shutil.which(program):
+        calls[f"{program}, 1 thread"] = lambda: run(command, folder)
+    return calls
+
+
+def run(command: str, folder: Path) -> None:
+    """Run a program in a folder; CalledProcessError if it fails."""
+    subprocess.run(command.split(), check=True, capture_output=True, cwd=folder)
+
+
+# All poses on a grid of 7.5°, with shifts up to 2 px; then all finer ones near what is likely.
+RELION_SEARCH = """relion_refine --i search.star --ref reference.mrc --o ./run --iter 1 --K 1
+ --healpix_order 3 --oversampling {} --perturb 0 --offset_range 2 --offset_step 1 --sym {} --pad 2
+ --particle_diameter {} --zero_mask --skip_maximize --norm --scale --random_seed 1 --j {}
+ --pool 30 --preread_images --dont_combine_weights_via_disc --ini_high 6"""
+
+
+def reconstruction(volume, n: int, repeats: int, folder: Path) -> None:
+    """Both programs on n particles with CTF and shifts, and how far their maps agree."""
+    star, pixel = particle_file(volume, n, folder), volume.pixel_size_A
+    mine, theirs = folder / "ours.mrc", folder / "relion.mrc"
+    command = f"relion_reconstruct --i {star} --o {theirs} --sym {volume.symmetry} --ctf"
+
+    def ours() -> None:
+        reconstruct_file(star, mine, symmetry=volume.symmetry)
+
     print(f"\nReconstruction of {n:,} particles, {volume.symmetry}, CTF")
-    report(seconds)
+    report(in_turn(beside_relion(ours, command, folder), repeats))
     if theirs.is_file():
-        agreement = fsc(read_map(ours)[0], read_map(theirs)[0], pixel)[1]
+        agreement = fsc(read_map(mine)[0], read_map(theirs)[0], pixel)[1]
         edge = int(0.9 * (len(agreement) - 1))
         print(
             f"  FSC of the two maps, least to 90 % of Nyquist: {agreement[1 : edge + 1].min():.4f}"
@@ -130,8 +175,43 @@ def search(volume, n: int) -> None:
     )
 
 
+def search_with_shifts(volume, n: int, folder: Path) -> None:
+    """Poses and shifts of n particles by ours and by one iteration of relion_refine."""
+    sigma, pixel, threads = noise_sigma(0.1), volume.pixel_size_A, torch.get_num_threads()
+    generator = torch.Generator().manual_seed(2)
+    rotations = random_rotations(n, generator)
+    shifts = 3 * torch.rand(n, 2, generator=generator) - 1.5
+    molecule = volume.map / clean_scale(volume)
+    noisy = project(molecule, rotations, shifts)
+    noisy += sigma * torch.randn(noisy.shape, generator=generator)
+    write_map(folder / "reference.mrc", molecule / sigma, pixel)
+    given = particles_from_arrays(noisy / sigma, rotations, pixel, shifts_px=shifts)
+    write_particles(given, folder / "search.star")
+    diameter_A = 0.9 * len(molecule) * pixel
+    print(f"\nPoses and shifts of {n:,} particles at SNR 0.1, {threads} threads")
+
+    def say(name: str, seconds: float, found, found_px) -> None:
+        error = angular_distance_deg(found, rotations, volume.symmetry)
+        off = (found_px - shifts).norm(dim=1).median()
+        print(
+            f"  {name:34} {1000 * seconds / n:6.0f} ms each; error median {error.median():.2f}°, "
+            f"90 % below {error.quantile(0.9):.2f}°, shift {off:.2f} px"
+        )
+
+    start = time.perf_counter()
+    found = estimate_poses(molecule, noisy, sigma, volume.symmetry, most_shift_px=2.0)
+    say("cryonb, to 1°", time.perf_counter() - start, found.rotations, found.shifts_px)
+    for oversampling in (1, 2) if shutil.which("relion_refine") else ():
+        start = time.perf_counter()
+        run(RELION_SEARCH.format(oversampling, volume.symmetry, diameter_A, threads), folder)
+        seconds = time.perf_counter() - start
+        found = read_particles(folder / "run_it001_data.star")
+        name = f"relion_refine, to {3.75 / oversampling:.1f}°"
+        say(name, seconds, found.rotations, found.shifts_px)
+
+
 def main() -> None:
-    """Run the three comparisons."""
+    """Run the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--box-size", type=int, default=64, help="pixels")
     parser.add_argument("--particles", type=int, default=10_000, help="to reconstruct from")
@@ -141,8 +221,10 @@ def main() -> None:
     volume = load_volume("channel", args.box_size, 192 / args.box_size)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.box_size} px")
     with tempfile.TemporaryDirectory() as folder:
+        projection(volume, args.particles, args.repeats, Path(folder))
         reconstruction(volume, args.particles, args.repeats, Path(folder))
         memory(volume, [args.particles // 10, args.particles], Path(folder))
+        search_with_shifts(volume, args.poses // 10, Path(folder))
     search(volume, args.poses)
 
 
