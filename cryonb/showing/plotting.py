@@ -204,7 +204,8 @@ def plot_lines(
         ax.minorticks_off()
     ax.set(xlabel=x, ylabel=y, title=title)
     if len(lines) > 1:
-        ax.legend(fontsize=8)
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(lines) > 5 else {}
+        ax.legend(fontsize=8, **beside)  # many would lie upon the lines
     return ax.figure
 
 
