@@ -207,6 +207,7 @@ def context(run: Path, chapters: list[Chapter]) -> dict:
         "chapters": chapters,
         "chapter": numbered,
         "claims": judge(yaml.safe_load((BOOK / "claims.yml").read_text()), numbered),
+        "workshop": yaml.safe_load((ROOT / "notebooks" / "times.yml").read_text())["workshop"],
         "rooms": rooms(),
         "citation": yaml.safe_load((ROOT / "CITATION.cff").read_text()),
     }
