@@ -113,7 +113,7 @@ def test_corners_hold_no_noise_and_the_sphere_keeps_its_values():
     volume = torch.randn(n, n, n, generator=torch.Generator().manual_seed(0)) + 2
     k = torch.arange(n) - n // 2
     radius = (k**2 + k[:, None] ** 2 + k[:, None, None] ** 2).sqrt()
-    flat = flatten_corners(volume, edge_px=3.0)
+    flat = flatten_corners(volume)
     assert torch.equal(flat[radius <= n / 2], volume[radius <= n / 2])
     far = radius >= n / 2 + 3
     assert flat[far].std() < 1e-6 and flat[far].mean() == pytest.approx(2, abs=0.1)

@@ -23,7 +23,13 @@ from cryonb.data.fetch import fetch
 from cryonb.data.maps import write_map
 from cryonb.data.volumes import Volume, load_volume
 from cryonb.physics.ctf import apply_ctf, ctf
-from cryonb.physics.fourier import filter_radially, fourier_crop, frequency_grid, radial_mean
+from cryonb.physics.fourier import (
+    filter_radially,
+    fourier_crop,
+    radial_frequency,
+    radial_mean,
+    spread_shells,
+)
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
 
@@ -116,17 +122,23 @@ def read_micrograph(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
     return remove_hot_pixels(torch.from_numpy(data.astype(np.float32))), pixel_A
 
 
-def remove_hot_pixels(image: torch.Tensor, limit: float = 6.0) -> torch.Tensor:
-    """Give pixels more than `limit` deviations from the mean the median of the 5 × 5 around."""
+def remove_hot_pixels(image: torch.Tensor) -> torch.Tensor:
+    """Give pixels more than 6 deviations from the median that of the 5 × 5 around them."""
     values = image.numpy()
-    low, middle, high = np.percentile(values[::7, ::7], [15.9, 50, 84.1])
-    hot = np.argwhere(np.abs(values - middle) > limit * max((high - low) / 2, 1e-12))
+    middle, deviation = _robust(values[::7, ::7])
+    hot = np.argwhere(np.abs(values - middle) > 6 * max(deviation, 1e-12))
     if not len(hot):
         return image
     around = sliding_window_view(np.pad(values, 2, mode="reflect"), (5, 5))
     healed = values.copy()
     healed[tuple(hot.T)] = np.median(around[tuple(hot.T)], axis=(1, 2))
     return torch.from_numpy(healed)
+
+
+def _robust(values: np.ndarray) -> tuple[float, float]:
+    """Median, and half the width of the middle 68 %: mean and deviation, but for outliers."""
+    low, middle, high = np.percentile(values, [15.9, 50, 84.1])
+    return middle, (high - low) / 2
 
 
 def shrink(micrograph: torch.Tensor, pixel_A: float, to_A: float) -> tuple[torch.Tensor, float]:
@@ -155,10 +167,8 @@ def fit_ctf(
     power_ft: torch.Tensor,
     pixel_A: float,
     *,
-    voltage_kv: float = 300.0,
-    spherical_aberration_mm: float = 2.7,
-    amplitude_contrast: float = 0.1,
     defocus_um: tuple[float, float] = (0.3, 5.0),
+    **optics,
 ) -> CTFFit:
     """Fit defocus and astigmatism to the Thon rings of a power spectrum.
 
@@ -172,13 +182,10 @@ def fit_ctf(
         See `power_spectrum`.
     defocus_um : (float, float)
         Range of the search.
+    **optics
+        `voltage_kv`, `spherical_aberration_mm`, `amplitude_contrast`: `cryonb.physics.ctf.ctf`.
     """
     box = 2 * (power_ft.shape[-1] - 1)
-    optics = {
-        "voltage_kv": voltage_kv,
-        "spherical_aberration_mm": spherical_aberration_mm,
-        "amplitude_contrast": amplitude_contrast,
-    }
     profile, rings = thon_rings(power_ft)
     shells = torch.arange(box // 2 + 1) / (box * pixel_A)
     band = _band(shells, pixel_A)
@@ -187,7 +194,7 @@ def fit_ctf(
     models = torch.stack([ctf(box, pixel_A, float(z), **optics)[0, 0] for z in grid])
     match = torch.corrcoef(torch.cat([profile[None], models.square()])[:, band])[0, 1:]
     best = float(grid[match.argmax()])
-    band = _band(frequency_grid(box, 2).square().sum(-1).sqrt() / pixel_A, pixel_A)
+    band = _band(radial_frequency(box, 2) / pixel_A, pixel_A)
 
     def loss(values) -> float:
         defocus, astigmatism, angle = map(float, values)
@@ -213,9 +220,8 @@ def thon_rings(power_ft: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rings = power_ft.clamp_min(1e-30).log()
     profile = radial_mean(rings, box, dims=2).float()
     smooth = uniform_filter1d(profile.numpy(), max(5, box // 25), mode="nearest")
-    radius = frequency_grid(box, 2).square().sum(-1).sqrt() * box
-    background = np.interp(radius.numpy(), np.arange(len(smooth)), smooth)
-    return profile - torch.from_numpy(smooth), rings - torch.from_numpy(background).float()
+    smooth = torch.from_numpy(smooth)
+    return profile - smooth, rings - spread_shells(smooth, box)
 
 
 def _band(frequency: torch.Tensor, pixel_A: float) -> torch.Tensor:
@@ -244,8 +250,8 @@ def pick(
     bright = -micrograph.numpy()
     narrow, wide = (gaussian_filter(bright, s * radius_px / 2**0.5) for s in (1.0, 1.6))
     response = narrow - wide
-    low, middle, high = np.percentile(response, [15.9, 50, 84.1])
-    response = (response - middle) / ((high - low) / 2)
+    middle, deviation = _robust(response)
+    response = (response - middle) / deviation
     positions = peak_local_max(
         response,
         min_distance=int(1.6 * radius_px),

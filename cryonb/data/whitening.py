@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from cryonb.data.particles import Particles
-from cryonb.physics.fourier import frequency_grid, radial_mean
+from cryonb.physics.ctf import apply_ctf
+from cryonb.physics.fourier import radial_mean, spread_shells
 
 FLIPPED = "rlnCtfDataArePhaseFlipped"
 MULTIPLIED = "rlnCtfDataAreCtfPremultiplied"
@@ -131,7 +131,7 @@ def to_network(particles: Particles, noise: NoiseModel) -> tuple[torch.Tensor, t
     """
     flat, deviation = level(particles.images, noise.radius_px)
     factor = noise.sign * noise.sigma * _phase_signs(particles) / amplitude(noise)
-    return _times(flat, factor), deviation
+    return apply_ctf(flat, factor), deviation
 
 
 def from_network(
@@ -139,11 +139,7 @@ def from_network(
 ) -> torch.Tensor:
     """Undo `to_network`, but for the background plane: images in the unit of the particles."""
     factor = noise.sign / noise.sigma * _phase_signs(particles) * amplitude(noise)
-    return _times(denoised, factor) * deviation
-
-
-def _times(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    return torch.fft.irfft2(torch.fft.rfft2(images) * factor, s=images.shape[-2:])
+    return apply_ctf(denoised, factor) * deviation
 
 
 def _radius(box: int) -> torch.Tensor:
@@ -153,10 +149,7 @@ def _radius(box: int) -> torch.Tensor:
 
 def amplitude(noise: NoiseModel) -> torch.Tensor:
     """Root of the noise power, rfft layout (n, n // 2 + 1); corners as the last shell."""
-    shells, box = len(noise.spectrum), 2 * (len(noise.spectrum) - 1)
-    radius = frequency_grid(box, 2).square().sum(-1).sqrt() * box
-    at = np.interp(radius.numpy(), np.arange(shells), noise.spectrum.sqrt().numpy())
-    return torch.from_numpy(at).float()
+    return spread_shells(noise.spectrum.sqrt(), 2 * (len(noise.spectrum) - 1))
 
 
 def _phase_signs(particles: Particles) -> torch.Tensor:

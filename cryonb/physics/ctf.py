@@ -74,7 +74,7 @@ def ctf(
 
 
 def apply_ctf(images: torch.Tensor, ctf: torch.Tensor) -> torch.Tensor:
-    """Multiply the transforms of images by their CTFs.
+    """Multiply the transforms of images by their CTFs, or by any other transfer function.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 
@@ -71,6 +72,11 @@ def frequency_grid(box_size: int, dims: int, device: torch.device | str = "cpu")
     return torch.stack(torch.meshgrid(*[full] * (dims - 1), half, indexing="ij"), dim=-1)
 
 
+def radial_frequency(box_size: int, dims: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Length of the frequency of every Fourier pixel, in cycles per pixel, rfft layout."""
+    return frequency_grid(box_size, dims, device).square().sum(-1).sqrt()
+
+
 def shell_index(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
     """Shell number of every Fourier pixel: the rounded radius in units of 1 / box.
 
@@ -130,29 +136,32 @@ def radial_mean(values_ft: torch.Tensor, box_size: int, *, dims: int) -> torch.T
     return shell_sum(values_ft, dims, box_size) / shell_sum(ones, dims, box_size)
 
 
+def spread_shells(shells: torch.Tensor, box_size: int) -> torch.Tensor:
+    """Values of the shells 0 ... n // 2, interpolated linearly to the Fourier pixels of an image.
+
+    The way back from `radial_mean`, rfft layout (n, n // 2 + 1); corners are as the last shell.
+    """
+    radius = radial_frequency(box_size, 2).numpy() * box_size
+    values = np.interp(radius, np.arange(len(shells)), shells.numpy())
+    return torch.from_numpy(values).float()
+
+
 def filter_radially(x: torch.Tensor, response, *, dims: int | None = None) -> torch.Tensor:
     """Multiply the transform of `x` by `response(frequency)`, frequency in cycles per pixel."""
     dims = _dims(x, dims)
     axes = tuple(range(-dims, 0))
     n = check_cubic(x, dims)
-    radius = frequency_grid(n, dims, x.device).square().sum(-1).sqrt()
-    return torch.fft.irfftn(
-        torch.fft.rfftn(x, dim=axes) * response(radius), s=(n,) * dims, dim=axes
-    )
+    factor = response(radial_frequency(n, dims, x.device))
+    return torch.fft.irfftn(torch.fft.rfftn(x, dim=axes) * factor, s=(n,) * dims, dim=axes)
 
 
 def low_pass(
-    x: torch.Tensor,
-    resolution_A: float,
-    pixel_size_A: float,
-    *,
-    edge_shells: float = 2.0,
-    dims: int | None = None,
+    x: torch.Tensor, resolution_A: float, pixel_size_A: float, *, dims: int | None = None
 ) -> torch.Tensor:
     """Remove detail finer than `resolution_A` with a raised-cosine edge.
 
-    The filter is 1 below, 0.5 at and 0 above the frequency `1 / resolution_A`; the edge is
-    `edge_shells` shells wide.
+    The filter is 1 below, 0.5 at and 0 above the frequency `1 / resolution_A`; the edge is two
+    shells wide.
 
     Parameters
     ----------
@@ -162,7 +171,7 @@ def low_pass(
     dims : int, optional
         2 for images, 3 for volumes. By default 3, or 2 when `x` has two axes only.
     """
-    cutoff, width = pixel_size_A / resolution_A, edge_shells / x.shape[-1]
+    cutoff, width = pixel_size_A / resolution_A, 2 / x.shape[-1]
     return filter_radially(
         x,
         lambda f: 0.5 - 0.5 * torch.sin(math.pi * ((f - cutoff) / width).clamp(-0.5, 0.5)),

@@ -6,14 +6,13 @@ import math
 import re
 
 import torch
+from scipy.spatial.transform import Rotation
 
 from cryonb.base.draws import by
 
 
 def euler_to_matrix(rot_tilt_psi_deg: torch.Tensor) -> torch.Tensor:
-    """Pose of RELION angles: R = Rz(rot) Ry(tilt) Rz(psi).
-
-    The same as scipy's `Rotation.from_euler("ZYZ", [rot, tilt, psi], degrees=True)`.
+    """Pose of RELION angles: R = Rz(rot) Ry(tilt) Rz(psi), scipy's intrinsic "ZYZ".
 
     Parameters
     ----------
@@ -27,15 +26,8 @@ def euler_to_matrix(rot_tilt_psi_deg: torch.Tensor) -> torch.Tensor:
     """
     angles = torch.as_tensor(rot_tilt_psi_deg)
     dtype = angles.dtype if angles.is_floating_point() else torch.float32
-    (ca, cb, cc), (sa, sb, sc) = (
-        f(torch.deg2rad(angles.double())).unbind(-1) for f in (torch.cos, torch.sin)
-    )
-    rows = [
-        [ca * cb * cc - sa * sc, -ca * cb * sc - sa * cc, ca * sb],
-        [sa * cb * cc + ca * sc, -sa * cb * sc + ca * cc, sa * sb],
-        [-sb * cc, sb * sc, cb],
-    ]
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2).to(dtype)
+    turns = Rotation.from_euler("ZYZ", angles.double().cpu().numpy(), degrees=True)
+    return torch.from_numpy(turns.as_matrix()).to(angles.device, dtype)
 
 
 def matrix_to_euler(rotations: torch.Tensor) -> torch.Tensor:
@@ -79,13 +71,8 @@ def random_rotations(n: int, generator: torch.Generator | None = None) -> torch.
     torch.Tensor of float32, shape (n, 3, 3)
     """
     q = torch.randn(n, 4, dtype=torch.float64, **by(generator))
-    w, x, y, z = (q / q.norm(dim=1, keepdim=True)).unbind(1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2).float()
+    turns = Rotation.from_quat(q.cpu().numpy(), scalar_first=True)  # brings q to unit length
+    return torch.from_numpy(turns.as_matrix()).to(q.device, torch.float32)
 
 
 def symmetry_rotations(symmetry: str) -> torch.Tensor:
@@ -105,19 +92,12 @@ def symmetry_rotations(symmetry: str) -> torch.Tensor:
     ValueError
         If the group is not cyclic or dihedral.
     """
-    match = re.fullmatch(r"([CD])([1-9]\d*)", symmetry.upper())
-    if match is None:
+    if not re.fullmatch(r"[CD][1-9]\d*", symmetry.upper()):
         raise ValueError(
             f"symmetry {symmetry!r} is unknown: use a group such as 'C1', 'C4' or 'D2'"
         )
-    fold = int(match[2])
-    angles = torch.zeros(fold, 3, dtype=torch.float64)
-    angles[:, 0] = torch.arange(fold) * 360.0 / fold
-    about_z = euler_to_matrix(angles)
-    if match[1] == "D":
-        flip = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
-        about_z = torch.cat([about_z, about_z @ flip])
-    return about_z.float()
+    group = Rotation.create_group(symmetry.upper())
+    return torch.from_numpy(group.as_matrix()).float()
 
 
 def angular_distance_deg(a: torch.Tensor, b: torch.Tensor, symmetry: str = "C1") -> torch.Tensor:

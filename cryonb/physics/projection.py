@@ -1,4 +1,4 @@
-"""Projection of volumes by central slices, its adjoint, and image shifts.
+"""Projection of volumes by central slices, and image shifts.
 
 The slices come from torch-fourier-slice (Burt and others, BSD-3). The padding is done here: to an
 even box for every box size, because the library's own padding leaves odd boxes odd, for which its
@@ -15,6 +15,7 @@ from torch_fourier_slice import extract_central_slices_rfft_3d_multichannel
 from cryonb.physics.fourier import check_cubic
 
 AXES = (-3, -2, -1)
+IMAGE_PADDING = 2  # what a turn or shift carries out of the box is cut off and does not wrap around
 
 
 def pad_centred(x: torch.Tensor, size: int, *, dims: int) -> torch.Tensor:
@@ -38,10 +39,10 @@ def _padded_ft(volumes: torch.Tensor, padded: int) -> torch.Tensor:
 
 
 def _slices(
-    volumes_ft: torch.Tensor, rotations: torch.Tensor, shifts_px: torch.Tensor, size: int, box: int
+    volumes_ft: torch.Tensor, rotations: torch.Tensor, shifts_px: torch.Tensor, box: int
 ) -> torch.Tensor:
-    """Images (c, b, box, box) of central slices, sampled on an image grid of `size` pixels."""
-    padded = volumes_ft.shape[-2]
+    """Images (c, b, box, box) of central slices, sampled on a padded image grid."""
+    padded, size = volumes_ft.shape[-2], IMAGE_PADDING * box
     # A slice of the padded transform read in steps of padded / size: scale the rotation.
     step = padded / size
     slices = extract_central_slices_rfft_3d_multichannel(
@@ -79,7 +80,6 @@ def project(
     *,
     batch_size: int = 32,
     padding: int = 3,
-    image_padding: int = 2,
 ) -> torch.Tensor:
     """Project volumes: I(x, y) = sum over z of V(R (x, y, z)), then shift.
 
@@ -100,9 +100,6 @@ def project(
     padding : int
         Volume padding before the transform. The error, 0.6 % of the image's norm on average for a
         particle that fills 0.7 of the box and 2 % for poses along the axes, falls as it grows.
-    image_padding : int
-        2: what a turn or shift carries out of the box is cut off. 1: three times faster, but it
-        wraps around, and so does the interpolation error, which doubles.
 
     Returns
     -------
@@ -115,61 +112,13 @@ def project(
     """
     box = check_cubic(volume, 3)
     rotations, shifts_px = check_poses(rotations, shifts_px, volume.device)
-    volumes_ft = _padded_ft(volume.reshape(-1, box, box, box).float(), _even(padding * box))
+    padded = padding * box + padding * box % 2  # even
+    volumes_ft = _padded_ft(volume.reshape(-1, box, box, box).float(), padded)
     images = volumes_ft.real.new_empty(len(volumes_ft), len(rotations), box, box)
     for i in range(0, len(rotations), batch_size):
         b = slice(i, i + batch_size)
-        images[:, b] = _slices(volumes_ft, rotations[b], shifts_px[b], image_padding * box, box)
+        images[:, b] = _slices(volumes_ft, rotations[b], shifts_px[b], box)
     return images.reshape(*volume.shape[:-3], len(rotations), box, box)
-
-
-def backproject(
-    images: torch.Tensor,
-    rotations: torch.Tensor,
-    shifts_px: torch.Tensor | None = None,
-    *,
-    batch_size: int = 32,
-    padding: int = 3,
-    image_padding: int = 2,
-) -> torch.Tensor:
-    """Apply the exact adjoint (transpose) of `project`: <P v, y> = <v, Pᵀ y>.
-
-    Found by automatic differentiation, so it is the adjoint of the very operations that
-    `project` runs. It smears images back; it is not the inverse, see `cryonb.physics.reconstruct`.
-
-    Parameters
-    ----------
-    images : torch.Tensor, shape (n, y, x)
-        Square images.
-    rotations, shifts_px, batch_size, padding, image_padding
-        As in `project`.
-
-    Returns
-    -------
-    torch.Tensor of float32, shape (z, y, x)
-
-    Raises
-    ------
-    ValueError
-        If the images are not square or their number differs from that of the poses.
-    """
-    box = check_cubic(images, 2)
-    rotations, shifts_px = check_poses(rotations, shifts_px, images.device)
-    if len(images) != len(rotations):
-        raise ValueError(f"{len(images)} images but {len(rotations)} rotations: pass one per image")
-    with torch.enable_grad():
-        volume = torch.zeros(1, box, box, box, device=images.device, requires_grad=True)
-        volume_ft = _padded_ft(volume, _even(padding * box))
-        leaf = volume_ft.detach().requires_grad_()
-        batches = (t.split(batch_size) for t in (rotations, shifts_px, images.float()))
-        for r, s, y in zip(*batches, strict=True):
-            _slices(leaf, r, s, image_padding * box, box).backward(y[None])
-        volume_ft.backward(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
-    return volume.grad[0]
-
-
-def _even(n: int) -> int:
-    return n + n % 2
 
 
 def shift_phases(shifts_px: torch.Tensor, size: int) -> torch.Tensor:

@@ -20,17 +20,16 @@ def reconstruct(
     symmetry: str = "C1",
     *,
     batch_size: int = 64,
-    padding: int = 2,
     weight_floor: float = 1e-3,
 ) -> torch.Tensor:
     """Reconstruct a volume from images with known poses.
 
-    Each image's transform is a central slice; it is laid trilinearly into the padded transform of
-    the volume, and every Fourier voxel becomes the least-squares mean of what fell near it,
-    ``V(k) = sum CTF X / max(sum CTF^2, floor)``. The floor, `weight_floor` times the mean of its
-    shell, keeps rarely seen voxels from blowing up, as in relion_reconstruct. Dividing by
-    the trilinear kernel's transform, sinc^2, then removes its envelope, and `flatten_corners` the
-    noise where no molecule can be.
+    Each image's transform is a central slice; it is laid trilinearly into the transform of the
+    volume, padded twofold, and every Fourier voxel becomes the least-squares mean of what fell near
+    it, ``V(k) = sum CTF X / max(sum CTF^2, floor)``. The floor, `weight_floor` times the mean of
+    its shell, keeps rarely seen voxels from blowing up, as in relion_reconstruct. Dividing by the
+    trilinear kernel's transform, sinc^2, then removes its envelope, and `flatten_corners` the noise
+    where no molecule can be.
 
     Parameters
     ----------
@@ -45,8 +44,6 @@ def reconstruct(
         Every image is inserted with all its mates.
     batch_size : int
         Images at a time; memory grows with it.
-    padding : int
-        Padding of the volume.
     weight_floor : float
         Smallest weight relative to the mean of its shell.
 
@@ -69,7 +66,7 @@ def reconstruct(
     batches = (
         (images[b], rotations[b], shifts_px[b], None if ctf is None else ctf[b]) for b in parts
     )
-    return reconstruct_batches(batches, symmetry, padding=padding, weight_floor=weight_floor)
+    return reconstruct_batches(batches, symmetry, weight_floor=weight_floor)
 
 
 def reconstruct_halves(
@@ -82,11 +79,7 @@ def reconstruct_halves(
 
 @torch.no_grad()
 def reconstruct_batches(
-    batches: Iterable[tuple],
-    symmetry: str = "C1",
-    *,
-    padding: int = 2,
-    weight_floor: float = 1e-3,
+    batches: Iterable[tuple], symmetry: str = "C1", *, weight_floor: float = 1e-3
 ) -> torch.Tensor:
     """Do as `reconstruct` from a stream of batches, holding one of them at a time.
 
@@ -94,7 +87,7 @@ def reconstruct_batches(
     ----------
     batches : iterable of tuple
         ``(images, rotations, shifts_px or None, ctf or None)``; trailing None may be left out.
-    symmetry, padding, weight_floor
+    symmetry, weight_floor
         As in `reconstruct`.
 
     Returns
@@ -112,8 +105,8 @@ def reconstruct_batches(
         shifts_px, ctf = (*rest, None, None)[:2]
         if sums is None:
             box = check_cubic(images, 2)
-            padded = padding * box + padding * box % 2
-            shape = padded, padded, padded // 2 + 2  # one spare column beyond Nyquist
+            padded = 2 * box
+            shape = padded, padded, box + 2  # one spare column beyond Nyquist
             sums = [torch.zeros(shape, dtype=t, device=images.device) for t in (torch.cfloat, None)]
         if images.shape[-2:] != (box, box):
             raise ValueError(f"batches mix {box} px with {tuple(images.shape[-2:])}: use one box")
@@ -236,20 +229,15 @@ def _solve(
     return pad_centred(volume / sinc2_envelope(padded, volume.device), box, dims=3)
 
 
-def flatten_corners(volume: torch.Tensor, edge_px: float = 3.0) -> torch.Tensor:
-    """Set what lies outside the sphere in the box to its mean, with a cosine edge.
+def flatten_corners(volume: torch.Tensor) -> torch.Tensor:
+    """Set what lies outside the sphere in the box (z, y, x) to its mean, with a cosine edge.
 
     A molecule that fits the box in every pose lies inside. Outside is half of the box, and noise
-    alone, which would count in every FSC of the whole box. relion_reconstruct does the same.
-
-    Parameters
-    ----------
-    volume : torch.Tensor, shape (z, y, x)
-    edge_px : float
-        Width of the edge, from the sphere of diameter n outwards.
+    alone, which would count in every FSC of the whole box. relion_reconstruct does the same. The
+    edge goes from the sphere of diameter n 3 px outwards.
     """
     box = check_cubic(volume, 3)
     k = torch.arange(box, device=volume.device) - box // 2
     radius = (k.square() + k[:, None].square() + k[:, None, None].square()).sqrt()
-    outside = 0.5 - 0.5 * torch.cos(torch.pi * ((radius - box / 2) / edge_px).clamp(0, 1))
+    outside = 0.5 - 0.5 * torch.cos(torch.pi * ((radius - box / 2) / 3).clamp(0, 1))
     return torch.lerp(volume, (outside * volume).sum() / outside.sum(), outside)

@@ -21,8 +21,8 @@ from cryonb.base.workers import in_processes
 from cryonb.data import molecules
 from cryonb.data.maps import level_and_scale
 from cryonb.data.volumes import Volume
-from cryonb.physics.ctf import ctf
-from cryonb.physics.fourier import filter_radially, fourier_crop, low_pass
+from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.fourier import filter_radially, fourier_crop, low_pass, radial_frequency
 from cryonb.physics.projection import shift_images
 from cryonb.physics.reconstruct import flatten_corners
 from cryonb.simulation.masks import micelle
@@ -189,15 +189,14 @@ def _of_molecule(
         transfer = _transfer(views, box, pixel_A, rng, generator)
     else:
         transfer = transfer[torch.randint(len(transfer), (views,), generator=generator)]
-    both = torch.fft.irfft2(torch.fft.rfft2(both) * transfer, s=(box, box))
+    both = apply_ctf(both, transfer)
     both = both / both[0].std() * torch.exp(0.2 * torch.randn(views, 1, 1, generator=generator))
     return both[0].numpy(), both[1].numpy()
 
 
 def _transfer(n: int, box: int, pixel_A: float, rng, generator) -> torch.Tensor:
     """``|CTF|`` times a whitening filter, rfft layout (n or 1, y, x // 2 + 1)."""
-    ky, kx = torch.fft.fftfreq(box)[:, None], torch.fft.rfftfreq(box)
-    f = (ky**2 + kx**2).sqrt()
+    f = radial_frequency(box, 2)
     strength, width = rng.exponential(2.0), np.exp(rng.uniform(np.log(0.02), np.log(0.3)))
     whitening = (1 + strength * torch.exp(-((f / width) ** 2))).rsqrt()
     if rng.random() < 0.25:
