@@ -24,6 +24,14 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def existing(path: str | os.PathLike) -> Path:
+    """Path of a file to read; FileNotFoundError if there is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: check the path")
+    return path
+
+
 def check_writable(out: str | os.PathLike) -> None:
     """Refuse an output that could not be written, before the work and not after it."""
     folder = Path(out).resolve().parent

@@ -7,12 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import psutil
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 INSTALL = "pip install 'cryonb[cluster]'"
 
@@ -50,8 +46,8 @@ def in_processes(call: Callable, n: int, workers: int) -> Iterator:
 
 
 @contextmanager
-def connect(scheduler) -> Iterator[Client]:
-    """Give a client of a dask scheduler: an address ``tcp://host:8786``, or a cluster.
+def connect(scheduler) -> Iterator:
+    """Give a dask client of a scheduler: an address ``tcp://host:8786``, or a cluster.
 
     Raises
     ------

@@ -12,7 +12,7 @@ import mrcfile
 import numpy as np
 import torch
 
-from cryonb.base.files import beside
+from cryonb.base.files import beside, existing
 
 # What says where a map lies and whose it is.
 KEPT_FIELDS = (
@@ -46,16 +46,13 @@ def read_placed_map(
     The place is the header's ORIGIN, or NSTART voxels where ORIGIN is zero; both count along x, y
     and z, whatever order MAPC, MAPR and MAPS give to columns, rows and sections.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}: check the path.")
+    path = existing(path)
     try:
         with mrcfile.open(path, permissive=False) as mrc:
             data, header, size = np.array(mrc.data), mrc.header.copy(), mrc.voxel_size.copy()
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole MRC map ({error}): get the file again.") from error
-    order = [int(header[name]) for name in ("maps", "mapr", "mapc")]  # axis of each data dimension
-    order = order if any(order) else [3, 2, 1]  # some programs leave them empty
+    order = _axis_order(header)
     if data.ndim != 3 or np.iscomplexobj(data) or sorted(order) != [1, 2, 3]:
         raise ValueError(f"{path} holds {data.dtype} of shape {data.shape}: give a real 3D map.")
     if not np.isfinite(data).all():
@@ -77,6 +74,12 @@ def read_placed_map(
     first_A = origin if origin.any() else start * voxel[0]
     grid = np.ascontiguousarray(data.transpose(to_zyx), dtype=np.float32)
     return torch.from_numpy(grid), voxel[0], tuple(first_A.tolist())
+
+
+def _axis_order(header: np.void) -> list[int]:
+    """Which of x, y, z (1, 2, 3) sections, rows and columns are; some programs leave them empty."""
+    order = [int(header[name]) for name in ("maps", "mapr", "mapc")]
+    return order if any(order) else [3, 2, 1]
 
 
 def check_one_cube(path: str | os.PathLike, map: torch.Tensor) -> None:
@@ -103,6 +106,13 @@ def write_map(path: str | os.PathLike, map: torch.Tensor, pixel_size_A: float) -
         mrc.voxel_size = pixel_size_A
 
 
+def write_stack(path: str | os.PathLike, images: torch.Tensor, pixel_size_A: float) -> None:
+    """Write images (n, y, x) as a float32 MRC stack, as `write_map` writes a volume."""
+    with _new_file(path, images.detach().cpu().numpy()) as mrc:
+        mrc.set_image_stack()
+        mrc.voxel_size = pixel_size_A
+
+
 @contextmanager
 def _new_file(path: str | os.PathLike, data: np.ndarray) -> Iterator[mrcfile.mrcfile.MrcFile]:
     """Give an MRC file of these float32 data, written beside its place; its header can be set."""
@@ -111,8 +121,10 @@ def _new_file(path: str | os.PathLike, data: np.ndarray) -> Iterator[mrcfile.mrc
             mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))
             yield mrc
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"Could not write {path} ({reason}): free space or change folder.") from error
+        raise OSError(
+            f"could not write {path} ({error.strerror or error}): free some space or choose "
+            "another folder"
+        ) from error
 
 
 def write_map_like(
@@ -132,9 +144,7 @@ def write_map_like(
     """
     with mrcfile.open(like, permissive=False) as mrc:
         header, extended = mrc.header.copy(), mrc.extended_header.copy()
-        order = [int(header[name]) for name in ("maps", "mapr", "mapc")]
-        order = order if any(order) else [3, 2, 1]
-        data = map.detach().cpu().numpy().transpose([3 - axis for axis in order])
+        data = map.detach().cpu().numpy().transpose([3 - axis for axis in _axis_order(header)])
         if data.shape != mrc.data.shape:
             raise ValueError(f"A map of {data.shape} voxels has no place in {like}.")
     with _new_file(path, data) as mrc:

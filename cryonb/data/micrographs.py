@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter1d
 from scipy.optimize import minimize
 from skimage.feature import peak_local_max
 
+from cryonb.base.files import existing
 from cryonb.data.fetch import fetch
 from cryonb.data.maps import write_map
 from cryonb.data.volumes import Volume, load_volume
@@ -104,11 +105,8 @@ def read_micrograph(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
     FileNotFoundError, ValueError
         No such file; damaged; a movie, a stack or a volume; no pixel size; NaN.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: check the path of the micrograph")
     try:
-        with mrcfile.open(path) as mrc:
+        with mrcfile.open(existing(path)) as mrc:
             data, pixel_A = np.array(mrc.data), float(mrc.voxel_size.x)
     except ValueError as error:
         raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error

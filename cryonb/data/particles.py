@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import starfile
 import torch
 
-from cryonb.data.star import ANGLES, ORIGINS, Stacks, read_tables, write_star
+from cryonb.base.files import beside
+from cryonb.data.maps import write_stack
+from cryonb.data.star import ANGLES, ORIGINS, Stacks, image_names, read_tables
 from cryonb.physics.ctf import ctf
 from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.geometry import euler_to_matrix, matrix_to_euler
@@ -222,7 +225,7 @@ def particles_from_arrays(
     for name, values in columns.items():
         if values is not None and len(values) != n:
             raise ValueError(f"{len(values)} {name} but {n} images: pass one per image")
-    table = pd.DataFrame({"rlnImageName": [f"{i + 1:06d}@particles.mrcs" for i in range(n)]})
+    table = pd.DataFrame({"rlnImageName": image_names(n, "particles.mrcs")})
     table["rlnMicrographName"] = "simulated.mrc"
     table["rlnOpticsGroup"] = 1
     angles = matrix_to_euler(torch.as_tensor(rotations).double().cpu().reshape(n, 3, 3))
@@ -251,14 +254,8 @@ def particles_from_arrays(
 def write_particles(particles: Particles, star_path: str | os.PathLike) -> Path:
     """Write `name.star` and the stack `name.mrcs` beside it.
 
-    Both are written under other names and renamed when complete. Image names are relative to the
-    STAR file, so run RELION in its folder.
-
-    Parameters
-    ----------
-    particles : Particles
-    star_path : path
-        Ends in `.star`; the folder is made if needed.
+    Both are written under other names and renamed when complete; the folder is made if needed.
+    Image names are relative to the STAR file, so run RELION in its folder.
 
     Returns
     -------
@@ -272,9 +269,20 @@ def write_particles(particles: Particles, star_path: str | os.PathLike) -> Path:
     OSError
         If the disk is full or not writable; no half-written file is left.
     """
-    return write_star(
-        star_path, particles.images, particles.optics, particles.table, particles.pixel_size_A
-    )
+    star_path = Path(star_path)
+    if star_path.suffix != ".star" or len(star_path.name.split()) != 1:
+        raise ValueError(f"{star_path.name!r} is no STAR file name: end in .star, without blanks")
+    stack_path = star_path.with_suffix(".mrcs")
+    names = image_names(len(particles), stack_path.name)
+    blocks = {
+        "optics": particles.optics.assign(rlnImageSize=particles.box_size),
+        "particles": particles.table.assign(rlnImageName=names),
+    }
+    star_path.parent.mkdir(parents=True, exist_ok=True)
+    with beside(star_path) as part:
+        starfile.write(blocks, part)
+        write_stack(stack_path, particles.images, particles.pixel_size_A)
+    return star_path
 
 
 def read_particles(star_path: str | os.PathLike) -> Particles:

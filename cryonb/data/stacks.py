@@ -17,9 +17,16 @@ import pandas as pd
 import starfile
 import torch
 
-from cryonb.base.files import NOT_DETERMINED, beside, check_writable
+from cryonb.base.files import NOT_DETERMINED, beside, check_writable, existing
 from cryonb.data.particles import CTF_APPLIED, Particles
-from cryonb.data.star import Stacks, modern_tables, open_stack, particle_block, read_blocks
+from cryonb.data.star import (
+    Stacks,
+    image_names,
+    modern_tables,
+    open_stack,
+    particle_block,
+    read_blocks,
+)
 
 STACKS = (".mrcs", ".mrc", ".st")
 HEADER = 1024  # bytes of an MRC header
@@ -54,15 +61,11 @@ def open_source(path: str | os.PathLike) -> Source:
         blocks = read_blocks(path)
         optics, table = modern_tables(blocks, path)
         return Source(path, blocks, optics, table, Stacks(table["rlnImageName"], path))
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: check the path of the stack")
-    with open_stack(path.name, path) as mrc:
+    with open_stack(path.name, existing(path)) as mrc:
         count, pixel_A = (len(mrc.data) if mrc.data.ndim == 3 else 1), float(mrc.voxel_size.x)
-    names = [f"{i + 1:06d}@{path.name}" for i in range(count)]
-    table = pd.DataFrame({"rlnImageName": names, "rlnOpticsGroup": 1})
-    optics = pd.DataFrame(
-        {"rlnOpticsGroup": [1], "rlnImagePixelSize": [pixel_A or 1.0], CTF_APPLIED: [0]}
-    )
+    table = pd.DataFrame({"rlnImageName": image_names(count, path.name), "rlnOpticsGroup": 1})
+    group = {"rlnOpticsGroup": 1, "rlnImagePixelSize": pixel_A or 1.0, CTF_APPLIED: 0}
+    optics = pd.DataFrame([group])
     return Source(path, {}, optics, table, Stacks(table["rlnImageName"], path))
 
 
@@ -158,7 +161,7 @@ def write_star(out: Path, source: Source, paths: list[Path]) -> None:
     """Write the input's blocks with the names of the new images, and say what was written."""
     if source.blocks:
         key = particle_block(source.blocks, source.path)
-        names = [f"{i + 1:06d}@{paths[0].name}" for i in range(len(source.table))]
+        names = image_names(len(source.table), paths[0].name)
         blocks = source.blocks | {key: source.blocks[key].assign(rlnImageName=names)}
         with beside(out) as part:
             starfile.write(blocks, part)

@@ -1,4 +1,4 @@
-"""STAR files and stacks of RELION, read with every check and written all or nothing."""
+"""STAR files and stacks of RELION, read with every check."""
 
 from __future__ import annotations
 
@@ -11,53 +11,22 @@ import pandas as pd
 import starfile
 import torch
 
-from cryonb.base.files import beside
+from cryonb.base.files import existing
 
 ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
 OPTICS = ["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]
 ORIGINS = ["rlnOriginYAngst", "rlnOriginXAngst"]  # (y, x), as in shifts_px
 
 
-def write_star(
-    star_path: str | os.PathLike,
-    images: torch.Tensor,
-    optics: pd.DataFrame,
-    table: pd.DataFrame,
-    pixel_size_A: float,
-) -> Path:
-    """Write the tables and, beside them, the stack; see `cryonb.data.particles.write_particles`."""
-    star_path = Path(star_path)
-    if star_path.suffix != ".star" or len(star_path.name.split()) != 1:
-        raise ValueError(f"{star_path.name!r} is no STAR file name: end in .star, without blanks")
-    stack_path = star_path.with_suffix(".mrcs")
-    names = [f"{i + 1:06d}@{stack_path.name}" for i in range(len(images))]
-    blocks = {
-        "optics": optics.assign(rlnImageSize=images.shape[-1]),
-        "particles": table.assign(rlnImageName=names),
-    }
-    try:
-        star_path.parent.mkdir(parents=True, exist_ok=True)
-        with beside(star_path) as star_part, beside(stack_path) as stack_part:
-            with mrcfile.new(stack_part, overwrite=True) as mrc:
-                mrc.set_data(images.detach().cpu().numpy().astype(np.float32, copy=False))
-                mrc.set_image_stack()
-                mrc.voxel_size = pixel_size_A
-            starfile.write(blocks, star_part)
-    except OSError as error:
-        raise OSError(
-            f"could not write {star_path} and its stack ({error.strerror or error}): "
-            "free some space or choose another folder"
-        ) from error
-    return star_path
+def image_names(n: int, stack: str) -> list[str]:
+    """Names of all images of a stack: 000001@stack, 000002@stack, ..."""
+    return [f"{i:06d}@{stack}" for i in range(1, n + 1)]
 
 
 def read_blocks(star_path: str | os.PathLike) -> dict[str, pd.DataFrame]:
     """Return all tables of a STAR file as they stand; FileNotFoundError, ValueError if none."""
-    star_path = Path(star_path)
-    if not star_path.is_file():
-        raise FileNotFoundError(f"{star_path} does not exist: check the path of the STAR file")
     try:
-        blocks = starfile.read(star_path, always_dict=True)
+        blocks = starfile.read(existing(star_path), always_dict=True)
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"{star_path} is not a readable STAR file ({error})") from error
     return {
@@ -88,15 +57,18 @@ def modern_tables(
     optics = blocks.get("optics")
     if optics is None:
         optics, table = _upgraded(table, star_path)
-    missing = {"rlnOpticsGroup"} - set(table) | {"rlnOpticsGroup", "rlnImagePixelSize"} - set(
-        optics
-    )
-    if missing:
-        raise ValueError(f"{star_path} lacks {', '.join(sorted(missing))}: add these columns")
+    _require(["rlnOpticsGroup"], table, star_path)
+    _require(["rlnOpticsGroup", "rlnImagePixelSize"], optics, star_path)
     unknown = set(table["rlnOpticsGroup"]) - set(optics["rlnOpticsGroup"])
     if unknown:
         raise ValueError(f"{star_path} has particles of optics group {unknown}, not listed: add it")
     return optics, table
+
+
+def _require(columns: list[str], table: pd.DataFrame, star_path) -> None:
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise ValueError(f"{star_path} lacks {', '.join(missing)}: add these columns")
 
 
 def _upgraded(table: pd.DataFrame, star_path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -123,9 +95,7 @@ def _upgraded(table: pd.DataFrame, star_path) -> tuple[pd.DataFrame, pd.DataFram
 def read_tables(star_path: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return optics and particle table with poses; see `cryonb.data.particles.read_particles`."""
     optics, table = modern_tables(read_blocks(star_path), star_path)
-    missing = {*ANGLES, *ORIGINS} - set(table)
-    if missing:
-        raise ValueError(f"{star_path} lacks {', '.join(sorted(missing))}: add these columns")
+    _require([*ANGLES, *ORIGINS], table, star_path)
     return optics, table
 
 

@@ -16,6 +16,7 @@ import torch
 from scipy.fft import next_fast_len
 from scipy.spatial import KDTree
 
+from cryonb.base.files import existing
 from cryonb.data import molecules
 from cryonb.data.fetch import fetch, is_volume
 from cryonb.data.maps import read_placed_map, resample
@@ -122,9 +123,7 @@ def read_atoms(path: str | os.PathLike, *, centre: bool = True) -> molecules.Ato
     FileNotFoundError, ValueError
         No such file; not readable, or without atoms.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}: check the path.")
+    path = existing(path)
     try:
         structure = gemmi.read_structure(str(path))
     except (RuntimeError, ValueError, OSError, EOFError) as error:

@@ -41,9 +41,7 @@ class Match:
     rotations: torch.Tensor
 
 
-def best_match(
-    images: torch.Tensor, volume: torch.Tensor, templates: Templates, batch_size: int = 4
-) -> Match:
+def best_match(images: torch.Tensor, volume: torch.Tensor, templates: Templates) -> Match:
     """Find the projection of a molecule that each image (n, y, x) resembles most, over all poses.
 
     `templates` are those of `volume`, see `cryonb.poses.templates.volume_templates`.
@@ -52,7 +50,7 @@ def best_match(
     total = float(volume.sum())  # of every projection: its mean is taken off, too
     norms = energy(templates.target).sum(1) - total**2 / images[0].numel()
     best, turns = [], templates.turns
-    for b in torch.arange(len(images)).split(batch_size):
+    for b in torch.arange(len(images)).split(4):
         products = products_over_turns(x[:, b], templates.target, turns)  # (b, m, turns)
         best.append((products / norms.sqrt()[:, None]).flatten(1).argmax(1))
     best = torch.cat(best)

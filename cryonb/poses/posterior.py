@@ -105,16 +105,8 @@ def posterior(
     ValueError
         Another box, NaN, or a sigma that is not positive.
     """
-    box = templates.box_size
-    if noisy.ndim != 3 or noisy.shape[-2:] != (box, box):
-        raise ValueError(f"particles of shape {tuple(noisy.shape)}: the templates have {box} px")
-    if not len(noisy):
-        raise ValueError("there are no particles: give at least one")
-    if not sigma > 0:
-        raise ValueError(f"sigma is {sigma}: give the positive deviation of the white noise")
-    if not noisy.isfinite().all():
-        raise ValueError("the particles hold NaN or infinite pixels: leave such images out")
-    turns, device = templates.turns, templates.observed.device
+    box, turns, device = templates.box_size, templates.turns, templates.observed.device
+    _check_particles(noisy, sigma, box)
     kept, m, _ = templates.observed.shape
     n, number = len(noisy), torch.arange(m, device=device)
     norms = energy(templates.observed)  # (m, rings)
@@ -154,6 +146,17 @@ def posterior(
         evidence,
         log_weight - log_weight.logsumexp(1, keepdim=True),
     )
+
+
+def _check_particles(noisy: torch.Tensor, sigma: float, box: int) -> None:
+    if noisy.ndim != 3 or noisy.shape[-2:] != (box, box):
+        raise ValueError(f"particles of shape {tuple(noisy.shape)}: the templates have {box} px")
+    if not len(noisy):
+        raise ValueError("there are no particles: give at least one")
+    if not sigma > 0:
+        raise ValueError(f"sigma is {sigma}: give the positive deviation of the white noise")
+    if not noisy.isfinite().all():
+        raise ValueError("the particles hold NaN or infinite pixels: leave such images out")
 
 
 def _on_rings(shells: torch.Tensor, box: int) -> torch.Tensor:

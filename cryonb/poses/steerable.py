@@ -26,6 +26,12 @@ def _orders(box: int) -> int:
     return int(np.ceil(np.pi * box / 2)) + 8
 
 
+def _rings(box: int) -> tuple[np.ndarray, np.ndarray]:
+    """Radii of the rings between 0 and 1/2 cycles per pixel, and their widths: Gauss-Legendre."""
+    nodes, weights = np.polynomial.legendre.leggauss(int(np.ceil(0.8 * box)) + 8)
+    return (nodes + 1) / 4, weights / 4
+
+
 @lru_cache(maxsize=4)
 def _bessel(box: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tables for a box: J (k, rings, radii), radius number and angle of each pixel, pixel index.
@@ -33,8 +39,7 @@ def _bessel(box: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.T
     Ring k's row carries the square root of its quadrature weight ``2 pi rho drho``, so that
     products of images are plain sums of products of coefficients.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(int(np.ceil(0.8 * box)) + 8)
-    rho, drho = (nodes + 1) / 4, weights / 4  # 0 ... 1/2 cycles per pixel
+    rho, drho = _rings(box)
     at = np.arange(box) - box // 2
     squared = (at[:, None] ** 2 + at**2).ravel()
     inside = np.flatnonzero(squared <= (box // 2) ** 2)
@@ -54,8 +59,7 @@ def _bessel(box: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.T
 
 def ring_frequencies(box: int) -> torch.Tensor:
     """Radii of the rings, in cycles per pixel: (rings,)."""
-    nodes, _ = np.polynomial.legendre.leggauss(int(np.ceil(0.8 * box)) + 8)
-    return torch.from_numpy((nodes + 1) / 4).float()
+    return torch.from_numpy(_rings(box)[0]).float()
 
 
 def _basis(box: int, k: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

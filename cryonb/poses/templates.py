@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from cryonb.physics.geometry import euler_to_matrix, symmetry_rotations
 from cryonb.physics.projection import project
@@ -91,14 +92,13 @@ def volume_templates(
     directions_deg : Tensor (m, 2), optional
         Some rows of the grid; default all of it.
     """
-    directions = directions_deg
-    if directions is None:
-        directions = view_directions(spacing_deg, symmetry)
-    angles = torch.cat([directions, torch.zeros(len(directions), 1)], dim=1)
-    rotations = euler_to_matrix(angles).to(target.device)
+    if directions_deg is None:
+        directions_deg = view_directions(spacing_deg, symmetry)
+    rotations = euler_to_matrix(F.pad(directions_deg, (0, 1))).to(target.device)  # psi = 0
     maps = target[None] if structure is None else torch.stack([target, target + structure])
     found = _coefficients(lambda rows: project(maps, rotations[rows]), len(rotations))
-    return Templates(found[0], found[-1], directions, target.shape[-1], _turns(found, spacing_deg))
+    turns = _turns(found, spacing_deg)
+    return Templates(found[0], found[-1], directions_deg, target.shape[-1], turns)
 
 
 def _coefficients(images, m: int) -> torch.Tensor:
@@ -106,19 +106,15 @@ def _coefficients(images, m: int) -> torch.Tensor:
 
     Angular orders with less than 1e-5 of the energy, far out for a compact particle, are left out.
     """
-    few = torch.linspace(0, m - 1, min(m, 128)).long()
-    first = analyse(images(few)[0])
+    few = images(torch.linspace(0, m - 1, min(m, 128)).long())
+    first = analyse(few[0])
     power = first.abs().square().sum((1, 2))
     orders = 1 + int((power.flip(0).cumsum(0).flip(0) > 1e-5 * power.sum()).sum())
-    pieces = torch.arange(m).split(1024)
-    out = None
-    for rows in pieces:
-        stacks = images(rows)
-        if out is None:
-            shape = len(stacks), min(orders, len(first)), m, first.shape[-1]
-            out = first.new_empty(shape)
-        for i, stack in enumerate(stacks):
-            out[i, :, rows] = analyse(stack, out.shape[1])
+    orders = min(orders, len(first))
+    out = first.new_empty(len(few), orders, m, first.shape[-1])
+    for rows in torch.arange(m).split(1024):
+        for i, stack in enumerate(images(rows)):
+            out[i, :, rows] = analyse(stack, orders)
     return out
 
 
@@ -168,8 +164,7 @@ def every_pose(templates: Templates) -> torch.Tensor:
 
 def view_axes(directions_deg: torch.Tensor) -> torch.Tensor:
     """Unit vectors (m, 3), x, y, z in the molecule, of directions (m, 2), rot and tilt."""
-    angles = torch.cat([directions_deg, torch.zeros(len(directions_deg), 1)], dim=1)
-    return euler_to_matrix(angles)[..., 2]
+    return euler_to_matrix(F.pad(directions_deg, (0, 1)))[..., 2]  # psi = 0
 
 
 def neighbours(

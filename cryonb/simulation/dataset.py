@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mrcfile
-import numpy as np
 import torch
 
-from cryonb.data.maps import read_map, write_map
+from cryonb.data.maps import read_map, write_map, write_stack
 from cryonb.data.particles import Particles, particles_from_arrays, read_particles, write_particles
 from cryonb.data.volumes import Volume
 from cryonb.evaluation.metrics import score, structural_noise_residual
@@ -131,6 +130,7 @@ def write_dataset(
     }
     if _holds(folder, manifest, volume):
         return folder
+    pixel = volume.pixel_size_A
     manifest["scale"] = scale = clean_scale(volume)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -141,8 +141,7 @@ def write_dataset(
             images = simulate_images(
                 volume, counts[split], amounts, generator, scale=scale, defocus_um=defocus_um
             )
-            _write_split(part, split, images, volume.pixel_size_A, sigma, generator)
-        pixel = volume.pixel_size_A
+            _write_split(part, split, images, pixel, sigma, generator)
         write_map(part / "volume.mrc", volume.map / scale, pixel)
         write_map(part / "mask.mrc", soft_mask(volume.map, pixel), pixel)
         belt = amounts.micelle * micelle(volume) if amounts.micelle else volume.map * 0
@@ -186,27 +185,13 @@ def _write_split(
 ) -> None:
     observed = images.observed(pixel)
     noisy = observed + sigma * torch.randn(observed.shape, generator=generator)
-    half = torch.arange(len(noisy)) % 2 + 1
-    for name, stack in (("clean", images.clean), ("noisy", noisy)):
-        applied = name == "noisy" and images.defocus_um is not None
-        particles = particles_from_arrays(
-            stack,
-            images.rotations,
-            pixel,
-            half=half,
-            defocus_um=images.defocus_um,
-            ctf_applied=applied,
-        )
-        write_particles(particles, folder / f"{split}_{name}.star")
+    half, defocus = torch.arange(len(noisy)) % 2 + 1, images.defocus_um
+    particles = particles_from_arrays(noisy, images.rotations, pixel, half=half, defocus_um=defocus)
+    write_particles(particles, folder / f"{split}_noisy.star")
+    clean = particles.with_images(images.clean, ctf_applied=False)
+    write_particles(clean, folder / f"{split}_clean.star")
     if images.structure.any():
-        _write_stack(folder / f"{split}_structure.mrcs", images.structure, pixel)
-
-
-def _write_stack(path: Path, images: torch.Tensor, pixel_size_A: float) -> None:
-    with mrcfile.new(path, overwrite=True) as mrc:
-        mrc.set_data(np.ascontiguousarray(images.numpy(), dtype=np.float32))
-        mrc.set_image_stack()
-        mrc.voxel_size = pixel_size_A
+        write_stack(folder / f"{split}_structure.mrcs", images.structure, pixel)
 
 
 def read_dataset(folder: str | os.PathLike) -> Dataset:
@@ -234,7 +219,7 @@ def _read_split(folder: Path, split: str, pixel_size_A: float) -> Split:
     path = folder / f"{split}_structure.mrcs"
     structure = torch.zeros_like(clean.images)
     if path.is_file():
-        structure = torch.from_numpy(np.array(mrcfile.read(path), dtype=np.float32))
+        structure = torch.from_numpy(mrcfile.read(path))
     images = Images(
         clean.images, structure, clean.rotations, noisy.defocus_um if noisy.ctf_applied else None
     )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from scipy import ndimage
 from scipy.spatial import KDTree
 from skimage.filters import threshold_otsu
 
-if TYPE_CHECKING:
-    from cryonb.data.volumes import Volume
+from cryonb.data.volumes import Volume
 
 
 def soft_mask(
