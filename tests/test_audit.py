@@ -52,9 +52,9 @@ def liar(views):
 
 def test_a_projection_matches_itself_in_its_pose(molecule, views):
     rotations, images = views
-    found = best_match(images + 3, molecule, volume_templates(molecule, 6.0))
-    assert found.correlation.mean() > 0.92  # the grid is 6° apart, the blobs are narrow
-    assert angular_distance_deg(found.rotations, rotations).median() < 6
+    likeness, found = best_match(images + 3, molecule, volume_templates(molecule, 6.0))
+    assert likeness.mean() > 0.92  # the grid is 6° apart, the blobs are narrow
+    assert angular_distance_deg(found, rotations).median() < 6
     assert_close(correlation(images, 2 * images + 1), torch.ones(40), atol=1e-5, rtol=0)
     assert correlation(images, images * 0).eq(0).all()
 

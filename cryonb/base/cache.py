@@ -1,4 +1,4 @@
-"""Files that are got once, checked against a sha256 each time, and never half there."""
+"""A cache of files: each made once, checked against a sha256 every time, and never half there."""
 
 from __future__ import annotations
 

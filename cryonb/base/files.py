@@ -1,4 +1,4 @@
-"""Outputs: whether there is room for them, and written beside their place so that none is torn."""
+"""Files: whether they are there, whether there is room, and writing them whole or not at all."""
 
 from __future__ import annotations
 

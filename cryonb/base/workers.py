@@ -1,4 +1,4 @@
-"""Who works on what is done in many pieces: the cores of this machine, or a dask cluster."""
+"""Workers for work in many pieces: processes on this machine, or a dask cluster."""
 
 from __future__ import annotations
 

@@ -25,26 +25,19 @@ from cryonb.poses.templates import Templates, pose_of, volume_templates
 Denoiser = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Match:
-    """The projection of a molecule that each image resembles most.
+def best_match(
+    images: torch.Tensor, volume: torch.Tensor, templates: Templates
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the projection of a molecule that each image (n, y, x) resembles most, over all poses.
 
-    Attributes
-    ----------
+    `templates` are those of `volume`, see `cryonb.poses.templates.volume_templates`.
+
+    Returns
+    -------
     correlation : Tensor (n,)
         Of the image with that projection, both less their mean.
     rotations : Tensor (n, 3, 3)
         Its pose.
-    """
-
-    correlation: torch.Tensor
-    rotations: torch.Tensor
-
-
-def best_match(images: torch.Tensor, volume: torch.Tensor, templates: Templates) -> Match:
-    """Find the projection of a molecule that each image (n, y, x) resembles most, over all poses.
-
-    `templates` are those of `volume`, see `cryonb.poses.templates.volume_templates`.
     """
     x = analyse(images - images.mean((1, 2), keepdim=True), len(templates.target))
     total = float(volume.sum())  # of every projection: its mean is taken off, too
@@ -55,12 +48,12 @@ def best_match(images: torch.Tensor, volume: torch.Tensor, templates: Templates)
         best.append((products / norms.sqrt()[:, None]).flatten(1).argmax(1))
     best = torch.cat(best)
     rotations = pose_of(templates.directions_deg, best // turns, best % turns * (360 / turns))
-    return Match(correlation(images, project(volume, rotations)), rotations)
+    return correlation(images, project(volume, rotations)), rotations
 
 
-def shuffled(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Images with the same power at every frequency and random phases: nothing of a molecule."""
-    return torch.stack([randomise_phases(image, 1, generator) for image in images])
+def shuffled(images: torch.Tensor, generator: torch.Generator, first_shell: int = 1):
+    """Images of the same power at every frequency whose phases are random from a shell on."""
+    return torch.stack([randomise_phases(image, first_shell, generator) for image in images])
 
 
 @dataclass(frozen=True)
@@ -113,15 +106,15 @@ def noise_only(
     noise = sigma * torch.randn(n, *volume.shape[1:], generator=generator)
     images = denoise(noise)
     templates = volume_templates(volume, spacing_deg, symmetry)
-    found = best_match(images, volume, templates)
+    resemblance, poses = best_match(images, volume, templates)
     mean, views = images.mean(0), project(volume, random_rotations(n, generator))
-    control = best_match(mean + shuffled(images - mean, generator), volume, templates)
-    maps = [reconstruct(x, found.rotations, symmetry=symmetry) for x in (images, noise)]
+    control, _ = best_match(mean + shuffled(images - mean, generator), volume, templates)
+    maps = [reconstruct(x, poses, symmetry=symmetry) for x in (images, noise)]
     return NoiseOnly(
         images,
         float(images.var(0).mean() / views.var(0).mean()),
-        float(found.correlation.mean()),
-        float(control.correlation.mean()),
+        float(resemblance.mean()),
+        float(control.mean()),
         *(fsc(map, volume, pixel_size_A) for map in maps),
     )
 
@@ -163,8 +156,8 @@ def pull(
     return Pull(
         images,
         float(correlation(images, clean).mean()),
-        float(best_match(images, volume, templates).correlation.mean()),
-        float(best_match(clean, volume, templates).correlation.mean()),
+        float(best_match(images, volume, templates)[0].mean()),
+        float(best_match(clean, volume, templates)[0].mean()),
     )
 
 
@@ -246,7 +239,7 @@ def reappearance(
     """
     generator = torch.Generator().manual_seed(seed)
     shell = math.ceil(clean.shape[-1] * pixel_size_A / cutoff_A)
-    given = torch.stack([randomise_phases(image, shell, generator) for image in clean])
+    given = shuffled(clean, generator, shell)
     images = denoise(given + sigma * torch.randn(clean.shape, generator=generator))
     frequency, removed = frc(images, clean, pixel_size_A)
     return Reappearance(

@@ -59,8 +59,6 @@ def auto_refine(
     symmetry: str,
     reference_A: float,
     diameter_A: float,
-    shift_px: float = 2.0,
-    seed: int = 1,
 ) -> Refined:
     """Refine poses and half maps of a particle file by relion_refine, its two halves apart.
 
@@ -77,8 +75,6 @@ def auto_refine(
         For everything that RELION writes.
     diameter_A : float
         Of the circle around each particle, outside which images are masked.
-    shift_px : float
-        Range of shifts that are searched at first.
 
     Raises
     ------
@@ -95,12 +91,13 @@ def auto_refine(
         command += " relion_refine_mpi --auto_refine --split_random_halves --norm --scale"
         command += " --flatten_solvent --zero_mask --low_resol_join_halves 40 --pool 30 --pad 1"
         command += " --healpix_order 2 --auto_local_healpix_order 4 --oversampling 1"
-        command += f" --offset_range {shift_px} --offset_step 2 --dont_combine_weights_via_disc"
+        command += " --offset_range 2 --offset_step 2 --dont_combine_weights_via_disc"
+        command += " --random_seed 1"
         command += f" --ini_high {reference_A} --particle_diameter {diameter_A} --sym {symmetry}"
         files = ["--i", star.name, "--ref", folder / "reference.mrc", "--o", folder / "run"]
         ctf = ["--ctf"] if given.ctf_applied else []
         # Image names in a STAR file count from the folder of the call.
-        _call([*command.split(), "--random_seed", seed, *ctf, *files], star.parent)
+        _call([*command.split(), *ctf, *files], star.parent)
     return Refined(*(read_map(half)[0] for half in halves), _poses(folder / "run_data.star", given))
 
 

@@ -11,22 +11,8 @@ from cryonb.evaluation.metrics import check_pair
 from cryonb.physics.fourier import check_cubic, randomise_phases, shell_sum
 
 
-def _correlation(
-    a: torch.Tensor, b: torch.Tensor, pixel_size_A: float, dims: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    check_pair(a, b)
-    n = check_cubic(a, dims)
-    axes = tuple(range(-dims, 0))
-    a_ft, b_ft = torch.fft.rfftn(a.double(), dim=axes), torch.fft.rfftn(b.double(), dim=axes)
-    cross = shell_sum((a_ft * b_ft.conj()).real, dims, n)
-    power = [shell_sum(x.abs().square(), dims, n) for x in (a_ft, b_ft)]
-    product = (power[0] * power[1]).sqrt()
-    value = torch.where(product > 0, cross / product, 0.0)
-    return torch.arange(n // 2 + 1, device=a.device) / (n * pixel_size_A), value
-
-
 def fsc(
-    a: torch.Tensor, b: torch.Tensor, pixel_size_A: float = 1.0
+    a: torch.Tensor, b: torch.Tensor, pixel_size_A: float = 1.0, *, dims: int = 3
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fourier shell correlation of two volumes, from shell 0 to Nyquist.
 
@@ -38,6 +24,8 @@ def fsc(
     a, b : torch.Tensor, shape (..., n, n, n)
     pixel_size_A : float
         Å per pixel.
+    dims : int
+        3 for volumes, 2 for images.
 
     Returns
     -------
@@ -50,14 +38,22 @@ def fsc(
     ValueError
         If shapes differ or are not cubic.
     """
-    return _correlation(a, b, pixel_size_A, 3)
+    check_pair(a, b)
+    n = check_cubic(a, dims)
+    axes = tuple(range(-dims, 0))
+    a_ft, b_ft = (torch.fft.rfftn(x.double(), dim=axes) for x in (a, b))
+    cross = shell_sum((a_ft * b_ft.conj()).real, dims, n)
+    power = [shell_sum(x.abs().square(), dims, n) for x in (a_ft, b_ft)]
+    product = (power[0] * power[1]).sqrt()
+    value = torch.where(product > 0, cross / product, 0.0)
+    return torch.arange(n // 2 + 1, device=a.device) / (n * pixel_size_A), value
 
 
 def frc(
     a: torch.Tensor, b: torch.Tensor, pixel_size_A: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fourier ring correlation of images (..., n, n), see `fsc`."""
-    return _correlation(a, b, pixel_size_A, 2)
+    return fsc(a, b, pixel_size_A, dims=2)
 
 
 def resolution_at(frequency_per_A: torch.Tensor, value: torch.Tensor, threshold: float) -> float:

@@ -1,7 +1,7 @@
 """The truth of a real particle whose structure is known: the projection that is closest to it.
 
-What the noise has done to the choice of the pose is in this truth, too: the weaker the signal, the
-less it is worth. Introduced in: 05_real_data.
+The pose is chosen by the noisy particle, so this truth has errors of its own: the weaker the
+signal, the less it is worth. Introduced in: 05_real_data.
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ def reconstruct_batches(
             box = check_cubic(images, 2)
             padded = 2 * box
             shape = padded, padded, box + 2  # one spare column beyond Nyquist
-            sums = [torch.zeros(shape, dtype=t, device=images.device) for t in (torch.cfloat, None)]
+            kinds = torch.complex64, torch.float32
+            sums = [torch.zeros(shape, dtype=kind, device=images.device) for kind in kinds]
         if images.shape[-2:] != (box, box):
             raise ValueError(f"batches mix {box} px with {tuple(images.shape[-2:])}: use one box")
         rotations, shifts_px = check_poses(rotations, shifts_px, images.device)

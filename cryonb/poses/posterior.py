@@ -307,14 +307,13 @@ def bayes_limit(
     symmetry: str = "C1",
     *,
     spacings_deg: tuple[float, ...] = (4.0, 2.0, 1.4, 1.0, 0.7, 0.5),
-    tolerance: float = 0.02,
     **options,
 ) -> Iterator[tuple[float, Posterior]]:
     """Refine the grid of directions until the denoised images stay where they are.
 
     The predicted error alone is no guide: a grid coarser than the posterior is sure of itself and
     wrong. So the grid is fine enough when the means of two grids in turn differ, in mean square,
-    by less than `tolerance` of the predicted error. Parameters as in `refined`.
+    by less than 2 % of the predicted error. Parameters as in `refined`.
 
     Yields
     ------
@@ -332,7 +331,7 @@ def bayes_limit(
         yield spacing, found
         if before is not None:
             moved = float((found.mean - before.mean).square().mean())
-            if moved < tolerance * float(found.mmse.mean()):
+            if moved < 0.02 * float(found.mmse.mean()):
                 return
         before = found
     raise RuntimeError(

@@ -171,8 +171,8 @@ def neighbours(
     directions_deg: torch.Tensor,
     chosen: torch.Tensor,
     finer_deg: torch.Tensor,
-    radius_deg,
-    symmetry,
+    radius_deg: float,
+    symmetry: str,
 ) -> torch.Tensor:
     """Directions of a finer grid that lie near chosen ones of a coarse grid.
 
@@ -194,7 +194,7 @@ def neighbours(
     some = chosen.any(0)
     coarse, chosen, near = coarse[some], chosen[:, some].float(), []
     for piece in finer.split(1024):
-        mates = torch.stack([piece @ (g @ coarse.T) for g in symmetry_rotations(symmetry).float()])
+        mates = torch.stack([piece @ (g @ coarse.T) for g in symmetry_rotations(symmetry)])
         close = mates.amax(0) > math.cos(math.radians(radius_deg))  # (f, m)
         near.append(chosen @ close.float().T > 0)
     return torch.cat(near, dim=1)

@@ -154,8 +154,10 @@ def _reach_A(atoms: molecules.Atoms) -> float:
 
 
 def coarse_volume(atoms: molecules.Atoms, box_size: int, pixel_size_A: float) -> Volume:
-    """Volume of atoms that are all alike, Gaussians of one B factor: a thirtieth of the time of
-    `cryonb.data.volumes.from_atoms`, and at 2 Å per pixel and more nearly the same shape.
+    """Volume of atoms that are all alike, Gaussians of one B factor.
+
+    It takes a thirtieth of the time of `cryonb.data.volumes.from_atoms`, and has nearly the same
+    shape at 2 Å per pixel and more.
     """
     fine, step_A = 2 * box_size, pixel_size_A / 2
     edges = [(np.arange(fine + 1) - fine // 2 - 0.5) * step_A] * 3

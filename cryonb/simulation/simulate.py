@@ -105,11 +105,13 @@ def neighbours(images: torch.Tensor, mean: float, generator: torch.Generator) ->
     radius, angle = (0.6 + 0.25 * u[:, 0]) * box, 2 * math.pi * u[:, 1]
     moves = torch.stack([radius * torch.sin(angle), radius * torch.cos(angle)], 1).int()
     others = (u[:, 2] * n).long().clamp_max(n - 1)  # float32 may round up to n
+
+    def inside(move: int) -> slice:
+        """What of the box is still in it when the box has been moved."""
+        return slice(max(move, 0), box + min(move, 0))
+
     for i, (dy, dx), k in zip(*(x.tolist() for x in (rows, moves, others)), strict=True):
-        other = images[k]
-        to_y, to_x = slice(max(dy, 0), box + min(dy, 0)), slice(max(dx, 0), box + min(dx, 0))
-        from_y, from_x = slice(max(-dy, 0), box + min(-dy, 0)), slice(max(-dx, 0), box - max(dx, 0))
-        out[i, to_y, to_x] += other[from_y, from_x]
+        out[i, inside(dy), inside(dx)] += images[k, inside(-dy), inside(-dx)]
     return out
 
 
@@ -191,9 +193,9 @@ def simulate_images(
     return Images(clean, structure, rotations, defocus)
 
 
-def clean_scale(volume: Volume, n: int = 512) -> float:
-    """Pooled standard deviation of `n` clean projections at fixed random poses."""
-    return float(project(volume.map, random_rotations(n, torch.Generator().manual_seed(0))).std())
+def clean_scale(volume: Volume) -> float:
+    """Pooled standard deviation of 512 clean projections at fixed random poses."""
+    return float(project(volume.map, random_rotations(512, torch.Generator().manual_seed(0))).std())
 
 
 def noise_sigma(snr: float) -> float:
