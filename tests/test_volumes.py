@@ -262,7 +262,7 @@ def test_damaged_maps(tmp_path):
     (tmp_path / "text.mrc").write_text("not a map")
     (tmp_path / "half.mrc.gz").write_bytes(gzip.compress(whole)[:2000])
     for name in ("half.mrc", "head.mrc", "text.mrc", "half.mrc.gz"):
-        with pytest.raises(ValueError, match="is not a whole MRC map"):
+        with pytest.raises(ValueError, match="is not a whole MRC file"):
             load_volume(tmp_path / name)
 
 

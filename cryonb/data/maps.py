@@ -20,6 +20,18 @@ KEPT_FIELDS = (
 ).split()
 
 
+def read_mrc(path: str | os.PathLike) -> tuple[np.ndarray, np.void, np.recarray]:
+    """Data, header and voxel size of an MRC file (gzipped or not); ValueError if it is damaged."""
+    path = existing(path)
+    try:
+        with mrcfile.open(path, permissive=False) as mrc:
+            return np.array(mrc.data), mrc.header.copy(), mrc.voxel_size.copy()
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} is not a whole MRC file, damaged or cut short ({error}): get it again"
+        ) from error
+
+
 def read_map(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
     """Read an MRC or CCP4 map (gzipped or not), its axes in the order (z, y, x).
 
@@ -46,12 +58,7 @@ def read_placed_map(
     The place is the header's ORIGIN, or NSTART voxels where ORIGIN is zero; both count along x, y
     and z, whatever order MAPC, MAPR and MAPS give to columns, rows and sections.
     """
-    path = existing(path)
-    try:
-        with mrcfile.open(path, permissive=False) as mrc:
-            data, header, size = np.array(mrc.data), mrc.header.copy(), mrc.voxel_size.copy()
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole MRC map ({error}): get the file again.") from error
+    data, header, size = read_mrc(path)
     order = _axis_order(header)
     if data.ndim != 3 or np.iscomplexobj(data) or sorted(order) != [1, 2, 3]:
         raise ValueError(f"{path} holds {data.dtype} of shape {data.shape}: give a real 3D map.")

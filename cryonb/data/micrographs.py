@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import mrcfile
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
@@ -19,9 +18,8 @@ from scipy.ndimage import gaussian_filter, uniform_filter1d
 from scipy.optimize import minimize
 from skimage.feature import peak_local_max
 
-from cryonb.base.files import existing
 from cryonb.data.fetch import fetch
-from cryonb.data.maps import write_map
+from cryonb.data.maps import read_mrc, write_map
 from cryonb.data.volumes import Volume, load_volume
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.fourier import (
@@ -105,19 +103,15 @@ def read_micrograph(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
     FileNotFoundError, ValueError
         No such file; damaged; a movie, a stack or a volume; no pixel size; NaN.
     """
-    try:
-        with mrcfile.open(existing(path)) as mrc:
-            data, pixel_A = np.array(mrc.data), float(mrc.voxel_size.x)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error
+    data, _, size = read_mrc(path)
     data = data[0] if data.ndim == 3 and len(data) == 1 else data
     if data.ndim != 2 or np.iscomplexobj(data):
         raise ValueError(f"{path} holds an array {data.shape}, no micrograph: align movies first")
-    if not pixel_A > 0:
+    if not size.x > 0:
         raise ValueError(f"{path} has no pixel size in its header: set it with mrcfile or RELION")
     if not np.isfinite(data).all():
         raise ValueError(f"{path} holds NaN or infinite pixels: make it again")
-    return remove_hot_pixels(torch.from_numpy(data.astype(np.float32))), pixel_A
+    return remove_hot_pixels(torch.from_numpy(data.astype(np.float32))), float(size.x)
 
 
 def remove_hot_pixels(image: torch.Tensor) -> torch.Tensor:

@@ -151,8 +151,7 @@ def prestin() -> Atoms:
 
 def _assemble(table, n_fold: int, name: str, membrane_z_A: tuple[float, float], seed: int) -> Atoms:
     """Build one subunit, repeat it about z, and centre the whole along z."""
-    angles = 360.0 / n_fold * np.arange(n_fold)[:, None]
-    turns = Rotation.from_euler("z", angles, degrees=True).as_matrix()
+    turns = Rotation.create_group(f"C{n_fold}").as_matrix()
     backbone, is_loop = _trace(table, turns)
     xyz, element, residue = _add_side_chains(backbone, turns, np.random.default_rng(seed))
     mass = np.select([element == e for e in "CNOS"], [12.011, 14.007, 15.999, 32.06])
@@ -288,9 +287,10 @@ def _side_chains(letter: str, n, ca, cb, chi1: np.ndarray, chi2: np.ndarray) -> 
     return np.stack(chain[3:], 1) if chain[3:] else np.empty((len(chi1), 0, 3))
 
 
-def _bond(a, b, c, torsion: np.ndarray, length: float = 1.5, angle: float = 113.0) -> np.ndarray:
+def _bond(a, b, c, torsion: np.ndarray) -> np.ndarray:
     """Positions (ways, 3) of d, bonded to c, with each torsion a-b-c-d in degrees."""
-    angle, torsion = np.radians(angle), np.radians(torsion)[:, None]
+    length, angle = 1.5, np.radians(113.0)  # of a bond in a side chain, in Å
+    torsion = np.radians(torsion)[:, None]
     bc = _unit(c - b)
     normal = _unit(np.cross(b - a, bc))
     along = np.cos(torsion) * np.cross(normal, bc) + np.sin(torsion) * normal

@@ -1,4 +1,4 @@
-"""Particle stacks with their optics and poses, in the words of RELION's two tables."""
+"""Particles in memory, and their files: a STAR file of RELION and the stack beside it."""
 
 from __future__ import annotations
 
@@ -125,6 +125,7 @@ class Particles:
         if not self.ctf_applied or self.defocus_um is None:
             return None
         u, v, angle = self._column(*DEFOCUS).unbind(1)
+        plate = self._column("rlnPhaseShift")[:, 0] if "rlnPhaseShift" in self.table else 0.0
         return ctf(
             self.box_size,
             self.pixel_size_A,
@@ -134,9 +135,7 @@ class Particles:
             voltage_kv=self._optics("rlnVoltage"),
             spherical_aberration_mm=self._optics("rlnSphericalAberration"),
             amplitude_contrast=self._optics("rlnAmplitudeContrast"),
-            phase_shift_deg=self._column("rlnPhaseShift")[:, 0]
-            if "rlnPhaseShift" in self.table
-            else 0,
+            phase_shift_deg=plate,
         )
 
     def with_ctf(self, applied: bool) -> Particles:
@@ -216,13 +215,8 @@ def particles_from_arrays(
     n = len(images)
     if ctf_applied and defocus_um is None:
         raise ValueError("ctf_applied=True needs the defocus: pass defocus_um")
-    columns = {
-        "rotations": rotations,
-        "shifts_px": shifts_px,
-        "half": half,
-        "defocus_um": defocus_um,
-    }
-    for name, values in columns.items():
+    given = {"rotations": rotations, "shifts_px": shifts_px, "half": half, "defocus_um": defocus_um}
+    for name, values in given.items():
         if values is not None and len(values) != n:
             raise ValueError(f"{len(values)} {name} but {n} images: pass one per image")
     table = pd.DataFrame({"rlnImageName": image_names(n, "particles.mrcs")})

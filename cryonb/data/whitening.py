@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from scipy.ndimage import uniform_filter1d
 
 from cryonb.data.particles import Particles
 from cryonb.physics.ctf import apply_ctf
@@ -82,8 +83,7 @@ def measure_noise(
     power_ft = torch.fft.rfft2(flat * soft).abs().square().mean(0) / soft.square().sum()
     spectrum = radial_mean(power_ft, box, dims=2)
     spectrum[:2] = spectrum[2]  # the ramp is gone, and so is its shell
-    ends = torch.cat([spectrum[:1], spectrum, spectrum[-1:]])
-    spectrum = ((ends[:-2] + ends[1:-1] + ends[2:]) / 3).float()
+    spectrum = torch.from_numpy(uniform_filter1d(spectrum.numpy(), 3, mode="nearest")).float()
     found = NoiseModel(spectrum, 1.0, 1, radius_px)
     white, _ = to_network(particles, found)
     left = white[:, _radius(box) > radius_px].var()  # near one; make it one

@@ -76,15 +76,7 @@ def ctf(
 def apply_ctf(images: torch.Tensor, ctf: torch.Tensor) -> torch.Tensor:
     """Multiply the transforms of images by their CTFs, or by any other transfer function.
 
-    Parameters
-    ----------
-    images : torch.Tensor, shape (..., n, y, x)
-    ctf : torch.Tensor, shape (n, y, x // 2 + 1)
-        rfft layout, one per image or one for all.
-
-    Returns
-    -------
-    torch.Tensor, shape (..., n, y, x)
+    Images are (..., n, y, x), CTFs (n, y, x // 2 + 1) in rfft layout, one per image or one for all.
     """
     size = check_cubic(images, 2)
     return torch.fft.irfft2(torch.fft.rfft2(images) * ctf, s=(size, size))

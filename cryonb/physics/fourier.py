@@ -80,20 +80,8 @@ def radial_frequency(box_size: int, dims: int, device: torch.device | str = "cpu
 def shell_index(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
     """Shell number of every Fourier pixel: the rounded radius in units of 1 / box.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Real-space shape `(n, n)` or `(n, n, n)`.
-
-    Returns
-    -------
-    torch.Tensor of int64, shape (n, n // 2 + 1) or (n, n, n // 2 + 1)
-        rfft layout; corners go beyond the Nyquist shell `n // 2`.
-
-    Raises
-    ------
-    ValueError
-        If the sides differ.
+    `shape` is that of real space, (n, n) or (n, n, n); the result has rfft layout, and its corners
+    go beyond the Nyquist shell n // 2. ValueError if the sides differ.
     """
     n = check_cubic(torch.empty(shape, device="meta"), len(shape))
     grid = frequency_grid(n, len(shape), device).double() * n
@@ -109,11 +97,7 @@ def shell_sum(values_ft: torch.Tensor, dims: int, box_size: int) -> torch.Tensor
     Parameters
     ----------
     values_ft : torch.Tensor, shape (..., n, n // 2 + 1) or (..., n, n, n // 2 + 1)
-        Real values.
-    dims : int
-        2 or 3.
-    box_size : int
-        n, real-space pixels a side.
+        Of 2 or 3 `dims`, n being the `box_size` in pixels.
 
     Returns
     -------

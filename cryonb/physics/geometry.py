@@ -31,16 +31,9 @@ def euler_to_matrix(rot_tilt_psi_deg: torch.Tensor) -> torch.Tensor:
 
 
 def matrix_to_euler(rotations: torch.Tensor) -> torch.Tensor:
-    """RELION angles of poses, in degrees; where tilt is 0 or 180, rot is set to 0.
+    """RELION angles (n, 3) of poses (n, 3, 3): rot, tilt, psi in degrees, tilt in [0, 180].
 
-    Parameters
-    ----------
-    rotations : torch.Tensor, shape (n, 3, 3)
-
-    Returns
-    -------
-    torch.Tensor, shape (n, 3)
-        rot, tilt, psi with tilt in [0, 180].
+    Where tilt is 0 or 180, rot is set to 0.
     """
     R = rotations.double()
     sin_tilt = torch.hypot(R[..., 0, 2], R[..., 1, 2])
@@ -57,18 +50,9 @@ def matrix_to_euler(rotations: torch.Tensor) -> torch.Tensor:
 
 
 def random_rotations(n: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Poses drawn uniformly on SO(3), from normal random unit quaternions.
+    """Poses (n, 3, 3) drawn uniformly on SO(3), as unit quaternions from normal random numbers.
 
-    Parameters
-    ----------
-    n : int
-        How many.
-    generator : torch.Generator, optional
-        Source of the random numbers; the same seed gives the same poses, on its device.
-
-    Returns
-    -------
-    torch.Tensor of float32, shape (n, 3, 3)
+    The same seed of the generator gives the same poses, on its device.
     """
     q = torch.randn(n, 4, dtype=torch.float64, **by(generator))
     turns = Rotation.from_quat(q.cpu().numpy(), scalar_first=True)  # brings q to unit length

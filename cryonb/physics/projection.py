@@ -133,18 +133,9 @@ def shift_phases(shifts_px: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def shift_images(images: torch.Tensor, shifts_px: torch.Tensor) -> torch.Tensor:
-    """Move images by Fourier phases; positive shifts move towards larger index, cyclically.
+    """Move square images (n, y, x) by shifts (n, 2), (y, x) in pixels, with Fourier phases.
 
-    Parameters
-    ----------
-    images : torch.Tensor, shape (n, y, x)
-        Square images.
-    shifts_px : torch.Tensor, shape (n, 2)
-        (y, x) in pixels; fractions allowed.
-
-    Returns
-    -------
-    torch.Tensor, shape (n, y, x)
+    Positive shifts move towards larger index, cyclically; fractions are allowed.
     """
     size = check_cubic(images, 2)
     phases = shift_phases(shifts_px.to(images), size)

@@ -33,16 +33,9 @@ SYMMETRIES = (1, 1, 1, 2, 2, 3, 4, 4, 5, 6)  # of the cyclic groups, as often as
 
 
 def random_molecule(rng: np.random.Generator) -> molecules.Atoms:
-    """Draw a molecule of 150 to 4,000 residues; half of those with helices along z are in a slab.
+    """Draw a molecule of 150 to 4,000 residues, its symmetry axis along z: backbone and CB atoms.
 
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    Atoms
-        Backbone and CB atoms, the symmetry axis along z.
+    Half of those with helices along z lie in a membrane.
     """
     n_fold = int(rng.choice(SYMMETRIES))
     residues = np.exp(rng.uniform(np.log(150), np.log(4000))) / n_fold
@@ -51,9 +44,8 @@ def random_molecule(rng: np.random.Generator) -> molecules.Atoms:
     radius = np.linalg.norm(backbone.reshape(-1, 3), axis=1).max()
     if n_fold > 1:  # beside the axis, near enough to touch its neighbour
         backbone = backbone + [rng.uniform(0.5, 0.9) * radius / np.sin(np.pi / n_fold), 0, 0]
-    turns = Rotation.from_euler("z", 360 / n_fold * np.arange(n_fold)[:, None], degrees=True)
     atoms = molecules.with_o_and_cb(backbone).reshape(-1, 3)
-    xyz = np.concatenate([turn.apply(atoms) for turn in turns])
+    xyz = np.concatenate([turn.apply(atoms) for turn in Rotation.create_group(f"C{n_fold}")])
     xyz[:, 2] -= xyz[:, 2].mean()
     if n_fold == 1:
         xyz -= xyz.mean(0)
