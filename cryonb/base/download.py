@@ -64,14 +64,8 @@ def connect(timeout_s: float = TIMEOUT_S) -> Callable[..., requests.Response]:
 def look(get: Callable, url: str) -> Remote:
     """Ask a server for the size and the version of a file.
 
-    Raises
-    ------
-    FileNotFoundError
-        The server has no such file.
-    OSError
-        No connection, or another refusal.
-    ValueError
-        A web page in place of a file; an address that is none.
+    FileNotFoundError if the server has no such file; OSError without a connection, or if it
+    refuses; ValueError if a web page comes in place of the file, or the address is none.
     """
 
     def once() -> Remote:
@@ -84,10 +78,7 @@ def look(get: Callable, url: str) -> Remote:
 def copy(get: Callable, span: Span, write: Callable[[bytes], object]) -> None:
     """Pass the bytes of a span to `write`, in order and each once, over as many tries as it takes.
 
-    Raises
-    ------
-    OSError, ValueError
-        As `look`; or the file on the server is no longer the same.
+    Errors as in `look`, and OSError if the file on the server is no longer the same.
     """
     at = span.start
 
@@ -217,7 +208,7 @@ def _insist(call: Callable, done: Callable[[], int] = lambda: 0):
 def _ask(get: Callable, url: str, start: int, stop: int) -> Iterator:
     """Ask for some bytes; give the reply, the file it is of, and where in it the reply begins.
 
-    Without compression on the way, which would change what the bytes count.
+    Compression on the way is refused: the bytes of a range would be others.
     """
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     try:

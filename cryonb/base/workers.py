@@ -49,10 +49,7 @@ def in_processes(call: Callable, n: int, workers: int) -> Iterator:
 def connect(scheduler) -> Iterator:
     """Give a dask client of a scheduler: an address ``tcp://host:8786``, or a cluster.
 
-    Raises
-    ------
-    ValueError
-        Dask is not installed.
+    ValueError if dask is not installed.
     """
     try:
         from distributed import Client

@@ -79,12 +79,8 @@ class Stack(NamedTuple):
 def read_rows(star: Path) -> Rows:
     """Read where a STAR file names images, in the first table that does.
 
-    The text is kept as it is, so that no number loses a digit.
-
-    Raises
-    ------
-    ValueError
-        There is no such table, or a row names no image.
+    The text is kept as it is, so that no number loses a digit. ValueError if there is no such
+    table, or a row names no image.
     """
     lines = star.read_bytes().decode(*CODEC).splitlines(keepends=True)
     label = next((i for i, line in enumerate(lines) if line.split()[:1] == [LABEL]), None)

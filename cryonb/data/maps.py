@@ -103,10 +103,7 @@ def check_one_cube(path: str | os.PathLike, map: torch.Tensor) -> None:
 def write_map(path: str | os.PathLike, map: torch.Tensor, pixel_size_A: float) -> None:
     """Write a volume (z, y, x) as a float32 MRC map, beside its place first, then renamed.
 
-    Raises
-    ------
-    OSError
-        The disk is full or not writable; nothing half-written stays behind.
+    OSError if the disk is full or not writable; nothing half-written stays behind.
     """
     with _new_file(path, map.detach().cpu().numpy()) as mrc:
         mrc.set_volume()
@@ -141,13 +138,7 @@ def write_map_like(
 
     Cell, place, order of axes, space group, extended header and labels are those of `like`;
     statistics are the new map's, and `label` becomes one label more where there is room.
-
-    Raises
-    ------
-    ValueError
-        The grids differ.
-    OSError
-        As in `write_map`.
+    ValueError if the grids differ, OSError as in `write_map`.
     """
     with mrcfile.open(like, permissive=False) as mrc:
         header, extended = mrc.header.copy(), mrc.extended_header.copy()

@@ -264,16 +264,9 @@ def empty_positions(
 
 
 def extract(micrograph: torch.Tensor, positions: np.ndarray, box_size: int) -> torch.Tensor:
-    """Cut boxes around positions (n, 2), turned bright; those that leave the micrograph are lost.
+    """Cut boxes (n, y, x) around positions (n, 2), turned bright.
 
-    Returns
-    -------
-    Tensor (n, y, x)
-
-    Raises
-    ------
-    ValueError
-        No box lies inside.
+    Those that leave the micrograph are lost; ValueError if none is left.
     """
     corner = np.asarray(positions).round().astype(int) - box_size // 2
     inside = (corner >= 0).all(1) & (corner + box_size <= micrograph.shape).all(1)

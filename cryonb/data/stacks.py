@@ -51,10 +51,8 @@ class Source:
 def open_source(path: str | os.PathLike) -> Source:
     """Open a STAR file or a bare stack, and look at all of its stacks.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        Missing or damaged files, mixed boxes, volumes; see `cryonb.data.star.Stacks`.
+    FileNotFoundError or ValueError for what is missing or damaged, mixed boxes and volumes; see
+    `cryonb.data.star.Stacks`.
     """
     path = Path(path)
     if path.suffix not in STACKS:

@@ -48,10 +48,7 @@ def modern_tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Optics and particle table in the words of RELION 3.1, also of a file of RELION 3.0.
 
-    Raises
-    ------
-    ValueError
-        No optics and no pixel size, or an optics group that is not listed.
+    ValueError without optics and pixel size, or if an optics group is not listed.
     """
     table = blocks[particle_block(blocks, star_path)]
     optics = blocks.get("optics")

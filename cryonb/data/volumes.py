@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy.fft import next_fast_len
 from scipy.spatial import KDTree
+from scipy.spatial.transform import Rotation
 
 from cryonb.base.files import existing
 from cryonb.data import molecules
@@ -117,11 +118,7 @@ def read_atoms(path: str | os.PathLike, *, centre: bool = True) -> molecules.Ato
     biological assembly is not expanded: the molecule is what the file lists. A cyclic symmetry
     about z is recognised. The membrane is guessed, its normal along z: the 30 Å slab with the
     smallest share of charged residues, if that is under 12 % (soluble proteins stay above).
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        No such file; not readable, or without atoms.
+    FileNotFoundError if there is no such file, ValueError if it is damaged or lists no atoms.
     """
     path = existing(path)
     try:
@@ -211,8 +208,7 @@ def _cyclic_symmetry(xyz: np.ndarray) -> str:
     """Highest C_n about z (n ≤ 8) that brings atoms onto atoms within 1 Å."""
     tree = KDTree(xyz)
     for n in range(8, 1, -1):
-        cos, sin = np.cos(2 * np.pi / n), np.sin(2 * np.pi / n)
-        turned = xyz @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+        turned = Rotation.from_euler("z", 360 / n, degrees=True).apply(xyz)
         if np.median(tree.query(turned)[0]) < 1.0:
             return f"C{n}"
     return "C1"

@@ -190,10 +190,6 @@ def structural_noise_residual(
     region : torch.Tensor, shape (y, x) or (n, y, x)
         Weights m in [0, 1].
 
-    Returns
-    -------
-    torch.Tensor, shape (n,)
-
     Raises
     ------
     ValueError

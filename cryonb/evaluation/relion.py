@@ -117,10 +117,7 @@ def postprocess(
 ) -> MaskedFSC:
     """FSC of half maps (z, y, x) by relion_postprocess, as `fsc_mask_corrected` has it.
 
-    Raises
-    ------
-    FileNotFoundError, RuntimeError
-        See `auto_refine`.
+    Errors as in `auto_refine`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,10 +9,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import mrcfile
 import torch
 
-from cryonb.data.maps import read_map, write_map, write_stack
+from cryonb.data.maps import read_map, read_mrc, write_map, write_stack
 from cryonb.data.particles import Particles, particles_from_arrays, read_particles, write_particles
 from cryonb.data.volumes import Volume
 from cryonb.evaluation.metrics import score, structural_noise_residual
@@ -195,13 +194,7 @@ def _write_split(
 
 
 def read_dataset(folder: str | os.PathLike) -> Dataset:
-    """Read a data set that `write_dataset` wrote.
-
-    Raises
-    ------
-    FileNotFoundError
-        No data set there: run the notebook that makes it first.
-    """
+    """Read a data set that `write_dataset` wrote; FileNotFoundError if there is none."""
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
         raise FileNotFoundError(
@@ -219,7 +212,7 @@ def _read_split(folder: Path, split: str, pixel_size_A: float) -> Split:
     path = folder / f"{split}_structure.mrcs"
     structure = torch.zeros_like(clean.images)
     if path.is_file():
-        structure = torch.from_numpy(mrcfile.read(path))
+        structure = torch.from_numpy(read_mrc(path)[0])
     images = Images(
         clean.images, structure, clean.rotations, noisy.defocus_um if noisy.ctf_applied else None
     )

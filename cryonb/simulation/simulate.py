@@ -84,18 +84,9 @@ def setting(name: str) -> StructuralNoise:
 
 
 def neighbours(images: torch.Tensor, mean: float, generator: torch.Generator) -> torch.Tensor:
-    """Other particles at the rim: each a random image of the stack, moved by 0.6 to 0.85 boxes.
+    """Other particles at the rim (n, y, x): random images of the stack, moved by 0.6 to 0.85 boxes.
 
-    Parameters
-    ----------
-    images : Tensor (n, y, x)
-        Where the neighbours are taken from.
-    mean : float
-        Mean of the Poisson number of neighbours an image has.
-
-    Returns
-    -------
-    Tensor (n, y, x)
+    The number of neighbours of an image is a Poisson number of this mean.
     """
     n, box = len(images), images.shape[-1]
     out = torch.zeros_like(images)
@@ -206,12 +197,7 @@ def noise_sigma(snr: float) -> float:
 
 
 def projected_mask(mask: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Particle mask of each image: where the projected 3D mask is thicker than one pixel.
-
-    Returns
-    -------
-    Tensor (n, y, x) of bool
-    """
+    """Particle masks (n, y, x), bool: where the projected 3D mask is thicker than one pixel."""
     return project(mask, rotations) > 1.0
 
 
