@@ -51,8 +51,10 @@ def best_match(
     return correlation(images, project(volume, rotations)), rotations
 
 
-def shuffled(images: torch.Tensor, generator: torch.Generator, first_shell: int = 1):
-    """Images of the same power at every frequency whose phases are random from a shell on."""
+def shuffled(
+    images: torch.Tensor, generator: torch.Generator, first_shell: int = 1
+) -> torch.Tensor:
+    """Images of the same power at every frequency, their phases random from a shell on."""
     return torch.stack([randomise_phases(image, first_shell, generator) for image in images])
 
 

@@ -137,14 +137,14 @@ def posterior(
     spread = second - energy(coefficients).sum(1)
     step = 360 / turns
     return Posterior(
-        synthesise(coefficients, box),
-        spread.clamp_min(0) / box**2,
-        best // turns,
-        best % turns * step,
-        drawn // turns,
-        drawn % turns * step,
-        evidence,
-        log_weight - log_weight.logsumexp(1, keepdim=True),
+        mean=synthesise(coefficients, box),
+        mmse=spread.clamp_min(0) / box**2,
+        index=best // turns,
+        psi_deg=best % turns * step,
+        drawn_index=drawn // turns,
+        drawn_psi_deg=drawn % turns * step,
+        log_evidence=evidence,
+        log_weight=log_weight - log_weight.logsumexp(1, keepdim=True),
     )
 
 
@@ -224,21 +224,24 @@ def over_shifts(
         there = shift.expand(len(noisy), 2)
         at = posterior(templates, shift_images(noisy, -there), sigma, **options)
         found.append(replace(at, mean=shift_images(at.mean, there)))
-    evidence = torch.stack([p.log_evidence for p in found])  # (s, n)
+
+    def stack(field: str) -> torch.Tensor:  # (s, n, ...)
+        return torch.stack([getattr(at, field) for at in found])
+
+    evidence, means, n = stack("log_evidence"), stack("mean"), torch.arange(len(noisy))
     weight, best = evidence.softmax(0), evidence.argmax(0)
-    means, mmse = torch.stack([p.mean for p in found]), torch.stack([p.mmse for p in found])
     mean = (weight[..., None, None] * means).sum(0)
     between = (means - mean).square().mean((-2, -1))
-    n = torch.arange(len(noisy))
-    return Posterior(
-        mean,
-        (weight * (mmse + between)).sum(0),
-        torch.stack([p.index for p in found])[best, n],
-        torch.stack([p.psi_deg for p in found])[best, n],
-        *(found[0].drawn_index, found[0].drawn_psi_deg),
-        evidence.logsumexp(0) - math.log(len(shifts_px)),
-        (weight.log()[..., None] + torch.stack([p.log_weight for p in found])).logsumexp(0),
-    ), shifts_px[best]
+    together = replace(
+        found[0],  # whose draws are none
+        mean=mean,
+        mmse=(weight * (stack("mmse") + between)).sum(0),
+        index=stack("index")[best, n],
+        psi_deg=stack("psi_deg")[best, n],
+        log_evidence=evidence.logsumexp(0) - math.log(len(shifts_px)),
+        log_weight=(weight.log()[..., None] + stack("log_weight")).logsumexp(0),
+    )
+    return together, shifts_px[best]
 
 
 def refined(
