@@ -10,6 +10,7 @@ import torch
 from test_direct import SIGMA, discs
 from torch.testing import assert_close
 
+from cryonb.denoisers import gan
 from cryonb.denoisers.direct import denoise_direct
 from cryonb.denoisers.gan import (
     KINDS,
@@ -25,8 +26,6 @@ from cryonb.denoisers.gan import (
 from cryonb.learning.train import draw_batch, images_within
 from cryonb.learning.weights import load_model, save_model
 
-PAIRS = [(0, 0), (0.5, 0.5), (1, 1)]
-
 
 def run(kind, n_images=64, seed=0, images=None, **options):
     images = discs() if images is None else images
@@ -41,36 +40,24 @@ def run(kind, n_images=64, seed=0, images=None, **options):
     return average.eval(), list(steps), discriminator
 
 
-@pytest.mark.parametrize("alpha, beta", PAIRS)
-def test_beta_scores_have_the_derivatives_of_their_law(alpha, beta):
+def test_beta_scores_have_the_derivatives_of_their_law():
     t = torch.linspace(0.02, 0.98, 49, dtype=torch.float64, requires_grad=True)
-    laws = {
-        1: t.detach() ** (alpha - 1) * (1 - t.detach()) ** beta,
-        0: -(t.detach() ** alpha) * (1 - t.detach()) ** (beta - 1),
-    }
-    for label, law in laws.items():
-        score = beta_score(t, label, alpha, beta)
+    root_odds = ((1 - t) / t).detach().sqrt()
+    for label, law in {1: root_odds, 0: -1 / root_odds}.items():
+        score = beta_score(t, label)
         (slope,) = torch.autograd.grad(score.sum(), t)
         assert_close(slope, law)
         assert (score < 0).all()
         best = torch.tensor(float(label), dtype=torch.float64)
-        assert_close(beta_score(best, label, alpha, beta), 0 * best)
+        assert_close(beta_score(best, label), 0 * best)
 
 
-@pytest.mark.parametrize("alpha, beta", PAIRS)
-def test_beta_scores_are_proper(alpha, beta):
+def test_beta_scores_are_proper():
     """If a share p of the images is clean, the expected score is greatest for t = p."""
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     for p in (0.2, 0.5, 0.9):
-        expected = p * beta_score(t, 1, alpha, beta) + (1 - p) * beta_score(t, 0, alpha, beta)
+        expected = p * beta_score(t, 1) + (1 - p) * beta_score(t, 0)
         assert float(t[expected.argmax()]) == pytest.approx(p)
-
-
-def test_beta_scores_without_closed_form_are_refused():
-    with pytest.raises(ValueError, match="closed form"):
-        beta_score(torch.tensor(0.5), 1, 2, 3)
-    with pytest.raises(ValueError, match="label"):
-        beta_score(torch.tensor(0.5), 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,9 +122,9 @@ def test_training_beats_the_noisy_and_the_mean_image(kind):
     assert error < 0.3 * mean < SIGMA**2
 
 
-def test_each_loss_moves_its_own_player_only():
-    images = discs(32)
-    still, _, judge = run("denoise", 16, images=images, rates=(0.0, 1e-3))
+def test_each_loss_moves_its_own_player_only(monkeypatch):
+    monkeypatch.setattr(gan, "RATES", (0.0, 1e-3))
+    still, _, judge = run("denoise", 16, images=discs(32))
     torch.manual_seed(0)
     before = Generator("denoise", shrink=4, blocks=1), Discriminator("denoise", shrink=8)
     pairs = zip(still.parameters(), before[0].parameters(), strict=True)
@@ -146,10 +133,9 @@ def test_each_loss_moves_its_own_player_only():
     assert not all(torch.equal(p, q) for p, q in pairs)
 
 
-def test_time_limit_curriculum_and_nan():
-    _, steps, _ = run("robust", 8000, seconds=0.0)
-    assert len(steps) == 1
-    assert run("robust", 16)[1][1].loss < run("robust", 16, snr_start=None)[1][1].loss
+def test_curriculum_and_nan():
+    without = run("robust", 16, snr_start=1 / SIGMA**2)[1][1].loss
+    assert run("robust", 16)[1][1].loss < without
     with pytest.raises(FloatingPointError, match="NaN"):
         run("robust", images=torch.full((16, 32, 32), torch.nan))
 
@@ -179,21 +165,21 @@ def test_generator_round_trips_as_weights(tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_contamination_is_of_the_right_share_and_keeps_the_rest(share):
-    clean, observed = discs(100), torch.randn(100, 32, 32)
-    kept = clean.clone(), observed.clone()
-    new, same, outlier = contaminate(clean, observed, share, torch.Generator().manual_seed(0))
-    assert_close((clean, observed), kept, rtol=0, atol=0)
-    assert torch.equal(same, observed) and int(outlier.sum()) == round(100 * share)
-    assert torch.equal((new != clean).flatten(1).any(1), outlier)
+    clean = discs(100)
+    kept = clean.clone()
+    new = contaminate(clean, share, torch.Generator().manual_seed(0))
+    assert torch.equal(clean, kept)
+    outlier = (new != clean).flatten(1).any(1)
+    assert int(outlier.sum()) == round(100 * share)
     if share:
         from_elsewhere = (new[outlier][:, None] == clean[None]).flatten(2).all(2).any(1)
         assert int(from_elsewhere.sum()) == int(outlier.sum()) // 2
         noise = new[outlier][~from_elsewhere]
         assert float(noise.std()) == pytest.approx(float(clean.std()), rel=0.02)
-    again = contaminate(clean, observed, share, torch.Generator().manual_seed(0))[0]
+    again = contaminate(clean, share, torch.Generator().manual_seed(0))
     assert torch.equal(new, again)
 
 
 def test_contamination_share_is_a_share():
     with pytest.raises(ValueError, match="from 0 to 1"):
-        contaminate(discs(4), discs(4), 1.5, torch.Generator())
+        contaminate(discs(4), 1.5, torch.Generator())

@@ -36,9 +36,10 @@ from cryonb.learning.train import (
 )
 
 LEAST = 0.01  # RobustGAN's scores are kept in [LEAST, 1 - LEAST]
-KINDS = {  # channels of G from fine to coarse, weight of L1, learning rates of G and D
-    "denoise": {"widths": (64, 128, 256, 512), "l1": 100.0, "rates": (4e-4, 1.5e-4)},
-    "robust": {"widths": (64, 128, 256), "l1": 10.0, "rates": (4e-4, 1.5e-4)},
+RATES = 4e-4, 1.5e-4  # highest learning rates of G and D
+KINDS = {  # channels of G from fine to coarse, weight of L1
+    "denoise": {"widths": (64, 128, 256, 512), "l1": 100.0},
+    "robust": {"widths": (64, 128, 256), "l1": 10.0},
 }
 
 
@@ -103,18 +104,16 @@ class Discriminator(nn.Module):
 
     def __init__(self, kind: str = "denoise", shrink: int = 4):
         super().__init__()
-        self.conditional, widths = (
-            kind == "denoise",
-            [w // shrink for w in _of_kind(kind)["widths"]],
-        )
+        self.conditional = kind == "denoise"
+        widths = [w // shrink for w in _of_kind(kind)["widths"]]
         layers = [nn.Conv2d(1 + self.conditional, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for fine, coarse, stride in zip(widths, widths[1:], (2, 2, 1), strict=False):
             layers += [nn.Conv2d(fine, coarse, 4, stride, 1), nn.GroupNorm(8, coarse)]
             layers += [nn.LeakyReLU(0.2)]
-        last = [nn.Conv2d(widths[-1], 1, 4, 1, 1)]
-        if not self.conditional:  # one score of the features' mean
-            last = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], 1, 1)]
-        layers += last
+        if self.conditional:
+            layers += [nn.Conv2d(widths[-1], 1, 4, 1, 1)]
+        else:  # one score of the features' mean
+            layers += [nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], 1, 1)]
         self.body = nn.Sequential(*layers)
 
     def forward(self, images: torch.Tensor, noisy: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -127,25 +126,16 @@ class Discriminator(nn.Module):
         return self.body(h).float().flatten(1)
 
 
-def beta_score(t: torch.Tensor, label: int, alpha: float = 0.5, beta: float = 0.5) -> torch.Tensor:
+def beta_score(t: torch.Tensor, label: int) -> torch.Tensor:
     """Proper score of a judgement t: S(t, 1) for a clean image, S(t, 0) for a generated one.
 
     ``dS(t, 1)/dt = t^(alpha - 1) (1 - t)^beta`` with S(1, 1) = 0, and
     ``dS(t, 0)/dt = -t^alpha (1 - t)^(beta - 1)`` with S(0, 0) = 0: the greater the better. Buja et
-    al. 2005; Gu et al. 2020, arXiv 2008.07307. (alpha, beta) = (0, 0) is the logarithmic score of
-    the first GAN (Jensen-Shannon), (1, 1) minus half the Brier score, (0.5, 0.5) between them;
-    ValueError for others.
+    al. 2005; Gu et al. 2020, arXiv 2008.07307. Here alpha = beta = 1/2, between the logarithmic
+    score of the first GAN (0, Jensen-Shannon) and minus half the Brier score (1).
     """
-    if label not in (0, 1):
-        raise ValueError(f"label is {label}: 1 for clean images, 0 for generated ones.")
-    right = t if label == 1 else 1 - t  # for alpha = beta, S(t, 0) = S(1 - t, 1)
-    if (alpha, beta) == (0, 0):
-        return right.log()
-    if (alpha, beta) == (1, 1):
-        return -0.5 * (1 - right).square()
-    if (alpha, beta) == (0.5, 0.5):
-        return (right * (1 - right)).sqrt() + right.sqrt().asin() - math.pi / 2
-    raise ValueError(f"No closed form for ({alpha}, {beta}): choose (0, 0), (0.5, 0.5) or (1, 1).")
+    right = t if label else 1 - t  # for alpha = beta, S(t, 0) = S(1 - t, 1)
+    return (right * (1 - right)).sqrt() + right.sqrt().asin() - math.pi / 2
 
 
 def _score(logits: torch.Tensor, label: int) -> torch.Tensor:
@@ -176,12 +166,9 @@ def train_gan(
     *,
     kind: str,
     sigma: float,
-    snr_start: float | None = 3.0,
-    l1: float | None = None,
-    rates: tuple[float, float] | None = None,
+    snr_start: float = 3.0,
     batch_size: int = 8,
     seed: int = 0,
-    seconds: float | None = None,
 ) -> Iterator[Progress]:
     """Train G and D in turn on `n_images` images; yields after every step, as `train` does.
 
@@ -197,16 +184,11 @@ def train_gan(
         White noise `sigma` is added to `observed` here.
     kind : str
         "denoise" or "robust", that of both networks.
-    snr_start : float, optional
+    snr_start : float
         Begin at this SNR, see `curriculum_sigma`: no part of the published methods, but no worse in
-        a trial on single seeds. None: without.
-    l1, rates : optional
-        Weight of the L1 distance, rates of G and D; by default the method's, see `KINDS`.
-    seconds : float, optional
-        Leave after this time even if images remain.
+        a trial on single seeds.
     """
-    options, networks = _of_kind(kind), (generator, discriminator)
-    l1, rates = options["l1"] if l1 is None else l1, rates or options["rates"]
+    l1, networks = _of_kind(kind)["l1"], (generator, discriminator)
     device = next(generator.parameters()).device
     adam = partial(torch.optim.Adam, betas=(0.5, 0.999), fused=True)
     optimisers = [
@@ -216,18 +198,16 @@ def train_gan(
     for step in range(steps):
         random = torch.Generator().manual_seed(seed * 1_000_003 + step)
         clean, observed = (x.to(device) for x in draw(batch_size, random))
-        level = curriculum_sigma(step / steps, sigma, snr_start) if snr_start else sigma
+        level = curriculum_sigma(step / steps, sigma, snr_start)
         noisy = observed + level * torch.randn(observed.shape, generator=random).to(device)
         share = learning_rate_share(step, steps)
-        for optimiser, rate in zip(optimisers, rates, strict=True):
+        for optimiser, rate in zip(optimisers, RATES, strict=True):
             optimiser.param_groups[0]["lr"] = rate * share
         distance = _step(kind, networks, optimisers, clean, noisy, level, l1)
         check_finite(distance, step)
         update_average(average, generator, step + 1)
         seen, spent = (step + 1) * batch_size, time.perf_counter() - start
-        yield Progress(step + 1, seen, (step + 1) / steps, distance, rates[0] * share, spent)
-        if seconds is not None and spent >= seconds:
-            return
+        yield Progress(step + 1, seen, (step + 1) / steps, distance, RATES[0] * share, spent)
 
 
 def _step(kind, networks, optimisers, clean, noisy, level: float, l1: float) -> float:
@@ -256,15 +236,13 @@ def _descend(optimiser, loss: torch.Tensor) -> None:
     torch.set_flush_denormal(False)
 
 
-def contaminate(
-    clean: torch.Tensor, observed: torch.Tensor, share: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Replace the targets of a share of the training pairs, each (n, y, x), by outliers.
+def contaminate(clean: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Replace a share of the training targets (n, y, x) by outliers; returns a copy.
 
     Huber's contamination, against which RobustGAN is tried (Gu et al. 2020, arXiv 2008.07307): a
     share of the pairs comes from another distribution. Half of the outliers are white noise of the
     clean images' mean and variance, half the clean image of another row: these kinds are ours.
-    `share` is 0 ... 1, or ValueError. Returns copies of both stacks, and a mask (n,) of the rows.
+    `share` is 0 ... 1, or ValueError.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share is {share}: give a number from 0 to 1.")
@@ -274,5 +252,4 @@ def contaminate(
     white = torch.randn(len(noise), *clean.shape[1:], generator=generator).to(clean)
     result[noise] = clean.mean() + clean.std() * white
     result[other] = clean[(other + torch.randint(1, n, other.shape, generator=generator)) % n]
-    outlier = torch.zeros(n, dtype=torch.bool).index_fill(0, rows, True)
-    return result, observed.clone(), outlier
+    return result

@@ -322,7 +322,8 @@ def spread_dB(
 def with_outliers(training: Training, share: float) -> dict[str, Method]:
     """Three rows again, with the targets of a share of the training pairs replaced by outliers."""
     generator = torch.Generator().manual_seed(training.seed)
-    dirty = contaminate(*training.stacks, share, generator)[:2]
+    clean, observed = training.stacks
+    dirty = contaminate(clean, share, generator), observed
     folder = training.folder / f"outliers-{share:g}" if training.folder else None
     training = replace(training, stacks=dirty, folder=folder)
     kinds = {"DenoiseGAN": "denoise", "RobustGAN": "robust"}
