@@ -25,10 +25,9 @@ from threadpoolctl import threadpool_limits
 from cryonb.base.workers import count_cores
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter, over_turns
-from cryonb.denoisers.methods import one_step
 from cryonb.denoisers.peers import affine_fit, bm3d, cwf_denoiser, missing, topaz
 from cryonb.evaluation.metrics import mse, psnr
-from cryonb.learning.diffusion import SR3
+from cryonb.learning.diffusion import SR3, one_step
 from cryonb.learning.refine import Refiner, refine
 from cryonb.learning.weights import KEPT, MANY, load_model
 from cryonb.physics.fourier import fourier_crop

@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter
-from cryonb.denoisers.methods import SR3_SHARE, one_step
+from cryonb.denoisers.methods import SR3_SHARE
 from cryonb.evaluation.metrics import psnr
-from cryonb.learning.diffusion import SR3
+from cryonb.learning.diffusion import SR3, one_step
 from cryonb.learning.pretrain import REFINER, STEPS
 from cryonb.learning.refine import Refiner, refine, refine_loss
 from cryonb.learning.train import Progress, draw_batch, images_within, sr3_loss, train

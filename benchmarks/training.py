@@ -34,8 +34,7 @@ import cryonb.base.precision
 from cryonb.base.precision import fast_precision, keep_freed_memory
 from cryonb.commands.denoise import best_device
 from cryonb.data.volumes import load_volume
-from cryonb.denoisers.methods import one_step
-from cryonb.learning.diffusion import SR3
+from cryonb.learning.diffusion import SR3, one_step
 from cryonb.learning.train import draw_batch, sr3_loss, train
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project

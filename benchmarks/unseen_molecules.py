@@ -20,10 +20,10 @@ import torch
 
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter, over_turns
-from cryonb.denoisers.methods import blur, one_step
+from cryonb.denoisers.methods import blur
 from cryonb.denoisers.peers import cwf, missing
 from cryonb.evaluation.metrics import psnr
-from cryonb.learning.diffusion import SR3
+from cryonb.learning.diffusion import SR3, one_step
 from cryonb.learning.weights import KEPT, MANY, load_model
 from cryonb.simulation.simulate import SETTINGS, clean_scale, noise_sigma, setting, simulate_images
 

@@ -10,10 +10,9 @@ import torch
 
 from cryonb.base.files import beside
 from cryonb.data.volumes import load_volume
-from cryonb.denoisers.methods import one_step
 from cryonb.evaluation.audit import Denoiser, calibration, noise_only, pull, reappearance
 from cryonb.evaluation.resolution import resolution_at
-from cryonb.learning.diffusion import SR3
+from cryonb.learning.diffusion import SR3, one_step
 from cryonb.learning.weights import load_model
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project

@@ -25,7 +25,7 @@ def linear_filter(
     Parameters
     ----------
     clean, observed : Tensor (n, y, x)
-        Targets, and the particles without their white noise.
+        Targets, and the particles without their white noise; equal where it is all there is.
     sigma : float
         Standard deviation of the white noise.
 
@@ -33,7 +33,7 @@ def linear_filter(
     -------
     callable (n, y, x) -> (n, y, x)
     """
-    shape, same = clean.shape[1:], clean is observed
+    shape, same = clean.shape[1:], torch.equal(clean, observed)
     mean_y = dihedral(clean.mean(0, keepdim=True)).flatten(1).mean(0)
     mean_x = dihedral(observed.mean(0, keepdim=True)).flatten(1).mean(0)
     x, y = observed.flatten(1) - mean_x, clean.flatten(1) - mean_y

@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from torch import nn
 
 from cryonb.denoisers.baselines import dihedral, linear_filter, over_turns
 from cryonb.denoisers.compare import Method, train_for
 from cryonb.denoisers.direct import Denoiser, denoise_direct, noise2noise_loss, supervised_loss
 from cryonb.denoisers.gan import Discriminator, Generator, contaminate, train_gan
 from cryonb.denoisers.ksvd import ksvd
-from cryonb.denoisers.peers import PEERS, topaz_to_scale
+from cryonb.denoisers.peers import bm3d, cwf, topaz_to_scale
 from cryonb.evaluation.metrics import mse, psnr
-from cryonb.learning.diffusion import SR3, denoise, fuse
+from cryonb.learning.diffusion import SR3, fuse, one_step
 from cryonb.learning.refine import Refiner, refine, refine_loss
 from cryonb.learning.train import draw_batch, sr3_loss, train
 from cryonb.learning.weights import MANY, load_kept, load_model, save_model
@@ -34,16 +33,13 @@ from cryonb.simulation.dataset import Dataset
 from cryonb.simulation.simulate import noise_sigma
 
 SR3_SHARE = 0.6  # of the time of two stages that the first gets
+LOSSES = {"U-Net, clean targets": supervised_loss, "Noise2Noise": noise2noise_loss}
+GANS = {"DenoiseGAN": "denoise", "RobustGAN": "robust"}
 
 
 def blur(noisy: torch.Tensor, width_px: float) -> torch.Tensor:
     """Gaussian blur of images (n, y, x), standard deviation in pixels."""
     return torch.from_numpy(gaussian_filter(noisy.numpy(), (0, width_px, width_px)))
-
-
-def one_step(model, noisy, sigma: float, steps: int = 1, seed: int = 0) -> torch.Tensor:
-    """Denoise a stack (n, y, x) by an SR3, in one step (the mean) or more (one sample)."""
-    return torch.cat(list(denoise(model, noisy, sigma, steps, seed=seed)))
 
 
 def classical(data: Dataset, few: int, *, knowing: bool = True) -> dict[str, Method]:
@@ -66,25 +62,24 @@ def untrained(noisy, clean, sigma: float, few: int, also=None) -> dict[str, Meth
 
     `also` are noisy particles that CWF learns from, besides those that it denoises.
     """
-    noise, (bm3d, cwf) = {"sigma": sigma}, (PEERS[name] for name in ("bm3d", "cwf"))
     width = min(np.arange(1, 6, 0.25), key=lambda w: mse(blur(noisy, w), clean).mean())
     rows = {"Gaussian blur": Method(partial(blur, width_px=width), f"{width} px, by validation")}
-    learnt = partial(ksvd, n_patches=min(20_000, 400 * few), **noise)
+    learnt = partial(ksvd, sigma=sigma, n_patches=min(20_000, 400 * few))
     rows["K-SVD"] = Method(learnt, "patch 12 px, tolerance 1.08 σ, by validation", first=few)
-    rows["BM3D"] = Method(partial(bm3d.denoise, **noise), bm3d.settings, first=few)
-    rows["CWF"] = Method(partial(cwf.denoise, **noise), cwf.settings, also=also)
-    settings = f"{PEERS['topaz'].settings}; scale and offset by validation"
+    rows["BM3D"] = Method(partial(bm3d, sigma=sigma), "bm3d, its default profile", first=few)
+    rows["CWF"] = Method(partial(cwf, sigma=sigma), "ASPIRE, its defaults, FFB basis", also=also)
+    pair = {"noisy": noisy[:few], "clean": clean[:few]}
+    settings = "topaz-em, its pretrained unet; scale and offset by validation"
     for sign in (1, -1):
-        to_scale = partial(topaz_to_scale, sign=sign, noisy=noisy[:few], clean=clean[:few], **noise)
+        to_scale = partial(topaz_to_scale, sigma=sigma, sign=sign, **pair)
         rows[f"Topaz, contrast {sign:+d}"] = Method(to_scale, settings, first=few)
     return rows
 
 
 def linear(data: Dataset) -> Method:
     """Row of the exact linear filter, from the training images of `data`."""
-    start, clean = time.perf_counter(), data.train.clean.images
-    white = torch.equal(clean, data.train.observed)
-    fitted = linear_filter(clean, clean if white else data.train.observed, data.sigma)
+    start = time.perf_counter()
+    fitted = linear_filter(data.train.clean.images, data.train.observed, data.sigma)
     settings = "covariance of the clean training images, in all turns"
     return Method(fitted, settings, time.perf_counter() - start)
 
@@ -94,13 +89,12 @@ def memory(data: Dataset, first: int, most: int = 16_000) -> tuple[Method, Templ
 
     At 64 px a thousand images take 60 MB, and a particle a tenth of a second of two cores.
     """
-    start, seen = time.perf_counter(), data.train.observed[:most]
-    clean = data.train.clean.images[:most]
+    start = time.perf_counter()
+    clean, seen = data.train.clean.images[:most], data.train.observed[:most]
     templates = image_templates(clean, None if torch.equal(clean, seen) else seen)
     settings = f"{len(clean)} training images, mirrored, {templates.turns} turns"
-    spent = time.perf_counter() - start
     recall = partial(recalled, templates, sigma=data.sigma)
-    return Method(recall, settings, spent, first), templates
+    return Method(recall, settings, time.perf_counter() - start, first), templates
 
 
 def recalled(templates: Templates, noisy: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -112,22 +106,21 @@ def kept(data: Dataset) -> dict[str, Method]:
     """Rows of the weights that come with cryonb: for any molecule, and those made for such data."""
     many, manifest = load_model(MANY, SR3)
     settings = f"`cryonb train many`: {manifest['options']['images']:,} images of random molecules"
-    any_molecule = Method(partial(one_step, many, sigma=data.sigma), settings)
-    return {"SR3 for any molecule, one step": any_molecule} | _kept_for(data)
-
-
-def _kept_for(data: Dataset) -> dict[str, Method]:
+    sigma = data.sigma
+    rows = {
+        "SR3 for any molecule, one step": Method(partial(one_step, many, sigma=sigma), settings)
+    }
     made = {key: data.manifest[key] for key in ("box_size", "pixel_size_A", "snr")}
-    where, sigma = (Path(data.manifest["source"]).stem, data.manifest["setting"]), data.sigma
+    where = Path(data.manifest["source"]).stem, data.manifest["setting"]
     found = load_kept(*where, "sr3", SR3, **made), load_kept(*where, "refine", Refiner, **made)
     if None in found:
-        return {}
+        return rows
     (first, manifest), (second, _) = found
     once = partial(one_step, first, sigma=sigma)
     options = manifest["options"]
     before = f", after {Path(options['init']).name}" if "init" in options else ""
     settings = f"`cryonb train`: {options['images']:,} images{before}"
-    return {
+    return rows | {
         "kept SR3, one step": Method(once, settings),
         "kept SR3, over turns": Method(partial(over_turns, once), "mean over 8 turns and mirrors"),
         "kept SR3 → U-Net": Method(lambda x: refine(second, once(x), x, sigma), settings),
@@ -173,52 +166,43 @@ class Training:
     seed: int = 0
 
     def run(self, tag: str, networks, start, denoise, seconds: float | None = None):
-        """Train for a time; returns the average, the last of the networks, and its curve.
+        """Train networks for a time; returns the moving average of the first, and its curve.
 
-        `start(*networks, n_images)` yields Progress; `denoise(average, noisy)`.
+        `start(*networks, average, n_images)` yields Progress; `denoise(average, noisy)`.
         """
-        seconds = seconds or self.seconds
-        path = (
-            self.folder / f"{tag.replace(' ', '-')}-{self.seed}.safetensors" if self.folder else 0
-        )
+        name = f"{tag.replace(' ', '-')}-{self.seed}.safetensors"
+        path = self.folder / name if self.folder else None
         asked = {k: v for k, v in self.data.manifest.items() if k != "scale"}
         asked |= {"seconds": round(self.seconds, 1), "batch_size": self.batch_size}
         if path and path.is_file():
-            average, manifest = load_model(path, type(networks[-1]))
+            average, manifest = load_model(path, type(networks[0]))
             if manifest["asked"] == asked:
                 return average, manifest["curve"]
-        average, held = networks[-1], self.data.validation
+        average, held = copy.deepcopy(networks[0]), self.data.validation
         noisy, clean = held.noisy.images[-64:], held.clean.images[-64:]
 
         def evaluate():
             return float(psnr(denoise(average.eval(), noisy), clean).mean())
 
-        curve = train_for(seconds, start, *networks, evaluate=evaluate, title=tag)
+        seconds = seconds or self.seconds
+        curve = train_for(seconds, start, *networks, average, evaluate=evaluate, title=tag)
         if path:
             save_model(path, average, {"asked": asked, "curve": curve})
         return average.eval(), curve
 
     def plain(self, stacks, loss):
         """How to start `cryonb.learning.train.train` on stacks, with a loss."""
-        draw, options = (
-            partial(draw_batch, stacks),
-            dict(batch_size=self.batch_size, seed=self.seed),
-        )
-        loss = partial(loss, sigma=self.data.sigma)
+        draw, loss = partial(draw_batch, stacks), partial(loss, sigma=self.data.sigma)
+        options = {"batch_size": self.batch_size, "seed": self.seed}
         return lambda model, average, n: train(model, average, draw, loss, n, **options)
 
 
-def _with_average(*networks: nn.Module) -> tuple[nn.Module, ...]:
-    return *networks, copy.deepcopy(networks[0])
-
-
 def direct(training: Training, name: str = "U-Net, clean targets") -> Method:
-    """Row of the direct U-Net, on clean targets or by its name "Noise2Noise" on noisy ones."""
+    """Row of the direct U-Net, trained on one of the `LOSSES`."""
     torch.manual_seed(training.seed)
-    loss = noise2noise_loss if name == "Noise2Noise" else supervised_loss
     apply = partial(denoise_direct, sigma=training.data.sigma)
-    start = training.plain(training.stacks, loss)
-    model, curve = training.run(name, _with_average(Denoiser()), start, apply)
+    start = training.plain(training.stacks, LOSSES[name])
+    model, curve = training.run(name, [Denoiser()], start, apply)
     settings = "SR3's network on the noisy image, SNR 3 down to the data's"
     return Method(partial(apply, model), settings, training.seconds, curve=curve)
 
@@ -227,51 +211,48 @@ def gan(training: Training, kind: str) -> Method:
     """Row of an adversarial network, `kind` as in `cryonb.denoisers.gan`."""
     torch.manual_seed(training.seed)
     draw, sigma = partial(draw_batch, training.stacks), training.data.sigma
-    options = {"kind": kind, "sigma": sigma, "seed": training.seed, "snr_start": 3.0}
     apply = partial(denoise_direct, sigma=sigma)
 
     def start(generator, discriminator, average, n):
-        return train_gan(generator, discriminator, average, draw, n, **options)
+        players = generator, discriminator, average
+        return train_gan(*players, draw, n, kind=kind, sigma=sigma, seed=training.seed)
 
     shrink = {"denoise": 4, "robust": 2}[kind]  # the better ones on validation, for a CPU
-    networks = _with_average(Generator(kind, shrink), Discriminator(kind, shrink))
+    networks = Generator(kind, shrink), Discriminator(kind, shrink)
     model, curve = training.run(f"GAN {kind}", networks, start, apply)
     settings = f"widths 1/{shrink} of the published, SNR 3 down to the data's"
     return Method(partial(apply, model), settings, training.seconds, curve=curve)
 
 
-def diffusion(training: Training, steps: int, samples: int) -> tuple[dict[str, Method], SR3]:
-    """Rows of SR3 alone, and the network: one step, one sample, the mean of `samples`."""
+def diffusion(training: Training, steps: int, samples: int) -> dict[str, Method]:
+    """Rows of SR3 alone: one step, one sample, the mean of `samples`."""
     torch.manual_seed(training.seed)
     once = partial(one_step, sigma=training.data.sigma)
     start = training.plain(training.stacks, sr3_loss)
-    model, curve = training.run("SR3", _with_average(SR3()), start, once)
+    model, curve = training.run("SR3", [SR3()], start, once)
+    best, sample = partial(once, model), partial(once, model, steps=steps)
 
     def mean(noisy):
-        return torch.stack([once(model, noisy, steps=steps, seed=s) for s in range(samples)]).mean(
-            0
-        )
+        return torch.stack([sample(noisy, seed=s) for s in range(samples)]).mean(0)
 
-    spent = {"train_seconds": training.seconds}
+    settings, spent = "clean-image form, SNR 3 down to the data's", training.seconds
     return {
-        "SR3, one step": Method(
-            partial(once, model), "clean-image form, SNR 3 down to the data's", **spent, curve=curve
-        ),
-        f"SR3, one {steps}-step sample": Method(
-            partial(once, model, steps=steps), "second-order solver", **spent
-        ),
-        f"SR3, mean of {samples} samples": Method(mean, f"{steps} steps each", **spent),
-    }, model
+        "SR3, one step": Method(best, settings, spent, curve=curve),
+        f"SR3, one {steps}-step sample": Method(sample, "second-order solver", spent),
+        f"SR3, mean of {samples} samples": Method(mean, f"{steps} steps each", spent),
+    }
 
 
 def two_stages(training: Training, steps: int, held_out: int) -> dict[str, Method]:
-    """Rows of SR3 → U-Net: SR3 for `SR3_SHARE` of the time, then its samples of `held_out`
-    validation particles, and a U-Net trained on these for what is left."""
+    """Rows of SR3 → U-Net, trained one after the other.
+
+    SR3 gets `SR3_SHARE` of the time; then its samples of `held_out` validation particles are drawn,
+    and a U-Net is trained on these for what is left.
+    """
     torch.manual_seed(training.seed)
     sigma, seconds, held = training.data.sigma, training.seconds, training.data.validation
-    once, networks = partial(one_step, sigma=sigma), _with_average(SR3())
-    start = training.plain(training.stacks, sr3_loss)
-    first, curve = training.run("SR3 first", networks, start, once, SR3_SHARE * seconds)
+    once, start = partial(one_step, sigma=sigma), training.plain(training.stacks, sr3_loss)
+    first, _ = training.run("SR3 first", [SR3()], start, once, SR3_SHARE * seconds)
     began, noisy = time.perf_counter(), held.noisy.images[:held_out]
     drawn = one_step(first, noisy, sigma, steps)
     left = max(0.1 * seconds, (1 - SR3_SHARE) * seconds - (time.perf_counter() - began))
@@ -281,26 +262,22 @@ def two_stages(training: Training, steps: int, held_out: int) -> dict[str, Metho
         return refine(second, one_step(first, noisy, sigma, steps), noisy, sigma)
 
     rows = {}
+    settings = f"{SR3_SHARE:.0%} of the time SR3; {steps}-step samples of {held_out} held out"
     for inputs in ("sample", "sample+noisy"):
-        networks = _with_average(Refiner(inputs, widths=(64, 128), transformers=2))
-        second, last = training.run(
-            f"refine {inputs} {steps} {held_out}", networks, start, both, left
-        )
-        later = [(seconds - left + t, quality) for t, quality in last]
-        rows[f"SR3 → U-Net, sees {inputs}"] = Method(
-            partial(both, second),
-            f"{SR3_SHARE:.0%} of the time SR3; {steps}-step samples of {held_out} held out",
-            seconds,
-            curve=later,
-        )
+        networks = [Refiner(inputs, widths=(64, 128), transformers=2)]
+        tag = f"refine {inputs} {steps} {held_out}"
+        second, last = training.run(tag, networks, start, both, left)
+        curve = [(seconds - left + t, quality) for t, quality in last]
+        method = Method(partial(both, second), settings, seconds, curve=curve)
+        rows[f"SR3 → U-Net, sees {inputs}"] = method
     return rows
 
 
 def learned(training: Training, steps: int, samples: int, held_out: int) -> dict[str, Method]:
     """All learned rows, each trained for `training.seconds`."""
-    rows = {name: direct(training, name) for name in ("U-Net, clean targets", "Noise2Noise")}
-    rows |= {"DenoiseGAN": gan(training, "denoise"), "RobustGAN": gan(training, "robust")}
-    return rows | diffusion(training, steps, samples)[0] | two_stages(training, steps, held_out)
+    rows = {name: direct(training, name) for name in LOSSES}
+    rows |= {name: gan(training, kind) for name, kind in GANS.items()}
+    return rows | diffusion(training, steps, samples) | two_stages(training, steps, held_out)
 
 
 def spread_dB(
@@ -326,9 +303,8 @@ def with_outliers(training: Training, share: float) -> dict[str, Method]:
     dirty = contaminate(clean, share, generator), observed
     folder = training.folder / f"outliers-{share:g}" if training.folder else None
     training = replace(training, stacks=dirty, folder=folder)
-    kinds = {"DenoiseGAN": "denoise", "RobustGAN": "robust"}
     rows = {"U-Net, clean targets": direct(training)}
-    return rows | {name: gan(training, kind) for name, kind in kinds.items()}
+    return rows | {name: gan(training, kind) for name, kind in GANS.items()}
 
 
 def exact_model(templates: Templates):

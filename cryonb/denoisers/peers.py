@@ -3,7 +3,8 @@
 They come with the extra ``pip install 'cryonb[peers]'``. Each is a function of noisy images
 (n, y, x) and the standard deviation of their white noise, and returns (n, y, x) in the same unit.
 Each raises ImportError without its package, and ValueError for a sigma that is not positive and
-for images that are no stack or not finite.
+for images that are no stack or not finite. ASPIRE and Topaz are under GPL-3.0; BM3D is for
+non-commercial use only.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 
+# What has to be there for each; Topaz imports setuptools' pkg_resources and does not ask for it.
 MODULES = {"bm3d": ("bm3d",), "cwf": ("aspire",), "topaz": ("topaz", "pkg_resources")}
 
 
@@ -44,25 +45,21 @@ def _say_once(text: str) -> None:
     print(text)
 
 
-def bm3d(noisy: torch.Tensor, sigma: float, profile: str = "np") -> torch.Tensor:
+def bm3d(noisy: torch.Tensor, sigma: float) -> torch.Tensor:
     """Denoise by BM3D, image by image, not clipped. Prints its licence at the first call.
 
     Dabov et al. 2007, IEEE Trans. Image Process. 16, 2080-2095; Mäkinen et al. 2020, 29,
     8339-8354. The package makes itself free of the unit.
 
-    At SNR 0.1 "vn" gives the same PSNR as "np" (23.0 dB, 64 validation images of the embedded
-    channel, 64 px), "high" 1.0 dB less than both (24 images); 0.8 s of one core an image.
-
-    `profile` is "np" (its default), "vn" (for strong noise) or "high" (high quality).
+    Its default profile, "np". At SNR 0.1 that for strong noise, "vn", gives the same PSNR (23.0 dB,
+    64 validation images of the embedded channel, 64 px), "high" 1.0 dB less (24 images); 0.8 s of
+    one core an image.
     """
     _check("bm3d", noisy, sigma)
     import bm3d as package
 
     _say_once("bm3d: (c) Tampere University, for non-commercial use only")
-    profiles = {"np": "BM3DProfile", "vn": "BM3DProfileVN", "high": "BM3DProfileHigh"}
-    if profile not in profiles:
-        raise ValueError(f"profile is {profile!r}: choose one of {', '.join(profiles)}.")
-    settings = getattr(package, profiles[profile])()
+    settings = package.BM3DProfile()
     settings.num_threads = 1  # more of them add up in another order each time
     images = noisy.double().numpy()
     clean = [torch.from_numpy(package.bm3d(image, sigma, profile=settings)) for image in images]
@@ -170,18 +167,3 @@ def topaz_to_scale(given, *, sigma: float, sign: int, noisy, clean) -> torch.Ten
     """Denoise `given` by `topaz`, at the scale and offset that suit validation images best."""
     scale, offset = affine_fit(topaz(noisy, sigma, sign), clean)
     return scale * topaz(given, sigma, sign) + offset
-
-
-class Peer(NamedTuple):
-    """A denoiser, where its settings come from, and its licence."""
-
-    denoise: Callable[[torch.Tensor, float], torch.Tensor]
-    settings: str
-    licence: str
-
-
-PEERS = {
-    "bm3d": Peer(bm3d, "bm3d, its default profile", "non-commercial (Tampere University)"),
-    "cwf": Peer(cwf, "ASPIRE, its defaults, FFB basis", "GPL-3.0"),
-    "topaz": Peer(topaz, "topaz-em, its pretrained unet", "GPL-3.0"),
-}

@@ -23,7 +23,7 @@ from cryonb.base.draws import by, generator_on
 from cryonb.base.workers import count_cores
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.metrics import correlation, psnr
-from cryonb.learning.diffusion import SR3, denoise
+from cryonb.learning.diffusion import SR3, denoise, one_step
 from cryonb.learning.mapclean import MapCleaner, cleaning_loss
 from cryonb.learning.refine import Refiner, refine, refine_loss
 from cryonb.learning.train import any_level_loss, draw_batch, sr3_loss, train
@@ -246,13 +246,8 @@ def evaluate(
     """Mean PSNR in dB of each stage on test images (n, y, x) with fresh white noise."""
     white = torch.randn(observed.shape, generator=torch.Generator().manual_seed(2))
     noisy = observed + sigma * white
-    sample = torch.cat(list(denoise(model, noisy, sigma, STEPS)))
-    images = {
-        "noisy": noisy,
-        "posterior_mean": torch.cat(list(denoise(model, noisy, sigma, 1))),
-        "sample": sample,
-    }
+    made = partial(one_step, model, noisy, sigma)
+    images = {"noisy": noisy, "posterior_mean": made(1), "sample": made(STEPS)}
     if refiner is not None:
-        fed = torch.cat(list(denoise(model, noisy, sigma, refine_steps)))
-        images["refined"] = refine(refiner, fed, noisy, sigma)
+        images["refined"] = refine(refiner, made(refine_steps), noisy, sigma)
     return {k: round(float(psnr(v, clean).mean()), 3) for k, v in images.items()}
