@@ -106,8 +106,7 @@ def main() -> None:
     best = float(mse(fake[2](fake[1], 0.0, fake[1], sigma), fake[0]).mean())
     title("Gaussian images, exact posterior mean", best)
     table(fake[2], *fake[:2], sigma, best, args)
-    with torch.no_grad():
-        once = next(sample(network, noisy, sigma, 1, generator=generator)).clean
+    once = next(sample(network, noisy, sigma, 1, generator=generator)).clean
     best = float(mse(once, clean).mean())
     title("Channel, kept network; as least counts what its first step leaves", best)
     table(network, clean, noisy, sigma, best, args)

@@ -18,16 +18,12 @@ DELEGATED = {
     "sweep": ("running.sweep", "sweep_main", "run an experiment, here or on a cluster"),
     "results": ("running.experiment", "results_main", "gather a sweep's results into one table"),
     "fetch": ("data.fetch", "fetch_main", "get real data by name, and print its path"),
-    "train": ("learning.pretrain", "main_args", "train the weights that come with cryonb"),
+    "train": ("learning.pretrain", "train_main", "train the weights that come with cryonb"),
     "denoise": ("commands.denoise", "denoise_main", "denoise particles of a STAR file or stack"),
     "reconstruct": ("commands.tools", "reconstruct_main", "make a map from a particle STAR file"),
     "audit": ("commands.report", "audit_main", "what a denoiser invents: a report with verdicts"),
     "clean": ("commands.tools", "clean_main", "take noise and detergent out of a map"),
-    "fsc": (
-        "commands.tools",
-        "fsc_main",
-        "resolution of half maps, or against a reference",
-    ),
+    "fsc": ("commands.tools", "fsc_main", "resolution of half maps, or against a reference"),
 }
 
 
@@ -127,13 +123,7 @@ def _run(args) -> int:
 
 
 def _check(args) -> int:
-    from cryonb.running.calibrate import (
-        BUSY_PERCENT,
-        busy_percent,
-        calibrate,
-        read_times,
-        say_times,
-    )
+    from cryonb.running import calibrate as speed
     from cryonb.running.check import environment_report
 
     report = environment_report()
@@ -141,9 +131,9 @@ def _check(args) -> int:
         print(f"{'ok ' if item.ok else 'NO '} {item.name:14} {item.value}")
         if item.advice:
             print(f"    {'':14} {item.advice}")
-    if times := read_times():
-        if not args.fast and (busy := busy_percent()) > BUSY_PERCENT:
+    if times := speed.read_times():
+        if not args.fast and (busy := speed.busy_percent()) > speed.BUSY_PERCENT:
             print(f"\n{busy:.0f} % of the processor is busy: without other programs it takes less")
-        here = None if args.fast else calibrate()
-        print(f"\nall notebooks together take\n{say_times(times, here)}")
+        here = None if args.fast else speed.calibrate()
+        print(f"\nall notebooks together take\n{speed.say_times(times, here)}")
     return 0 if all(item.ok for item in report) else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 import shlex
@@ -31,14 +30,8 @@ SKIPPED = {".git", ".venv", "runs", "exercises", "wheels", "cache", "build", "_b
 SKIPPED |= {"__pycache__", ".ruff_cache", ".pytest_cache"}
 
 
-def train_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    pretrain.add_arguments(parser)
-    return parser
-
-
 PARSERS = {  # of the subcommands that read their own arguments
-    "train": train_parser,
+    "train": pretrain.train_parser,
     "denoise": command.denoise_parser,
     "reconstruct": tools.reconstruct_parser,
     "fetch": fetch.fetch_parser,

@@ -325,7 +325,7 @@ def test_unexpected_words_and_help(capsys):
 
 def test_train_hands_its_arguments_on(monkeypatch):
     seen = []
-    module = SimpleNamespace(main_args=seen.extend)
+    module = SimpleNamespace(train_main=seen.extend)
     monkeypatch.setitem(sys.modules, "cryonb.learning.pretrain", module)
     assert main(["train", "--steps", "3", "channel", "--help"]) == 0
     assert seen == ["--steps", "3", "channel", "--help"]

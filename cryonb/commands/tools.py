@@ -103,9 +103,13 @@ def reconstruct_file(
 
 
 def _ctf_of(particles: Particles, ctf: str) -> torch.Tensor | None:
-    if ctf == "on" and particles.defocus_um is None:
+    if ctf == "off":
+        return None
+    if ctf == "auto":
+        return particles.ctf
+    if particles.defocus_um is None:
         raise ValueError("--ctf needs rlnDefocusU and rlnDefocusV in the STAR file: use --ctf off")
-    return None if ctf == "off" else particles.with_ctf(True).ctf if ctf == "on" else particles.ctf
+    return particles.with_ctf(True).ctf
 
 
 def fsc_parser() -> argparse.ArgumentParser:

@@ -270,8 +270,7 @@ def train_for(
 
 def _sampled(model, noisy, sigma: float, steps: int, seed: int, **solver) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        *_, last = sample(model, noisy, sigma, steps, generator=generator, **solver)
+    *_, last = sample(model, noisy, sigma, steps, generator=generator, **solver)
     return last.clean
 
 

@@ -39,53 +39,40 @@ CHUNK = 20_000  # particles that are simulated at a time
 REFINER = {"inputs": "sample+noisy", "widths": (64, 128), "transformers": 2}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `cryonb train`."""
-    parser.add_argument("source", help="channel, prestin, a file, many, or map-cleaner")
-    parser.add_argument("--setting", default="white", help="white or structural")
-    parser.add_argument("--snr", type=float, default=0.1, help="signal variance / noise variance")
-    parser.add_argument("--box-size", type=int, default=64, help="pixels")
-    parser.add_argument(
-        "--pixel-size", dest="pixel_size_A", type=float, default=3.0, help="Å per pixel"
-    )
-    parser.add_argument(
-        "--projections",
-        type=int,
-        default=16000,
-        help="distinct training poses; for map-cleaner molecules",
-    )
-    parser.add_argument("--images", type=int, default=230000, help="images the SR3 model sees")
-    parser.add_argument("--refine-images", type=int, default=60000, help="images the U-Net sees")
-    parser.add_argument(
-        "--refine-steps", type=int, default=1, help="sampler steps whose output the U-Net refines"
-    )
-    parser.add_argument("--start", type=float, default=0.5, help="share of the first step")
-    parser.add_argument("--init", help="SR3 weights to start from")
-    parser.add_argument(
-        "--curriculum", type=float, default=0.6, help="share of the run with less noise than asked"
-    )
-    parser.add_argument("--batch-size", type=int, default=32, help="more on a GPU, such as 512")
-    parser.add_argument(
+def train_parser() -> argparse.ArgumentParser:
+    """Options of `cryonb train`."""
+    parser = argparse.ArgumentParser(prog="cryonb train", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("source", help="channel, prestin, a file, many, or map-cleaner")
+    add("--setting", default="white", help="white or structural")
+    add("--snr", type=float, default=0.1, help="signal variance / noise variance")
+    add("--box-size", type=int, default=64, help="pixels")
+    add("--pixel-size", dest="pixel_size_A", type=float, default=3.0, help="Å per pixel")
+    add("--projections", type=int, default=16000, help="training poses; for map-cleaner molecules")
+    add("--images", type=int, default=230000, help="images the SR3 model sees")
+    add("--refine-images", type=int, default=60000, help="images the U-Net sees")
+    add("--refine-steps", type=int, default=1, help="sampler steps whose output the U-Net refines")
+    add("--start", type=float, default=0.5, help="share of the first step")
+    add("--init", help="SR3 weights to start from")
+    add("--curriculum", type=float, default=0.6, help="share of the run with less noise than asked")
+    add("--batch-size", type=int, default=32, help="more on a GPU, such as 512")
+    add(
         "--learning-rate", type=float, help="default 1e-3, with --init 5e-4; more for large batches"
     )
-    parser.add_argument(
-        "--compile", action="store_true", help="have torch.compile make the network faster (GPUs)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="kept", help="folder for weights and checkpoints")
+    add("--compile", action="store_true", help="have torch.compile make the network faster (GPUs)")
+    add("--seed", type=int, default=0)
+    add("--out", default="kept", help="folder for weights and checkpoints")
+    return parser
 
 
-def main_args(arguments: list[str]) -> int:
+def train_main(arguments: list[str]) -> int:
     """Run `cryonb train` with these command-line arguments."""
-    parser = argparse.ArgumentParser(prog="cryonb train", description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    return main(parser.parse_args(arguments))
+    args = train_parser().parse_args(arguments)
+    return {"many": many, "map-cleaner": map_cleaner}.get(args.source, both_stages)(args)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run both stages; a run that was cut off goes on where it was."""
-    if args.source in ALONE:
-        return ALONE[args.source](args)
+def both_stages(args: argparse.Namespace) -> int:
+    """Train SR3 and the U-Net for one protein; a run that was cut off goes on where it was."""
     out, name = Path(args.out), f"{Path(args.source).stem}-{args.setting}"
     sigma, amounts = noise_sigma(args.snr), setting(args.setting)
     volume = load_volume(args.source, args.box_size, args.pixel_size_A)
@@ -104,7 +91,10 @@ def main(args: argparse.Namespace) -> int:
     sr3_path = out / f"{name}-sr3.safetensors"
     if not sr3_path.is_file():
         given = stacks(args.projections, 0, own_device())
-        model = first_stage(args, given, sigma, out / f"{name}-sr3.checkpoint")
+        snr_start = args.snr if args.init else 3.0  # no curriculum for what has had it
+        levels = {"sigma": sigma, "snr_start": snr_start, "share": args.curriculum}
+        loss = partial(sr3_loss, **levels, start=args.start)
+        model = first_stage(args, given, loss, out / f"{name}-sr3.checkpoint")
         result = evaluate(model, None, *stacks(512, 2), sigma)
         save_model(sr3_path, model, manifest | {"test": result}, half=True)
         print(name, result, flush=True)
@@ -123,11 +113,8 @@ def many(args: argparse.Namespace) -> int:
     molecules = args.projections // VIEWS
     stacks = training_images(molecules, VIEWS, args.box_size, args.seed, workers=count_cores())
     stacks = [images.to(own_device()) for images in stacks]
-    torch.manual_seed(args.seed)
-    model = load_model(args.init, SR3)[0].train() if args.init else SR3()
     loss = partial(any_level_loss, snr=MANY_SNR, start=args.start)
-    draw = partial(draw_batch, stacks)
-    model = _run(args, "SR3", model, draw, loss, args.images, out.with_suffix(".checkpoint"))
+    model = first_stage(args, stacks, loss, out.with_suffix(".checkpoint"))
     result = {}
     for name in ("channel", "prestin"):
         volume = load_volume(name, args.box_size, args.pixel_size_A)
@@ -153,14 +140,10 @@ def _manifest(args: argparse.Namespace) -> dict:
     return {"made_by": "cryonb train", "options": options, "device": name}
 
 
-def first_stage(args, stacks, sigma: float, checkpoint: Path) -> SR3:
+def first_stage(args, stacks, loss, checkpoint: Path) -> SR3:
     """Train the diffusion model on clean and observed images; returns the moving average."""
     torch.manual_seed(args.seed)
     model = load_model(args.init, SR3)[0].train() if args.init else SR3()
-    snr_start = args.snr if args.init else 3.0  # no curriculum for what has had it
-    loss = partial(
-        sr3_loss, sigma=sigma, snr_start=snr_start, share=args.curriculum, start=args.start
-    )
     return _run(args, "SR3", model, partial(draw_batch, stacks), loss, args.images, checkpoint)
 
 
@@ -195,9 +178,6 @@ def map_cleaner(args: argparse.Namespace) -> int:
     save_model(out, model, manifest, half=True)
     print("map-cleaner", result, flush=True)
     return 0
-
-
-ALONE = {"many": many, "map-cleaner": map_cleaner}
 
 
 @torch.no_grad()

@@ -114,7 +114,6 @@ def train(
     *,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
-    weight_decay: float = 0.01,
     seed: int = 0,
     precision: str | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -157,9 +156,8 @@ def train(
         )
     objective = _Objective(_channels_last(model).to(accelerator.device), loss)
     average.to(accelerator.device)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
-    )
+    adam = {"betas": (0.9, 0.99), "weight_decay": 0.01, "fused": True}
+    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, **adam)
     steps = math.ceil(n_images / batch_size)
     run = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     modules = {"model": model, "average": average}

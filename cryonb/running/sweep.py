@@ -88,11 +88,11 @@ def sweep(
     jobs = []
     for run in runs:
         words = _arguments(experiment, run, folder, notebooks, force)
-        if force or not run.finished(folder):
+        skipped = not force and run.finished(folder)
+        if not skipped:
             jobs.append(Job(run, words))
         if dry_run:
-            done = "" if jobs and jobs[-1].run is run else "finished, skipped: "
-            print(f"{run.name}: {done}cryonb run {shlex.join(words)}")
+            print(f"{run.name}: {'finished, skipped: ' * skipped}cryonb run {shlex.join(words)}")
     print(f"experiment {experiment.name}: {len(runs)} runs, {len(jobs)} to do, folder {folder}")
     if dry_run:
         return 0
@@ -220,20 +220,18 @@ def _judge(job: Job, future, folder: Path) -> None:
     code, output = (None, "") if error else future.result()
     records = [read_json(folder / job.run.name / f"{step.name}.json") for step in job.run.chosen]
     record = next((r for r in records if r.get("state") != "finished"), {})
-    last = [line for line in output.splitlines() if line.startswith("cryonb: ")]
+    errors = [line for line in output.splitlines() if line.startswith("cryonb: ")]
     if job.run.finished(folder):
         job.state, job.message = "finished", ""
     elif error or code < 0 or record.get("state") == "killed":
         why = record.get("message") or (f"signal {-code}" if code else type(error).__name__)
         job.state, job.message = "lost", f"its process was killed ({why})"
-    elif code == 0:
-        job.state = "failed"
-        job.message = "finished by another cryonb or other notebooks than those here"
     else:
-        job.state = "failed"
-        job.message = (
-            last[-1].removeprefix("cryonb: ") if last else record.get("message", output[-300:])
-        )
+        job.state, job.message = "failed", record.get("message", output[-300:])
+        if code == 0:
+            job.message = "finished by another cryonb or other notebooks than those here"
+        elif errors:
+            job.message = errors[-1].removeprefix("cryonb: ")
 
 
 def _report(jobs: list[Job], folder: Path) -> int:

@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from skimage.measure import marching_cubes
 
+COLOUR = "#9db7d5"
+ELEVATION_DEG, TURN_DEG = 15.0, 30.0  # of the eye above the plane z = 0, and about z
+
 
 def level_of_volume(map: torch.Tensor, voxels: float) -> float:
     """Level above which a map (z, y, x) has this many voxels.
@@ -27,17 +30,13 @@ def level_of_volume(map: torch.Tensor, voxels: float) -> float:
     return float(map.flatten().topk(int(voxels) + 1).values[-1])
 
 
-def mesh(
-    map: torch.Tensor, level: float, pixel_size_A: float, step: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+def mesh(map: torch.Tensor, level: float, pixel_size_A: float) -> tuple[np.ndarray, np.ndarray]:
     """Corners (t, 3, 3) of the triangles of an isosurface, x, y, z in Å from the box centre.
 
     Parameters
     ----------
     map : Tensor (z, y, x)
     level : float
-    step : int
-        Voxels between samples; 2 makes four times fewer triangles.
 
     Returns
     -------
@@ -53,7 +52,7 @@ def mesh(
     values = np.maximum(values, level - np.ptp(values[1:-1, 1:-1, 1:-1]))  # closed at the box's rim
     if not values.min() < level < values.max():
         raise ValueError(f"no surface at {level:.3g}: the map reaches {values.max():.3g}")
-    points, faces, *_ = marching_cubes(values, level, step_size=step)
+    points, faces, *_ = marching_cubes(values, level)
     corners = ((points - 1 - map.shape[0] // 2) * pixel_size_A)[:, ::-1][faces]  # zyx -> xyz
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     lengths = np.linalg.norm(normals, axis=1)
@@ -67,10 +66,6 @@ def show_surfaces(
     voxels: float,
     *,
     title: str = "",
-    elevation_deg: float = 15.0,
-    turn_deg: float = 30.0,
-    step: int = 1,
-    colour: str = "#9db7d5",
 ) -> Figure:
     """Draw shaded isosurfaces of maps (z, y, x) side by side, each enclosing as many voxels.
 
@@ -78,19 +73,15 @@ def show_surfaces(
     ----------
     voxels : float
         Volume inside each surface, see `level_of_volume`.
-    elevation_deg, turn_deg : float
-        Of the eye above the plane z = 0, and about z.
-    step : int
-        See `mesh`.
     """
     fig = plt.figure(figsize=(2.6 * len(maps), 3.4))
-    elevation, turn = np.radians((elevation_deg, turn_deg))
+    elevation, turn = np.radians((ELEVATION_DEG, TURN_DEG))
     eye = np.array([np.cos(turn), np.sin(turn), np.tan(elevation)])
     light = eye + np.array([np.sin(turn), -np.cos(turn), 1.0]) * 0.7  # over the left shoulder
-    light, base = light / np.linalg.norm(light), np.array(to_rgb(colour))
+    light, base = light / np.linalg.norm(light), np.array(to_rgb(COLOUR))
     for i, (name, map) in enumerate(maps.items()):
         ax = fig.add_subplot(1, len(maps), i + 1, projection="3d")
-        corners, normals = mesh(map, level_of_volume(map, voxels), pixel_size_A, step)
+        corners, normals = mesh(map, level_of_volume(map, voxels), pixel_size_A)
         bright = 0.35 + 0.65 * np.clip(normals @ light, 0, 1)
         shades = base * bright[:, None]
         # Edges in the same colour close the seams between triangles.
@@ -101,7 +92,7 @@ def show_surfaces(
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
         ax.set_title(name, y=1.04)
         ax.set_box_aspect((1, 1, 1))
-        ax.view_init(elevation_deg, turn_deg)
+        ax.view_init(ELEVATION_DEG, TURN_DEG)
         ax.set_axis_off()
     fig.suptitle(title)
     return fig
