@@ -11,12 +11,10 @@ is 64 px, takes other boxes too.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from simulate_train_sample import SIGMA
+from timing import SIGMA, in_turn, synchronised
 
 from cryonb.base.draws import generator_on
 from cryonb.base.precision import autocast
@@ -26,17 +24,6 @@ from cryonb.learning.train import sr3_loss
 from cryonb.learning.weights import KEPT, load_model
 
 ROUNDS = 3  # of training in a timing
-
-
-def seconds(call: Callable, device: str) -> float:
-    """Seconds of the call's second time, until the device has done it."""
-    for _ in range(2):
-        start = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        spent = time.perf_counter() - start
-    return spent
 
 
 def from_host(model: SR3, noisy: torch.Tensor, steps: int, batch: int) -> None:
@@ -71,16 +58,18 @@ def measure(box: int, batch: int, device: str) -> str:
         torch.cuda.reset_peak_memory_stats()
     model = load_model(KEPT / "channel-white-sr3.safetensors", SR3)[0].to(device)
     noisy = torch.randn(4 * batch, box, box)
+    clean = torch.randn(batch, box, box, device=device)
     calls = {
         "one step": partial(from_host, model, noisy, 1, batch),
         "eight": partial(from_host, model, noisy, 8, batch),
         "there": partial(on_device, model, noisy.to(device), batch),
+        "training": partial(training_steps, model, clean),
     }
-    rates = [len(noisy) / seconds(call, device) for call in calls.values()]
-    clean = torch.randn(batch, box, box, device=device)
-    trained = seconds(partial(training_steps, model.train(), clean), device)
+    images = dict.fromkeys(calls, len(noisy)) | {"training": ROUNDS * batch}
+    seconds = in_turn({name: synchronised(call) for name, call in calls.items()}, 1)
+    rates = [images[name] / spent for name, (spent,) in seconds.items()]
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
-    numbers = "".join(f"{rate:12.0f}" for rate in (*rates, ROUNDS * batch / trained))
+    numbers = "".join(f"{rate:12.0f}" for rate in rates)
     return f"{box:5}{batch:7}{numbers}{memory:9.1f}"
 
 

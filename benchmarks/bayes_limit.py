@@ -15,7 +15,7 @@ import time
 from functools import partial
 
 import torch
-from simulate_train_sample import compare, peak_MB
+from timing import compare, peak_MB
 
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.metrics import mse

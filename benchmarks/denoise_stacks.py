@@ -21,8 +21,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import torch
-from maps_and_poses import in_turn, report
-from simulate_train_sample import measure
+from timing import in_turn, measure, report
 
 from cryonb.commands.denoise import denoise_file, measured_noise
 from cryonb.data.stacks import open_source

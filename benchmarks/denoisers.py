@@ -18,9 +18,8 @@ from functools import partial
 from statistics import median
 
 import torch
-from maps_and_poses import CLOCKS, in_turn
-from simulate_train_sample import peak_MB
 from threadpoolctl import threadpool_limits
+from timing import CLOCKS, in_turn, peak_MB
 
 from cryonb.base.workers import count_cores
 from cryonb.data.volumes import load_volume

@@ -13,13 +13,11 @@ import argparse
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
 import torch
-from simulate_train_sample import measure, spread
+from timing import in_turn, measure, report
 
 from cryonb.commands.tools import reconstruct_file
 from cryonb.data.maps import read_map, write_map
@@ -125,32 +123,6 @@ def particle_file(volume, n: int, folder: Path) -> Path:
     noisy += noise_sigma(0.1) * torch.randn(noisy.shape, generator=generator)
     particles = particles_from_arrays(noisy, rotations, pixel, shifts_px=shifts, defocus_um=defocus)
     return write_particles(particles, folder / f"particles{n}.star")
-
-
-def in_turn(
-    calls: dict[str, Callable], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of each call, all in turn, after one turn to warm up."""
-    seconds = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            start = clock()
-            call()
-            if repeat:
-                seconds[name].append(clock() - start)
-    return seconds
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of all threads together
-
-
-def report(seconds: dict[str, list[float]]) -> None:
-    """Print seconds, and the ratio of each side to the first."""
-    first = next(iter(seconds))
-    for name, values in seconds.items():
-        ratios = [b / a for a, b in zip(seconds[first], values, strict=True)]
-        versus = "" if name == first else f"   ratio {spread(ratios, 2)}"
-        print(f"  {name:30} {spread(values):>22} s{versus}")
 
 
 def search(volume, n: int) -> None:

@@ -25,8 +25,16 @@ from statistics import median
 
 import numpy as np
 import torch
-from maps_and_poses import CLOCKS, in_turn
-from simulate_train_sample import FULL_RESOLUTION, SIGMA, peak_MB, spread, training_step
+from timing import (
+    CLOCKS,
+    FULL_RESOLUTION,
+    SIGMA,
+    in_turn,
+    peak_MB,
+    spread,
+    synchronised,
+    training_step,
+)
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,18 +86,6 @@ def peaks(device: str, size: int, repeats: int, clock: Callable) -> dict[str, fl
         calls = {name: synchronised(call) for name, call in calls.items()}
         seconds = in_turn(calls, repeats, clock)
     return {name: flop[name] / 1e9 / min(values) for name, values in seconds.items()}
-
-
-def synchronised(call: Callable, times: int = 1) -> Callable[[], None]:
-    """The call, so many times, until the device has done it."""
-
-    def run() -> None:
-        for _ in range(times):
-            call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return run
 
 
 def alone(given_back: bool, args) -> None:
