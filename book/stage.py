@@ -118,11 +118,14 @@ def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     kept = viewer_states(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            views = [o.get("data", {}).get(WIDGET_VIEW, {}).get("model_id") for o in cell.outputs]
-            pairs = zip(cell.outputs, views, strict=True)
-            cell.outputs = [o for o, view in pairs if view is None or view in kept]
+            cell.outputs = [o for o in cell.outputs if view_of(o) in {None, *kept}]
     notebook.metadata["widgets"] = widgets_of(kept)
     return notebook
+
+
+def view_of(output: dict) -> str | None:
+    """Id of the widget that an output of a cell shows, if it shows one."""
+    return output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id")
 
 
 def widgets_of(states: dict[str, dict]) -> dict:
@@ -133,17 +136,16 @@ def front_viewer(chapters: Iterable[Chapter]) -> nbformat.NotebookNode | None:
     """A notebook of the one cell that is tagged for the front page, with a large frame viewer."""
     for chapter in chapters:
         states = viewer_states(chapter.notebook)
-        for cell in chapter.notebook.cells:
-            for output in cell.get("outputs", []):
-                model = output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id")
-                if model in states and FRONT_PAGE in cell.metadata.get("tags", []):
-                    viewer = states[model]["state"] | {"width_px": 640}
-                    layout = viewer["layout"].removeprefix("IPY_MODEL_")
-                    kept = {model: states[model] | {"state": viewer}, layout: states[layout]}
-                    tags = {"tags": ["remove-input"]}
-                    shown = nbformat.v4.new_code_cell(cell.source, outputs=[output], metadata=tags)
-                    metadata = {"widgets": widgets_of(kept)}
-                    return nbformat.v4.new_notebook(cells=[shown], metadata=metadata)
+        tagged = [c for c in chapter.notebook.cells if FRONT_PAGE in c.metadata.get("tags", [])]
+        for cell, output in ((c, o) for c in tagged for o in c.get("outputs", [])):
+            if (model := view_of(output)) not in states:
+                continue
+            viewer = states[model]["state"] | {"width_px": 640}
+            layout = viewer["layout"].removeprefix("IPY_MODEL_")
+            kept = {model: states[model] | {"state": viewer}, layout: states[layout]}
+            tags = {"tags": ["remove-input"]}
+            shown = nbformat.v4.new_code_cell(cell.source, outputs=[output], metadata=tags)
+            return nbformat.v4.new_notebook(cells=[shown], metadata={"widgets": widgets_of(kept)})
     return None
 
 

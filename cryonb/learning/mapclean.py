@@ -146,9 +146,7 @@ def apply_cleaner(model: MapCleaner, map: torch.Tensor, tile: int = 128) -> torc
     return out[:z, :y, :x] * scale
 
 
-def clean_map(
-    model: MapCleaner, map: torch.Tensor, pixel_size_A: float, tile: int = 128
-) -> torch.Tensor:
+def clean_map(model: MapCleaner, map: torch.Tensor, pixel_size_A: float) -> torch.Tensor:
     """Clean a map (n, n, n) of any pixel size.
 
     The map is resampled to the network's pixel size, cleaned, and brought back. Detail finer than
@@ -178,11 +176,11 @@ def clean_map(
         raise ValueError("The map has the same value everywhere: there is nothing to clean.")
     map = map.float() - level_and_scale(map)[0]
     if abs(step - 1) < 1e-3:
-        return apply_cleaner(model, map, tile)
+        return apply_cleaner(model, map)
     size = max(int(torch.tensor(n / step).ceil()), model.stride)
     middle = size // 2, n // 2  # the same point of both grids
     coarse = resample(map, size, step, (middle[1] - middle[0] * step,) * 3)
-    cleaned = apply_cleaner(model, coarse, tile)
+    cleaned = apply_cleaner(model, coarse)
     back = 1 / step, (middle[0] - middle[1] / step,) * 3
     cleaned, seen = (resample(v, n, *back) for v in (cleaned, coarse))
     if step <= 1:  # the network saw all detail there is

@@ -208,13 +208,11 @@ def _run(args, title: str, model, draw, loss, n_images: int, checkpoint: Path, b
     if args.compile:
         for network in model.children():
             network.compile()
-    steps = train(
-        model, average, draw, loss, n_images, batch_size=batch_size or args.batch_size,
-        learning_rate=args.learning_rate or (5e-4 if args.init else 1e-3), seed=args.seed,
-        checkpoint=checkpoint,
-    )  # fmt: skip
+    rate = args.learning_rate or (5e-4 if args.init else 1e-3)
+    options = {"batch_size": batch_size or args.batch_size, "learning_rate": rate}
+    options |= {"seed": args.seed, "checkpoint": checkpoint}
     with tqdm(total=n_images, desc=title, unit="image", mininterval=10) as bar:
-        for progress in steps:
+        for progress in train(model, average, draw, loss, n_images, **options):
             bar.update(progress.images - bar.n)
             bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
     return average.eval()

@@ -145,7 +145,6 @@ def pool(experiment: Experiment, n_jobs: int, workers=None, scheduler=None, clus
         with ThreadPoolExecutor(n) as executor:
             yield executor
         return
-    bokeh = bool(importlib.util.find_spec("bokeh"))
     with ExitStack() as stack:
         if cluster:
             scheduler = stack.enter_context(_slurm(experiment, n))
@@ -157,8 +156,8 @@ def pool(experiment: Experiment, n_jobs: int, workers=None, scheduler=None, clus
             scheduler = stack.enter_context(made)
         client = stack.enter_context(connect(scheduler))
         now = sum(client.ncores().values())
-        print(f"dask: {now} runs at a time so far, {experiment.cores} threads each", end="")
-        print(f"; dashboard {client.dashboard_link}" if bokeh else "")
+        shown = f"; dashboard {client.dashboard_link}" if importlib.util.find_spec("bokeh") else ""
+        print(f"dask: {now} runs at a time so far, {experiment.cores} threads each{shown}")
         yield client.get_executor(pure=False)
 
 
@@ -261,29 +260,25 @@ def execute_run(
         return 2, f"cryonb: the worker does not see {cwd}: a sweep needs a shared file system"
     if not Path(cwd, running).exists():
         return 130, ""
-    ours, theirs = os.pipe()  # the child stops when this end closes, in whatever way
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments],
-        cwd=cwd,
-        env=os.environ | {name: str(cores) for name in THREADS},
-        stdin=ours,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    os.close(ours)
-    open_end, output = True, None
-    try:
+    theirs, ours = os.pipe()
+    with open(ours, "wb") as leash:  # the child stops when this end closes, in whatever way
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, *arguments],
+            cwd=cwd,
+            env=os.environ | {name: str(cores) for name in THREADS},
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        output = None
         while output is None:
             with suppress(subprocess.TimeoutExpired):
                 output, _ = process.communicate(timeout=0.5)
-            if open_end and not Path(cwd, running).exists():
-                os.close(theirs)
-                open_end = False
-    finally:
-        if open_end:
-            os.close(theirs)
+            if not Path(cwd, running).exists():
+                leash.close()
     with suppress(OSError):
         Path(cwd, log).write_text(output)
     return process.returncode, output
