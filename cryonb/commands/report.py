@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +21,15 @@ from cryonb.simulation.dataset import Dataset, read_dataset
 from cryonb.simulation.simulate import clean_scale, projected_mask
 
 CUTOFF_A = 20.0  # beyond which phases are made random
+
+
+class Verdict(NamedTuple):
+    """A line of the report: the question, what was found, what a control gives, the outcome."""
+
+    test: str
+    found: str
+    control: str
+    passed: bool
 
 
 def audit_parser() -> argparse.ArgumentParser:
@@ -72,16 +82,8 @@ def _function(name: str) -> Denoiser:
         ) from error
 
 
-def audit(
-    denoise: Denoiser, data: Dataset, other: str, n: int, seed: int = 0
-) -> list[tuple[str, str, str, bool]]:
-    """Run the tests that any denoiser can take.
-
-    Returns
-    -------
-    list of (test, number, control, passed)
-        Numbers with what they mean, as text.
-    """
+def audit(denoise: Denoiser, data: Dataset, other: str, n: int, seed: int = 0) -> list[Verdict]:
+    """Run the tests that any denoiser can take, on n particles of `data` and of `other`."""
     volume, sigma, pixel = data.volume, data.sigma, data.pixel_size_A
     symmetry, clean = data.manifest["symmetry"], data.test.clean.images[:n]
     noise = noise_only(denoise, volume, sigma, n, symmetry=symmetry, pixel_size_A=pixel, seed=seed)
@@ -94,27 +96,27 @@ def audit(
     removed, given = back.beyond
     resolution = [resolution_at(*curve, 0.5) for curve in (noise.fsc, noise.fsc_control)]
     return [
-        (
+        Verdict(
             "noise alone: like the molecule?",
             f"outputs vary {noise.energy:.2f} times as much as particles, resemblance "
             f"{noise.resemblance:.2f}",
             f"resemblance {noise.control:.2f} with random phases",
             noise.energy < 0.1 and noise.resemblance < noise.control + 0.05,
         ),
-        (
+        Verdict(
             "noise alone: a map of the molecule?",
             f"FSC with the molecule falls to 0.5 at {resolution[0]:.0f} Å",
             f"{resolution[1]:.0f} Å from the noise itself in the same poses (inf: never above)",
             resolution[0] >= 0.9 * resolution[1],
         ),
-        (
+        Verdict(
             f"another molecule ({other}): pulled to the known one?",
             f"correlation {drawn.with_truth:.2f} with the truth, {drawn.with_known:.2f} with the "
             "known molecule",
             f"the truth itself: {drawn.control:.2f} with the known molecule",
             drawn.with_known < max(drawn.with_truth, drawn.control + 0.05),
         ),
-        (
+        Verdict(
             f"detail beyond {CUTOFF_A:g} Å taken away: does it return?",
             f"correlation {removed:.2f} with what was taken away",
             f"{given:.2f} with what was given",
@@ -123,7 +125,7 @@ def audit(
     ]
 
 
-def _calibrated(model: SR3, data: Dataset, args) -> tuple[str, str, str, bool]:
+def _calibrated(model: SR3, data: Dataset, args) -> Verdict:
     """Calibration of an SR3's samples, inside the particle's mask."""
     n = min(args.images, len(data.test.noisy))
     noisy, clean = data.test.noisy.images[:n], data.test.clean.images[:n]
@@ -132,7 +134,7 @@ def _calibrated(model: SR3, data: Dataset, args) -> tuple[str, str, str, bool]:
     )
     found = calibration(samples, clean, projected_mask(data.mask, data.test.clean.rotations[:n]))
     nominal, covered = float(found.nominal[0]), float(found.coverage[0])
-    return (
+    return Verdict(
         "samples: as far apart as from the truth?",
         f"distance between them ÷ to the truth {found.between_to_truth:.2f}; the truth lies among "
         f"{args.samples} samples in {covered:.0%} of the pixels",
@@ -141,12 +143,12 @@ def _calibrated(model: SR3, data: Dataset, args) -> tuple[str, str, str, bool]:
     )
 
 
-def _page(denoiser: str, data: str, lines: list[tuple[str, str, str, bool]]) -> str:
+def _page(denoiser: str, data: str, lines: list[Verdict]) -> str:
     rows = [
-        f"| {test} | {number} | {control} | {'passed' if passed else '**FAILED**'} |"
-        for test, number, control, passed in lines
+        f"| {v.test} | {v.found} | {v.control} | {'passed' if v.passed else '**FAILED**'} |"
+        for v in lines
     ]
-    failed = sum(not passed for *_, passed in lines)
+    failed = sum(not v.passed for v in lines)
     verdict = "All tests passed." if not failed else f"{failed} of {len(lines)} tests failed."
     head = [
         f"# Audit of {denoiser}",

@@ -51,10 +51,7 @@ def reconstruct_parser() -> argparse.ArgumentParser:
 
 def reconstruct_main(arguments: list[str]) -> int:
     """Reconstruct a map from a particle STAR file, with these command-line arguments."""
-    args = reconstruct_parser().parse_args(arguments)
-    reconstruct_file(
-        args.particles, args.out, args.half, args.symmetry, args.ctf, batch_size=args.batch_size
-    )
+    reconstruct_file(**vars(reconstruct_parser().parse_args(arguments)))
     return 0
 
 
@@ -247,8 +244,7 @@ def clean_parser() -> argparse.ArgumentParser:
 
 def clean_main(arguments: list[str]) -> int:
     """Clean a map, with these command-line arguments."""
-    args = clean_parser().parse_args(arguments)
-    clean_file(args.map, args.out, args.weights, args.mask, overwrite=args.overwrite)
+    clean_file(**vars(clean_parser().parse_args(arguments)))
     return 0
 
 
@@ -283,16 +279,18 @@ def clean_file(
         raise ValueError(f"{out} is there already: choose another name, or --overwrite")
     given, pixel, first_A = read_placed_map(map)
     check_one_cube(map, given)
-    suffix = Path(mask.removesuffix(".gz")).suffix.lower()
-    if suffix in MODEL_SUFFIXES:
+    soft = None
+    if Path(mask.removesuffix(".gz")).suffix.lower() in MODEL_SUFFIXES:
         atoms = read_atoms(mask, centre=False)
         soft = model_mask(atoms.xyz_A, tuple(given.shape), pixel, first_A)
     elif mask not in ("auto", "none"):
         soft = _mask(mask, given, pixel)
     model, _ = load_model(weights or MAP_CLEANER, MapCleaner)
     cleaned = clean_map(model, given, pixel)
-    if mask != "none":
-        cleaned = cleaned * (soft_mask(cleaned, pixel, largest=True) if mask == "auto" else soft)
+    if mask == "auto":
+        soft = soft_mask(cleaned, pixel, largest=True)
+    if soft is not None:
+        cleaned = cleaned * soft
     write_map_like(out, cleaned, map, label=f"cryonb clean: {NOT_FOR_FSC}"[:80])
     print(
         f"{out}: {len(given)} px at {pixel:g} Å/px, network at {model.pixel_size_A:g} Å/px, "
