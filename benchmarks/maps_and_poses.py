@@ -13,6 +13,8 @@ import argparse
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
