@@ -241,12 +241,12 @@ def stage(run: Path, target: Path, repository: str = "") -> None:
 
 def write_api(folder: Path) -> None:
     """One page a module, generated from its docstrings."""
-    folder.mkdir()
     for room, (_, modules) in rooms().items():
+        (folder / room).mkdir(parents=True)
         for module in modules:
-            name = f"cryonb.{room}.{module.name}"
-            body = f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
-            (folder / f"{module.name}.md").write_text(f"# `{name}`\n\n{body}")
+            name = f"{room}.{module.name}"
+            body = f"```{{eval-rst}}\n.. automodule:: cryonb.{name}\n   :members:\n```\n"
+            (folder / room / f"{module.name}.md").write_text(f"# `{name}`\n\n{body}")
 
 
 def copy_files(target: Path) -> None:
