@@ -377,7 +377,7 @@ lines = {name: (range(samples + 1), found.ranks) for name, found in judged.items
 lines["exact"] = ([0, samples], [1 / (samples + 1)] * 2)
 labels = {"x": "samples below the truth", "y": "share of pixels", "theory": "exact"}
 plot_lines(lines, ax=right, title="Rank of the truth", **labels)
-right.set(ylim=(0, None), xticks=range(samples + 1))
+right.set(ylim=(0, 1.15 * right.get_ylim()[1]), xticks=range(samples + 1))
 plt.show()
 
 # %% [markdown]

@@ -269,7 +269,9 @@ class TrainingPlot:
         ax.plot(self.images, smooth)
         ax.set(xlabel="images seen", ylabel="loss", yscale="log", title=self.title)
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("{x:g}")
+        low, high = ax.get_ylim()
+        labelled = "2357" if high < 15 * low else "3" if high < 150 * low else ""  # none touch
+        ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in labelled else "")
         for panel, (name, image) in zip(axes[0, 1:], pictures.items(), strict=True):
             panel.imshow(np.asarray(image))
             panel.set(title=name, xticks=[], yticks=[])
