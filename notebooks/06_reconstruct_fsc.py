@@ -23,7 +23,7 @@
 #  refined images  ───┘     same known poses   └──►  half against half    Does it repeat?
 # ```
 #
-# You will build a volume from each kind of image that the earlier notebooks made, measure its resolution in the two ways on the right, and see that for denoised images the two answers come apart.
+# You will build a volume from each kind of image that the earlier notebooks made, measure its resolution in the two ways shown on the right, and see that for denoised images the two answers differ.
 
 # %% [markdown]
 # **You will learn to**
@@ -32,8 +32,8 @@
 # - write a reconstruction by direct Fourier insertion;
 # - compute a Fourier shell correlation (FSC), and derive where the thresholds 0.5 and 0.143 come from;
 # - correct an FSC for the mask by phase randomisation;
-# - tell what the half-map FSC of denoised images measures, and what it does not;
-# - find poses by projection matching, and decide which images to find them in and to reconstruct from.
+# - say what the half-map FSC of denoised images measures, and what it does not;
+# - find poses by projection matching, and decide which images to use for finding them and which for the reconstruction.
 #
 # | You need | | Where |
 # |---|---|---|
@@ -91,7 +91,7 @@ seed = 0  # of every random number
 run_dir = "runs/own"  # folder for everything that is written
 
 # %% [markdown]
-# The noisy test particles and the stacks that notebooks 02 and 03 wrote for the same particles. All have the same rows, and so the same true poses. We use the truth twice: the poses as if another program had found them without error, and the volume to judge the result. Real data offer neither.
+# The next cell loads the noisy test particles and the stacks that notebooks 02 and 03 wrote for them. All have the same rows, and so the same true poses. You use the truth twice: for the poses, as if another program had found them without error, and for the volume that judges the result. Real data offer neither.
 
 # %%
 STAGES = {"noisy": "", "posterior_mean": "02_train_sr3", "sample": "02_train_sr3", "refined": "03_refine_unet"}  # fmt: skip
@@ -153,12 +153,12 @@ axes[2].set(title="24 slices cut the plane $k_y = 0$", aspect="equal", xlabel="$
 plt.show()
 
 # %% [markdown]
-# **What to notice.** The two spectra are the same array. On the right, every image cuts the plane $k_y=0$ in one line through the centre. Near the centre, at low frequency, every image has something to say about every voxel; towards the rim the lines spread, and gaps open. A shell of radius $k$ has about $k^2$ voxels, a slice brings about $k$ samples, so the number of measurements per voxel falls as $1/k$. That is one reason why fine detail needs many particles. (The other is that the signal itself fades with frequency, while white noise does not.)
+# **What to notice.** The two spectra are the same array. On the right, every image cuts the plane $k_y=0$ in one line through the centre. Near the centre, at low frequency, every image has something to say about every voxel; towards the rim the lines spread and gaps open. A shell of radius $k$ has about $k^2$ voxels and a slice brings about $k$ samples, so the number of measurements per voxel falls as $1/k$. That is one reason why fine detail needs many particles. (The other is that the signal itself fades with frequency, while white noise does not.)
 
 # %% [markdown]
 # ## How do slices become a volume?
 #
-# Turn the theorem around: transform every image, lay its samples into an empty three-dimensional grid at $R\,(k_x,k_y,0)$, and transform back. A sample falls between eight voxels, so it is shared among them with trilinear weights $w$, and each voxel becomes the weighted mean of what it received:
+# Turn the theorem around: transform every image, place its samples in an empty three-dimensional grid at $R\,(k_x,k_y,0)$, and transform back. A sample falls between eight voxels, so it is shared among them with trilinear weights $w$, and each voxel becomes the weighted mean of what it received:
 #
 # $$ \hat V(k) = \frac{\sum_i w_i(k)\, \hat I_i}{\sum_i w_i(k)}. $$
 #
@@ -199,9 +199,9 @@ a, b = (low_pass(v, 2.5 * pixel_size_A, pixel_size_A) for v in (flatten_corners(
 assert (a - b).norm() < 5e-3 * b.norm()  # they differ in how the rim at Nyquist is counted
 
 # %% [markdown]
-# `cryonb.physics.reconstruct` does the same and adds four things: it stores only the half of Fourier space that is needed; it counts every image once for each symmetry mate; a small floor on the weights keeps voxels that hardly any image touched from blowing up; and it flattens the corners of the box. A molecule that fits the box in every pose lies inside the sphere, so the corners, half of the box, hold noise alone, and an FSC of the whole box would count it. (Images that carry a CTF are reconstructed with `ctf=particles.ctf`; denoised ones never, or they would be corrected twice.)
+# `cryonb.physics.reconstruct` does the same and adds four things: it stores only the half of Fourier space that is needed; it counts every image once for each of the equivalent views that the symmetry of the molecule gives it; a small floor under the weights keeps voxels that hardly any image touched from blowing up; and it flattens the corners of the box. A molecule that fits the box in every pose lies inside the sphere, so the corners, half of the box, hold nothing but noise, and an FSC of the whole box would count it. (Images that carry a CTF are reconstructed with `ctf=particles.ctf`. Do not do so for images whose CTF the denoiser has already corrected, or it would be corrected twice.)
 #
-# Now every stage of every setting: two **half maps**, each from one half of the particles, and the full map, their mean. The half sets were drawn in 01_simulate, before anything else happened to the images.
+# Now every stage in every setting: two **half maps**, each from one half of the particles, and the full map, their mean. The half sets were drawn in notebook 01, before anything else happened to the images.
 
 
 # %%
@@ -225,9 +225,9 @@ for setting in data:
     plt.show()
 
 # %% [markdown]
-# **What to notice.** All columns share one grey scale. The map from noisy images is grainy everywhere, inside the molecule and outside, because white noise has no address. The maps from denoised images have a quieter outside, because the network has learnt that nothing is there. Quiet is not yet right: a map that was *invented* is quiet as well, and one that lost its fine detail too. In the setting `structural`, look for the pale belt around the transmembrane part in the first column. It is density that really was in every particle but does not belong to the molecule.
+# **What to notice.** All columns share one grey scale. The map from noisy images is grainy everywhere, inside the molecule and outside, because white noise does not care where it is. The maps from denoised images are quieter outside, because the network has learnt that nothing is there. Quiet is not the same as right: a map that was *invented* is quiet as well, and so is one that lost its fine detail. In the setting `structural`, look for the pale belt around the transmembrane part in the first column. It is density that really was in every particle but does not belong to the molecule.
 #
-# Eyes are easily pleased. We need a number.
+# Eyes are easily pleased. You need a number.
 
 # %% [markdown]
 # ## How alike are two maps, at each level of detail?
@@ -236,7 +236,7 @@ for setting in data:
 #
 # $$ \mathrm{FSC}(s) = \frac{\mathrm{Re} \sum_{k \in s} A(k)\, B(k)^*}{\sqrt{\sum_{k\in s} |A(k)|^2 \; \sum_{k\in s} |B(k)|^2}}. $$
 #
-# It is a correlation coefficient: 1 when the two agree in that shell up to a factor, about 0 when they have nothing in common (Harauz & van Heel 1986). The factor drops out, so the FSC cannot see that a map is too weak at high frequency; it looks at phases first of all.
+# It is a correlation coefficient: 1 when the two agree in that shell up to a factor, about 0 when they have nothing in common (Harauz & van Heel 1986). Because the factor drops out, the FSC cannot see that a map is too weak at high frequency; it mostly compares phases.
 
 
 # %%
@@ -253,7 +253,7 @@ assert_close(cross / (aa * bb).sqrt(), half_fsc)
 # %% [markdown]
 # ## Why 0.143 between half maps, and 0.5 against the truth?
 #
-# Write each half map, in one shell, as signal plus noise of its own, with a signal-to-noise ratio $S$ (of powers). In the sum over the shell only the signal survives in the numerator, while the denominator has both:
+# Write each half map, in one shell, as signal plus noise of its own, with a signal-to-noise ratio $S$ (a ratio of powers). When you sum over the shell, only the signal survives in the numerator, while the denominator has both:
 #
 # $$ F = \mathrm{FSC}_\text{half} = \frac{S}{S + 1}. $$
 #
@@ -261,7 +261,7 @@ assert_close(cross / (aa * bb).sqrt(), half_fsc)
 #
 # $$ C = \mathrm{FSC}_\text{truth} = \sqrt{\frac{2S}{2S+1}} = \sqrt{\frac{2F}{1+F}}. $$
 #
-# A correlation of $C=0.5$ with the truth is the customary limit of what can be interpreted, because the phases are then still right on average to about 60°. Solve for the half maps: $0.25\,(1+F)=2F$, so $F=1/7\approx 0.143$. **The two thresholds are one and the same statement about the full map**, made once with the truth at hand and once without (Rosenthal & Henderson 2003). Other criteria exist, and van Heel & Schatz (2005) argue that no fixed value fits all; but the formula for $C$ gives us something better than a threshold, a *prediction* that we can test, shell by shell.
+# A correlation of $C=0.5$ with the truth is the customary limit of what can be interpreted: the phases are then still right to about 60° on average. Solve for the half maps: $0.25\,(1+F)=2F$, so $F=1/7\approx 0.143$. **The two thresholds make the same statement about the full map**, once with the truth at hand and once without (Rosenthal & Henderson 2003). Other criteria exist, and van Heel & Schatz (2005) argue that no fixed value fits all cases. But the formula for $C$ gives you something better than a threshold: a *prediction* that you can test, shell by shell.
 
 
 # %% mystnb={"image": {"alt": "Three FSC curves of the noisy reconstruction in the setting white: between half maps, the correlation with the truth predicted from them, and the measured correlation with the truth. The last two lie on each other."}}
@@ -286,14 +286,14 @@ independent_error = float((predicted(half_fsc) - against_truth)[trusted].abs().m
 say(f"Prediction and measurement differ by **{independent_error:.3f}** on average (shells with a half-map FSC above 0.05).")  # fmt: skip
 
 # %% [markdown]
-# Keep in mind what made this work: **the errors of the two halves were independent**. White noise in different particles is. Everything that follows is about what happens when they are not.
+# The last two curves should lie on each other. Keep in mind what made this work: **the errors of the two halves were independent**. White noise in different particles is. The rest of this notebook is about what happens when errors are not.
 
 # %% [markdown]
 # ## Why does a mask raise the FSC?
 #
-# Most of the box is empty. Set it to zero with a mask, and noise is gone that had nothing to do with the molecule: the FSC rises, rightly. But multiplication by a mask in real space is a convolution in Fourier space. It smears every frequency over its neighbours, *in the same way in both maps*, and it gives both the outline of the mask. So part of the rise is false.
+# Most of the box is empty. Set the empty part to zero with a mask, and you remove noise that had nothing to do with the molecule: the FSC rises, rightly. But multiplication by a mask in real space is a convolution in Fourier space. It smears every frequency over its neighbours, *in the same way in both maps*, and it gives both maps the outline of the mask. So part of the rise is false.
 #
-# How large a part? Chen et al. (2013) destroy what could be real and see what remains: beyond some frequency replace all phases of both half maps by random ones, then mask and correlate. What correlates now, $F_\text{rand}$, comes from the mask alone, and
+# How large a part? Chen et al. (2013) destroy what could be real and see what remains: beyond some frequency, replace all phases of both half maps by random ones, then mask and correlate. Any correlation that is left, $F_\text{rand}$, comes from the mask alone, and
 #
 # $$ F_\text{true} = \frac{F_\text{mask} - F_\text{rand}}{1 - F_\text{rand}}. $$
 
@@ -310,10 +310,12 @@ def mask_curves(half1, half2, mask):
 draw("noisy images, white: half maps", mask_curves(noisy["half1"], noisy["half2"], mask), (0.143,))
 
 # %% [markdown]
-# The random phases begin where the whole-box curve falls below 0.8; up to there $F_\text{rand}$ means nothing. A wide mask with a soft edge, as here, adds little that is false; a hard edge close to the molecule adds much. Against the truth no such correction is needed: the noise in the mask has nothing in common with the truth, whatever the mask's shape. From here on both curves are taken inside the mask, the half-map one corrected.
+# The random phases begin where the whole-box curve falls below 0.8; at lower frequencies $F_\text{rand}$ means nothing. A wide mask with a soft edge, like this one, adds little that is false; a hard edge close to the molecule adds much. Against the truth no such correction is needed: the noise in the mask has nothing in common with the truth, whatever the shape of the mask. From here on both curves are taken inside the mask, and the half-map one is corrected.
 
 # %% [markdown]
 # ## Which images give the best map?
+#
+# Two questions, two columns of curves: how well does each map agree with the truth (left), and how well do its halves agree with each other (right)? The function `judge` also computes a *gap*, which the next section explains.
 
 
 # %%
@@ -345,11 +347,11 @@ for row, setting in zip(axes, data, strict=True):
 # %% [markdown]
 # ## What does the half-map FSC of denoised images measure?
 #
-# On the left, the truth is the judge. On the right, the maps judge each other. For the noisy images in the setting `white` the two columns belong together as derived above. For denoised images they need not.
+# On the left the truth is the judge; on the right the maps judge each other. (Where you see only three curves, `posterior_mean` lies under `refined`: there the second stage changed next to nothing.) For the noisy images in the setting `white` the two columns belong together as derived above. For denoised images they need not.
 #
-# The derivation needs errors that are independent between the halves. But **one network denoised both halves**, and it errs in the same way on both: what it learnt about this molecule it adds to every image, and what it cannot make out it smooths away, everywhere alike. Such errors repeat. The half-map FSC counts everything that repeats as signal, so it measures the *self-consistency of the network*, not the correctness of the map. Henderson (2013) tells what happens to a field that forgets this.
+# The derivation needs errors that are independent between the halves. But **one network denoised both halves**, and it errs in the same way on both: what it learnt about this molecule it adds to every image, and what it cannot make out it smooths away, everywhere alike. Such errors repeat. The half-map FSC counts everything that repeats as signal, so it measures the *self-consistency of the network*, not the correctness of the map. Henderson (2013) describes what can happen to a field that forgets this.
 #
-# So take the shells that the half maps claim to resolve, and compare what they promise, $\sqrt{2F/(1+F)}$, with the correlation that the truth grants. The difference is error that repeats and therefore passes for signal: in the wide sense of the word, **hallucination**. It need not show in the resolution, which is a single point of the curve: the network's guesses about one image differ from those about the next, which *lowers* the half-map FSC at high frequency, while it is too high where the shared errors are. (In the setting `structural` the noisy images have a gap too: the micelle repeats. It is real, but it is not the molecule.)
+# So take the shells that the half maps claim to resolve, and compare what they promise, $\sqrt{2F/(1+F)}$, with the correlation that the truth grants. The mean difference is the **gap**: error that repeats and so passes for signal, in a wide sense of the word **hallucination**. It need not show in the resolution, which is a single point of the curve. The network's guesses about one image differ from those about the next, which *lowers* the half-map FSC at high frequency, while the shared errors raise it elsewhere. (In the setting `structural` the noisy images can have a gap, too, because the micelle repeats. It is real, but it is not the molecule.)
 
 # %% mystnb={"image": {"alt": "Predicted and measured correlation with the truth for noisy and refined images in each setting, the gap between the two curves shaded."}}
 fig, axes = plt.subplots(len(data), 2, figsize=(11, 4.0 * len(data)), squeeze=False)
@@ -366,27 +368,27 @@ columns = ["setting", "images", "truth, 0.5 (Å)", "half maps, 0.143 (Å)", "mea
 say_table(columns, [(*key, *s.values()) for key, (s, *_) in scores.items()])
 
 # %% [markdown]
-# A resolution is one point of a curve, so perhaps all this hangs on where one reads it off? Move the threshold. In each frame half maps are read at $F$ and the truth at $\sqrt{2F/(1+F)}$, the same statement about the full map, from lax to strict; 0.143 and 0.5 are the pair that everybody uses.
+# A resolution is one point of a curve, so perhaps all this depends on where you read it off? Move the threshold. In each frame the half maps are read at $F$ and the truth at $\sqrt{2F/(1+F)}$, the same statement about the full map, from lax to strict; everybody uses the pair 0.143 and 0.5.
 
 # %%
 pairs = {f"{s} images": scores["white", s][:0:-1] for s in ("noisy", "refined")}  # half maps, truth
 threshold_viewer(pairs, frequency, "Half maps and truth, read off at one threshold after another")
 
 # %% [markdown]
-# **What to notice.** On the left the two dotted lines that drop to the axis stay together wherever you move them, but for a shell or two of chance: with independent errors every threshold says the same twice. On the right ask, frame by frame, which line is farther to the right. Where it is that of the half maps, they promise detail that the truth does not grant. No threshold mends that, and a single one may hide it: the network's errors repeat most at medium detail, where strict thresholds read, while at 0.143, far out, even its guesses about one molecule differ from image to image.
+# **What to notice.** On the left the two dotted lines that drop to the axis stay together wherever you move them, give or take a few shells of chance: with independent errors the two readings agree at every threshold. On the right ask, frame by frame, which line is farther to the right. Where it is that of the half maps, they promise detail that the truth does not grant. No threshold mends that, and a single one may hide it. The network's errors repeat most at medium detail, where strict thresholds read; far out, where 0.143 reads, even its guesses about one molecule differ from image to image.
 #
-# Does the noisy row win? It may well: with *known* poses the plain mean of raw images has no bias, and its noise falls with every particle. No denoiser that looks at one image at a time can put back what it smoothed away. Denoising serves the steps before: to see particles, to pick them, to find their poses.
+# Do the noisy images give the best map? They may well: with *known* poses the plain mean of raw images has no bias, and its noise falls with every particle. No denoiser that looks at one image at a time can put back what it smoothed away. Denoising helps in the steps before: to see particles, and to pick them.
 #
-# The honest forms, on real data where no truth exists: find particles in denoised images, and reconstruct from the raw ones; or train one network on each half set, on disjoint particles; or use the check of the exercise below, which needs no truth.
+# What can you do honestly with real data, where no truth exists? Look for particles in denoised images, and reconstruct from the raw ones. Or train one network for each half set, on disjoint particles (`07_trust` shows how far that helps). Or use the check of the exercise below, which needs no truth.
 
 # %% [markdown]
 # ## Is the micelle gone?
 #
-# In the setting `structural` the target of the networks is the molecule without its detergent. How much of the belt is left in each map? Blur the map, the molecule and the belt to 6 px, a detail that every map has, and fit the map as a sum of the molecule, the belt, and a constant, by least squares over all voxels:
+# In the setting `structural` the target of the networks is the molecule without its detergent. How much of the belt is left in each map? Blur the map, the molecule and the belt to 6 px, a level of detail that every map reaches, and fit the map as a sum of the molecule, the belt and a constant, by least squares over all voxels:
 #
 # $$ V \approx a\,V_\text{molecule} + m\,b + c. $$
 #
-# $m$ is the share of the belt that the map holds: 1 in the particles as they are, 0 in a perfect map. Noise has no share in it on average, so it is a fair question to put to a grainy map as well, and the factor $a$ takes up what a denoiser loses in contrast. A blurred molecule that reaches into the belt would still count; the maps of the setting `white`, which hold no belt, show how much that is.
+# Here $V_\text{molecule}$ and $b$ are the blurred molecule and belt, and $m$ is the share of the belt that the map holds: 1 in the particles as they are, 0 in a perfect map. Noise has no share in it on average, so this is a fair question even for a grainy map, and the factor $a$ absorbs the contrast that a denoiser loses. A blurred molecule that reaches into the belt would still count; the maps of the setting `white`, which hold no belt, show how much that is.
 
 
 # %% mystnb={"image": {"alt": "Central slices of each map in the setting structural minus its fitted share of the molecule, and of the micelle itself for comparison."}}
@@ -409,7 +411,7 @@ solid = {k: low_pass(v, 4 * pixel_size_A, pixel_size_A) for k, v in solid.items(
 figure = show_surfaces(solid, pixel_size_A, voxels=float((mask > 0.5).sum()) / 2, title=f"{last}: surfaces that enclose half of the mask's volume")  # fmt: skip
 
 # %% [markdown]
-# All surfaces enclose the same volume and show the same detail (finer than 4 px is removed), so density that a map has in the wrong place it lacks in the right one. In the setting `structural` the map of the noisy images wears its belt. The viewer goes through the same maps plane by plane; the first and the last column are the noisy images' map and the truth.
+# All surfaces enclose the same volume and show the same detail (anything finer than 4 px is removed), so density that a map has in the wrong place is missing in the right one. In the setting `structural` the map of the noisy images wears its belt. The viewer steps through the same maps plane by plane; the first column is the noisy images' map, the last one the truth.
 
 # %%
 planes, keep = torch.cat(list(solid.values()), dim=2), slice(box_size // 8, -box_size // 8)
@@ -419,7 +421,7 @@ frame_viewer(planes[keep], height_A[keep], title=", ".join(solid), limits=grey_l
 # %% [markdown]
 # ## And when nobody knows the poses?
 #
-# So far every pose was the true one. In practice poses are found from the images, and a denoiser can enter in four ways:
+# So far every pose was the true one. In practice you find poses from the images, and a denoiser can enter in several ways:
 #
 # | route | poses from | map from |
 # |---|---|---|
@@ -428,9 +430,9 @@ frame_viewer(planes[keep], height_A[keep], title=", ".join(solid), limits=grey_l
 # | c | denoised images | denoised images |
 # | d | denoised images | raw images |
 #
-# Poses are found by projection matching: of all poses, take the one whose projection of a *reference* fits the image best. The reference here is the true molecule blurred to `reference_A`, as one would have it from a relative or an early map. So the search cannot know finer detail, yet it knows the overall shape, and that has a price, **reference bias**: among thousands of poses, noise too finds one that it fits. The noise that happens to look like the reference adds up in the map, so up to `reference_A` the map resembles the reference whatever was in the images. Only what lies beyond (right of the dotted line below) is news; and since all particles share the reference, so do the half maps.
+# Poses are found by **projection matching**: of all poses, take the one whose projection of a *reference* fits the image best. The reference here is the true molecule blurred to `reference_A`, as you would have it from a related structure or an early map. So the search cannot know finer detail, but it does know the overall shape, and that has a price, **reference bias**. Among thousands of poses there is always one that the noise happens to fit. Noise that looks like the reference adds up in the map, so down to the resolution `reference_A` the map resembles the reference whatever was in the images. Only what lies beyond (right of the dotted line below) is news. And since all particles share the reference, so do the half maps.
 #
-# The particles are new ones, which no denoiser has seen. They are denoised by the weights that come with cryonb where those were made for this molecule and this SNR, otherwise by the best linear filter. What noise a denoised image has is not known; the search takes a level of 1 for it, so as to look as widely as need be.
+# The particles are new ones, which no denoiser has seen. They are denoised with the weights that come with cryonb where those were made for this molecule and this SNR, and otherwise with the best linear filter; the line above the figure says which. Nobody knows the noise of a denoised image, so there the search assumes a generous level of 1 and looks widely.
 
 # %%
 white, routes, errors = data["white"], {}, {}
@@ -470,16 +472,16 @@ for level, n in product(route_snrs, route_particles):
     say(f"- SNR {level:g}, {n} particles: of the routes without true poses, **{best}** gives the map nearest to the truth (mean FSC {mean[best]:.3f}; with true poses {mean['a']:.3f}).")  # fmt: skip
 
 # %% [markdown]
-# **What to notice.** First compare b with d: the same images, poses from two sources. A denoiser cannot put into an image what was not there; whatever it knows of the pose, it knows from the raw image. Projection matching that uses the right noise model, as here, misses none of it, so poses from denoised images can at best be as good, and a denoiser that wavers between two poses and draws their mean makes them worse. It earns its keep where no such model is at hand: for picking, for the eye, for programs that match images without knowing their noise.
+# **What to notice.** First compare b with d: the same raw images in poses from two sources. A denoiser cannot put into an image what was not there; whatever it knows of the pose, it knows from the raw image. Projection matching that uses the right noise model, as here, misses none of that, so on average poses from denoised images are at best as good. A denoiser that wavers between two poses and draws their mean makes them worse. Denoising pays where no such model is at hand: for picking, for the eye, for programs that match images without knowing their noise.
 #
-# Then compare c with d: the same poses, denoised and raw images. Denoised images have less noise each, yet what they got wrong they share: raw images improve with every particle, denoised ones only until the shared errors remain. Larger runs show it, in the last column from few particles to many. And compare the two resolutions of route c: where its half maps claim finer detail than the truth grants, they share the errors of the denoiser and of the reference.
+# Then compare c with d: the same poses, with denoised and with raw images. Each denoised image has less noise, but what the denoiser gets wrong, all of them share: raw images improve with every particle, denoised ones only until the shared errors are all that remains. You see this in runs with several particle numbers: follow the last column from few particles to many. And compare the two resolutions of route c. Where its half maps claim finer detail than the truth grants, they share the errors of the denoiser and of the reference.
 #
-# A pose that is wrong by an angle $\theta$ moves density at a distance $r$ from the centre by $r\theta$: 5° at 50 Å are 4 Å. Averaging over particles does not repair that, it makes a blur, the same blur in both half maps.
+# A pose that is wrong by an angle $\theta$ (in radians) moves density at a distance $r$ from the centre by $r\theta$: 5° at 50 Å makes 4 Å. Averaging over particles does not repair that; it makes a blur, the same blur in both half maps.
 
 # %% [markdown]
 # ## What does RELION say?
 #
-# Two questions to a program that knows nothing of ours. What does `relion_postprocess` make of our half maps? And where does `relion_refine`, which starts from the blurred reference, searches all poses by itself and keeps its halves apart, arrive with our particles? With the parameter `relion` the next cell asks both (minutes; RELION is a Debian and Ubuntu package, `sudo apt install relion`).
+# Put two questions to a program that knows nothing of ours. What does `relion_postprocess` make of our half maps? And what does `relion_refine`, which starts from the blurred reference, searches all poses by itself and keeps its halves apart, make of our particles? With the parameter `relion` the next cell asks both (it takes minutes; RELION is a Debian and Ubuntu package, `sudo apt install relion`).
 
 # %% mystnb={"image": {"alt": "Corrected half-map FSC of the noisy images' map by cryonb and by relion_postprocess, and of RELION's own refinement."}}
 if relion and not installed():
@@ -500,21 +502,21 @@ elif relion:
 # ```{exercise-start} How many particles?
 # :label: ex-fsc-number
 # ```
-# The signal-to-noise ratio of a map in a shell grows with the number of particles, $\mathrm{SNR} = n\,s$, and the FSC of its half maps is $F = \mathrm{SNR}_{½} / (\mathrm{SNR}_{½} + 1)$ with $n/2$ particles each. At some frequency 500 particles give $F = 0.143$. What do 2,000 give there, and how many are needed for $F = 0.5$?
+# In a shell, the signal-to-noise ratio of a map grows with the number of particles, so each half map, with $n/2$ of them, has $S = n\,s/2$ with some constant $s$, and the FSC of the half maps is $F = S/(S+1)$. At some frequency 500 particles give $F = 0.143$. What do 2,000 give there, and how many do you need for $F = 0.5$?
 # ```{exercise-end}
 # ```
 #
 # ```{solution-start} ex-fsc-number
 # :class: dropdown
 # ```
-# $F = 0.143$ means $\mathrm{SNR}_{½} = 0.143 / 0.857 = 1/6$. Four times the particles give $4/6$, so $F = 0.667/1.667 = 0.40$. For $F = 0.5$ the ratio must be 1, six times as many: 3,000. None of this holds for denoised images, whose errors do not average away.
+# $F = 0.143$ means $S = 0.143 / 0.857 = 1/6$. Four times the particles give $S = 4/6$, so $F = 0.667/1.667 = 0.40$. For $F = 0.5$ you need $S = 1$, six times as much, so six times the particles: 3,000. None of this holds for denoised images, whose errors do not average away.
 # ```{solution-end}
 # ```
 #
 # ```{exercise-start} Judge a denoiser without the truth
 # :label: ex-fsc-cross
 # ```
-# The noise in half map 1 of the *noisy* images knows nothing of half set 2, nor of the network. Correlate this map with half map 2 of the *refined* images. Show that dividing by $\sqrt{F_\text{noisy}}$ gives the correlation of the refined half map with the truth, and compare with the truth itself.
+# The noise in half map 1 of the *noisy* images knows nothing of half set 2, nor of the network. Correlate this map with half map 2 of the *refined* images. Show that dividing by $\sqrt{F_\text{noisy}}$ (the FSC between the half maps of the noisy images) gives the correlation of the refined half map with the truth, and compare with the truth itself.
 # ```{exercise-end}
 # ```
 
@@ -522,7 +524,7 @@ elif relion:
 # ```{solution-start} ex-fsc-cross
 # :class: dropdown
 # ```
-# Let the noisy half map be $T+N$ and the refined one $D$. In a shell $\langle T+N, D\rangle \approx \langle T, D\rangle$, so the cross-FSC is $\mathrm{FSC}(T, D)$ times $|T|/|T+N| = \sqrt{S/(S+1)} = \sqrt{F_\text{noisy}}$. Every error of the network is counted, shared or not. The method ends where the noisy half maps stop agreeing: beyond, there is nothing to judge by.
+# Let the noisy half map be $T+N$, truth plus noise, and the refined one $D$. In a shell $\langle T+N, D\rangle \approx \langle T, D\rangle$, so the cross-FSC is $\mathrm{FSC}(T, D)$ times $|T|/|T+N| = \sqrt{S/(S+1)} = \sqrt{F_\text{noisy}}$. Every error of the network is counted, shared or not. The method ends where the noisy half maps stop agreeing: beyond that there is nothing to judge by.
 
 # %% mystnb={"image": {"alt": "FSC of a refined half map with the truth, its estimate by way of the noisy half map, and the square root of the FSC between the refined half maps."}}
 refined = maps["white", "refined"]["half2"] * mask
@@ -542,7 +544,7 @@ say(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the
 # ```{exercise-start} The wrong hand
 # :label: ex-fsc-hand
 # ```
-# A projection does not know whether it shows a molecule or its mirror image: the mirrored molecule, seen from behind, gives the same picture. Mirror both half maps of the noisy images. What do half-map FSC and FSC against the truth say?
+# A projection does not know whether it shows a molecule or its mirror image: the mirrored molecule, seen from behind, gives the same picture. Mirror both half maps of the noisy images. What do the half-map FSC and the FSC against the truth say?
 # ```{exercise-end}
 # ```
 
@@ -550,7 +552,7 @@ say(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the
 # ```{solution-start} ex-fsc-hand
 # :class: dropdown
 # ```
-# The half maps agree exactly as before: both are wrong in the same way. Against the truth only the coarse shells survive, where the two hands are alike. Nothing inside the data decides the hand; a helix seen at better than some 5 Å does, or a tilt experiment.
+# The half maps agree exactly as before: both are wrong in the same way. Against the truth only the coarse shells survive, where the two hands are alike. Nothing in the images decides the hand. What does is the handedness of an α helix, once you see it at some 5 Å or better, or a pair of exposures at two tilts.
 
 # %%
 for name, hand in {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll(1, 0)}.items():  # fmt: skip
@@ -565,35 +567,35 @@ for name, hand in {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll
 # %% [markdown]
 # ## Quiz
 #
-# **1.** Why does one ask for 0.143 between half maps and for 0.5 against the truth? (a) half maps are better (b) each half map has only half of the particles, and noise of its own (c) by convention only
+# **1.** Why is the threshold 0.143 between half maps and 0.5 against the truth? (a) half maps are better (b) each half map has only half of the particles, and noise of its own (c) by convention only
 #
 # ```{dropdown} Answer
-# **b.** A half-map FSC of 0.143 means that the *full* map correlates with the truth by 0.5.
+# **b.** A half-map FSC of 0.143 means that the *full* map has a correlation of 0.5 with the truth.
 # ```
 #
-# **2.** You want the best map from denoised particles. You (a) reconstruct from them (b) use them at most to look and to pick, and reconstruct from the raw images (c) reconstruct from both
+# **2.** You have raw particles and their denoised copies, and want the best map. You (a) reconstruct from the denoised ones (b) use the denoised ones at most to look and to pick, and reconstruct from the raw ones (c) reconstruct from both
 #
 # ```{dropdown} Answer
 # **b.** Averaging thousands of raw images removes their noise; it cannot remove what a network has put into every one of them.
 # ```
 #
-# **3.** A tight mask raises your FSC. To see how much of this is real (a) take a tighter one (b) randomise the phases beyond some shell and compute the FSC with the same mask (c) use no mask
+# **3.** A tight mask raises your FSC. To see how much of the rise is real you (a) take a tighter mask (b) randomise the phases beyond some shell and compute the FSC with the same mask (c) use no mask
 #
 # ```{dropdown} Answer
-# **b.** What agrees although its phases are random is the mask's doing, and is subtracted.
+# **b.** Whatever still agrees although its phases are random comes from the mask, and is subtracted.
 # ```
 
 # %% [markdown]
 # ## Recap
 #
-# - An image is a central slice of the volume's transform; a reconstruction lays slices into a grid and divides by how often each voxel was hit.
+# - An image is a central slice of the volume's transform; a reconstruction places slices in a grid and divides by how often each voxel was hit.
 # - The FSC compares maps shell by shell. 0.143 between half maps and 0.5 against the truth are the same statement, **if the errors of the half maps are independent**.
-# - A mask correlates what it cuts out alike; phase randomisation measures by how much.
+# - A mask makes what it cuts out alike; phase randomisation measures by how much.
 # - The half maps of images denoised by one network share its errors. Their FSC measures self-consistency; only the truth, or the raw images of the other half, can judge them.
-# - Reconstruct from raw images. Whether poses are better found in raw or in denoised ones is a question to measure; a matching that knows its noise needs no denoiser.
-# - Shared errors of any kind go unseen by half maps: those of one network, of one reference, of poses that are wrong in the same way.
+# - Reconstruct from raw images. Whether poses are better found in raw or in denoised ones is a question to measure; matching that knows its noise needs no denoiser.
+# - Half maps do not see shared errors of any kind: those of one network, of one reference, of poses that are wrong in the same way.
 #
-# **What next.** [07_trust](07_trust.ipynb) provokes denoisers into showing what they invent. Or go back to [03_refine_unet](03_refine_unet.ipynb) with this notebook's table at hand, change one thing in the training, and see which column of the table it moves.
+# **Next**: [07_trust](07_trust.ipynb) provokes denoisers into showing what they invent. Or go back to [03_refine_unet](03_refine_unet.ipynb) with this notebook's table at hand, change one thing in the training, and see which column of the table moves.
 #
 # ## References
 #

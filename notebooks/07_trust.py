@@ -19,19 +19,19 @@
 # ```text
 #   what the image says          what the denoiser knows
 #            └───────────┬───────────┘
-#                 denoised image        which of the two do you see?
+#                 denoised image        which of the two do you see in it?
 # ```
 #
-# You will give denoisers input that holds nothing, or the wrong thing, or less than it should, and
-# measure what they draw nevertheless.
+# You will give denoisers input that holds nothing, or the wrong thing, or less than it should, and measure what
+# they draw all the same.
 #
 # ## You will learn
 #
 # - to **provoke** a denoiser into showing what it knows instead of what it sees;
 # - to **choose** a control for each such number, without which it means nothing;
-# - to **test** whether error bars made of posterior samples are right;
-# - to **decide** what denoised particles may be used for, and what not;
-# - to **audit** a denoiser of your own by one command.
+# - to **test** whether error bars made from posterior samples are right;
+# - to **decide** what denoised particles may be used for, and what they may not;
+# - to **audit** a denoiser of your own with one command.
 #
 # ## Before you start
 #
@@ -103,8 +103,9 @@ run_dir = "runs/own"  # everything is written under it
 # %% [markdown]
 # Four denoisers stand trial. The **best linear filter** knows the mean and the covariance of the molecule's
 # projections and nothing else. **SR3** gives its posterior mean (one step) and a sample. The **template
-# posterior** remembers its training images and knows nothing but them. They are ordered by how much they
-# know about the molecule; watch how the trouble grows with knowledge.
+# posterior** (`04_compare_methods`) remembers its training images and knows nothing but them. From the first to
+# the last they know more and more about the molecule. Watch which troubles grow with that knowledge, and which
+# do not.
 
 # %%
 run_dir, n = Path(run_dir), min(trust_images, n_test)
@@ -128,13 +129,16 @@ say(f"SR3: {'weights that come with cryonb' if kept else 'the network of 02_trai
 #
 # **Question.** What comes out when there is no particle at all?
 #
-# **Idea.** Average a thousand images of pure noise, each turned to fit a portrait of Einstein as well as it
-# can, and Einstein appears (Henderson 2013). A denoiser that knows a molecule is such a portrait. Three
-# numbers, each with a control: how much do the outputs vary (as a share of what true particles vary); how
-# well does each correlate with the projection it resembles most (control: what differs between the outputs
-# gets random phases; a mere blob resembles every projection a little); and if the outputs are
-# reconstructed in those poses, what does the map's FSC with the molecule say (control: the noise itself,
-# reconstructed in the same poses)?
+# **Idea.** Average a thousand images of pure noise, each aligned to a portrait of Einstein as well as it can
+# be, and Einstein appears (Henderson 2013). A denoiser that knows a molecule is such a portrait. We measure
+# three things, each with a control:
+#
+# - *Variation*: how much do the outputs differ from each other, as a share of how much true particles differ?
+# - *Resemblance*: how well does each output correlate with the projection of the molecule that it resembles
+#   most? The control gives random phases to everything in which the outputs differ, because even a mere blob
+#   resembles every projection a little.
+# - *The map*: reconstruct the outputs in those poses. What is the FSC of that map with the molecule? The
+#   control is the noise itself, reconstructed in the same poses.
 
 # %%
 options = {"symmetry": symmetry, "pixel_size_A": pixel_size_A, "seed": seed}
@@ -153,7 +157,7 @@ say_table(columns, rows)
 # %% mystnb={"image": {"alt": "What each denoiser makes of pure noise, in rows"}}
 noise = sigma * torch.randn(6, box_size, box_size, generator=torch.Generator().manual_seed(seed))
 strips = {"noisy": noise} | {name: found.images for name, found in alone.items()}
-figure = show_denoised(strips | {"clean": clean}, title="Noise alone (last row: real particles)")
+figure = show_denoised(strips | {"clean": clean}, title="Noise alone (last row: true particles)")
 
 # %% mystnb={"image": {"alt": "FSC with the molecule of maps made from pure noise"}}
 curves = {name: found.fsc for name, found in alone.items()}
@@ -161,19 +165,21 @@ curves["noise itself, same poses"] = alone["template posterior"].fsc_control
 figure = plot_fsc(curves, thresholds=(0.5,), title="Maps from pure noise, against the molecule")
 
 # %% [markdown]
-# Nothing was in the images. Where a curve stands high, the map is a portrait of the denoiser's memory.
-# Note the control: choosing poses by themselves already makes noise look like the molecule at low
-# resolution. A mean (one step) is tame, because it answers doubt with a blur; a *sample* must always show
-# a particle, so it shows one.
+# There was nothing in the images. Read each resemblance against its control: what exceeds it is drawn from
+# memory. Where a curve stands high, the map is a portrait of that memory. But look at the curve of the noise
+# itself, too: choosing poses is enough to make noise look like the molecule at low resolution. (A ragged curve
+# crosses 0.5 more than once, so trust the figure more than the column in Å; `inf` means that it never rises
+# above 0.5.) The mean (one step) is tame, because it answers doubt with a blur; a *sample* must always show a
+# particle, so it shows one.
 #
 # ## 2. Half maps that agree with each other
 #
 # **Question.** Two half sets, denoised by the same denoiser: what does their FSC measure?
 #
-# Half maps of raw images have independent noise, so what they share is signal. Denoised by one network,
-# they share the network too. If the halves were independent and the full map correlated with the truth by
-# $C$, the halves would correlate by $C^2/(2-C^2)$ (solve $C = \sqrt{2F/(1+F)}$ for $F$). What their FSC
-# shows beyond that is invented.
+# Half maps of raw images have independent noise, so what they share is signal. Half maps denoised by one
+# network share the network too. If the halves were independent and the full map had a correlation of $C$ with
+# the truth, the halves would have an FSC of $F = C^2/(2-C^2)$ (solve $C = \sqrt{2F/(1+F)}$ of
+# `06_reconstruct_fsc` for $F$). Whatever their FSC shows beyond that is shared error.
 
 # %%
 poses = data.test.clean.rotations[:n]
@@ -202,11 +208,16 @@ invented = {name: float(gap[1:].mean()) for name, (_, gap) in gaps.items()}
 say_table(["", "mean gap"], invented.items())
 
 # %% [markdown]
-# For raw images the gap is near zero: the promise is kept.
+# For raw images the gap scatters about zero: they keep their promise. (How widely it scatters depends on the
+# number of images.) For the denoisers the gap need not grow with knowledge: the linear filter treats every
+# image with the same matrix, and what that distorts repeats in both halves. Nor does a small gap acquit a
+# denoiser. The template posterior knows this very molecule, so what it makes up happens to be true here; of any
+# other molecule it would not be.
 #
-# **The remedy, and how far it reaches.** Give each half set a denoiser of its own. We train two U-Nets apart, on
-# disjoint halves of the training particles, and split the memory of the template posterior in the same way. Then
-# nothing is shared between the half maps: no particle, no noise, no network. Only the molecule that both were taught.
+# **The remedy, and how far it reaches.** Give each half set a denoiser of its own. We train two U-Nets
+# separately, on disjoint halves of the training particles, and split the memory of the template posterior in
+# the same way. Then the half maps share nothing: no particle, no noise, no network. All they have in common is
+# the molecule that both denoisers were taught.
 
 # %%
 apart = {"U-Net": [], "template posterior": []}
@@ -229,15 +240,16 @@ invented |= {name: float(gap[1:].mean()) for name, (_, gap) in split.items()}
 say_table(["", "mean gap"], [(name, invented[name]) for name in split])
 
 # %% [markdown]
-# Compare each pair in the table. The difference is what *this* network, with its start and its training images,
-# had put into both halves. What the second row still shows is what both were taught, and no splitting of data
-# removes that: two students of one teacher agree where the teacher was wrong. On a real data set the teacher is
-# the model that the training images were made from. So half maps of denoised particles need more than two networks
-# to be judged by: keep the raw ones.
+# Compare each pair in the table. The difference is what *this* network, with its random start and its training
+# images, had put into both halves; where it is no larger than the scatter of the raw images, you cannot tell it
+# from zero. What is left in the second row of a pair is what both denoisers were taught or both cannot do, and
+# no splitting of data removes that: two students of one teacher agree where the teacher was wrong. On a real
+# data set the teacher is the model that the training images were made from. So even with two networks, do not
+# judge by half maps of denoised particles alone: keep the raw ones.
 #
 # ## 3. The wrong protein
 #
-# **Question.** What does a denoiser make of a molecule that it has never seen?
+# **Question.** What does a denoiser make of a molecule it has never seen?
 
 # %% mystnb={"image": {"alt": "Particles of a molecule that the denoisers do not know: noisy, denoised by each, clean"}}
 other_source = "channel" if other_source == source else other_source
@@ -253,15 +265,18 @@ columns = ["", "with the truth", "with the known molecule", "truth with the know
 say_table(columns, [(name, p.with_truth, p.with_known, p.control) for name, p in pulls.items()])
 strips = {"noisy": given} | {name: found.images for name, found in pulls.items()}
 figure = show_denoised(
-    strips | {"clean": truth}, title=f"{other_source}, seen by those who know another"
+    strips | {"clean": truth}, title=f"{other_source}, denoised by those who know {source}"
 )
 
 # %% [markdown]
 # Compare the second column with the third. If the output resembles the known molecule more than the truth
-# itself does, the denoiser has pulled it there.
+# itself does, the denoiser has pulled it there. Part of this is mere blur, which makes things alike: the row of
+# the linear filter shows how much. And compare the second column with the first: where it is larger, the output
+# looks more like the molecule in memory than like the one in the image.
 #
-# **See for yourself.** With a kernel the next cell is a bench: choose a molecule, or nothing at all, an SNR and the
-# sampler's steps, and a fresh particle is denoised. (In a saved page there is no kernel to ask.)
+# **See for yourself.** If you run this notebook, the next cell is a test bench: choose a molecule, or nothing
+# at all, an SNR and the number of sampler steps, and a fresh particle is denoised. (On a saved page there is no
+# Python to do it.)
 
 
 # %%
@@ -287,18 +302,18 @@ controls = {
 live_viewer(bench, controls, title="noisy | denoised | truth", limits=grey_limits(clean))
 
 # %% [markdown]
-# Go from strong signal to weak on the unknown molecule. Where does the network stop seeing it, and start to
-# show the one it knows?
+# Go from strong signal to weak on the unknown molecule. At which SNR does the network stop showing what it
+# sees, and start to show the molecule it knows?
 #
 # ## 4. A missing subunit
 #
-# **Question.** A biologist's question: one quarter of the molecule is not there. Would you notice?
+# **Question.** A biologist's question: one quarter of the molecule is missing. Would you notice?
 #
-# We cut away all density in one quadrant around the axis, denoise, and measure how much of what is missing
-# has been drawn: the projection of the error on the missing density, 0 for an honest denoiser and 1 for
-# one that completes the molecule.
+# We cut away all density in one quadrant around the axis, denoise, and measure how much of the missing density
+# is drawn all the same: the projection of the error on the missing density, which is 0 for an honest denoiser
+# and 1 for one that completes the molecule.
 
-# %% mystnb={"image": {"alt": "Particles that lack one quarter: noisy, denoised by each, whole, and as they are"}}
+# %% mystnb={"image": {"alt": "Particles that lack one quarter, denoised by each denoiser; below them the whole molecule, and the particles as they really are"}}
 axis = torch.arange(box_size) - box_size // 2
 away = torch.sigmoid(axis / 1.0)  # a soft step, one pixel wide
 part = molecule * (1 - away[:, None] * away)  # the quadrant x > 0, y > 0
@@ -309,12 +324,16 @@ say_table(["", "share of the missing density that was drawn"], share.items())
 figure = show_denoised(strips | {"whole": clean, "clean": cut}, title="One quarter is missing")
 
 # %% [markdown]
+# Compare the last two rows of the figure: the whole molecule, and (`clean`) what was really there. Which of
+# them does each denoiser resemble? The linear filter is the control in the table: it knows no quarters, and yet
+# its blur fills the hole from both sides. What the others draw beyond that, they complete from memory.
+#
 # ## 5. Detail that returns
 #
 # **Question.** Is the fine detail in the output taken from the image?
 #
-# Keep each particle's coarse shape, and replace the phases of all detail finer than `cutoff_A` by random
-# ones. Whatever correlates with the *true* detail afterwards cannot come from the image.
+# Keep each particle's coarse shape, and give all detail finer than `cutoff_A` random phases. Whatever
+# correlates with the *true* detail afterwards cannot come from the image.
 
 # %% mystnb={"image": {"alt": "Ring correlation with the removed detail, for each denoiser"}}
 back = {
@@ -329,17 +348,19 @@ columns = ["", "beyond the cutoff: with what was removed", "with what was given"
 say_table(columns, [(name, *found.beyond) for name, found in back.items()])
 
 # %% [markdown]
-# Right of the dashed line every correlation is memory. Is that bad? If the molecule *is* the one in memory,
-# the detail is right, as a textbook is right. It is no evidence.
+# Right of the dashed line all correlation with the true detail is memory (but for the first shell or two, into
+# which the coarse shape spills over; the linear filter shows how far). Is that bad? If the molecule in the
+# image *is* the one in memory, the detail is right, as a textbook is right. But it is no evidence.
 #
 # ## 6. Error bars
 #
-# **Question.** Several samples of one particle differ. Is their spread the size of the error?
+# **Question.** Several samples of one particle differ. Is their spread as large as their error?
 #
-# Given a particle, the truth and an exact sample are draws from the same distribution. So
-# $E\lVert s_1-s_2\rVert^2 = E\lVert s-y\rVert^2$, the truth lies between the lowest and the highest of $K$
-# samples in $(K-1)/(K+1)$ of the pixels, and its rank among them is uniform. The exact posterior of
-# `04_compare_methods` is the control that must pass.
+# Given a particle, the truth $y$ and an exact sample $s$ are draws from the same distribution. Three things
+# follow. Two samples differ as much as a sample and the truth, $E\lVert s_1-s_2\rVert^2 = E\lVert s-y\rVert^2$.
+# The truth lies between the lowest and the highest of $K$ samples in $(K-1)/(K+1)$ of the pixels. And its rank
+# among them is uniform: it is as often the lowest as the third or the highest. Samples that pass are called
+# **calibrated**. The exact posterior of `04_compare_methods` is the control; it must pass.
 
 # %%
 options = {"draws": samples, "generator": torch.Generator().manual_seed(seed)}
@@ -381,16 +402,19 @@ right.set(ylim=(0, 1.15 * right.get_ylim()[1]), xticks=range(samples + 1))
 plt.show()
 
 # %% [markdown]
-# A curve below the diagonal, or a rank histogram with horns, says that the samples are too sure of
-# themselves: the truth lies outside more often than they admit.
+# If the curve lies below the diagonal, or the ranks turn up at both ends, the samples are too sure of
+# themselves: the truth lies outside more often than they admit. Passing does not mean that the samples are
+# good. A network can be honest about a large error: see how far its errors are from those of the exact
+# posterior in the next figure.
 #
 # ## 7. Sharp or right
 #
 # **Question.** A sample looks like a particle; the mean looks blurred. Which is better?
 #
-# Go from one to the other, $\hat y + a\,(s - \hat y)$, and watch two things: the squared error (distortion)
-# and the power of detail finer than `cutoff_A`, compared with the truth's (perception). No denoiser can have
-# both at their best (Blau and Michaeli 2018).
+# Go from the mean $\hat y$ to a sample $s$ in steps, $\hat y + a\,(s - \hat y)$ with $a$ from 0 to 1, and watch
+# two things: the squared error (distortion), and the power of detail finer than `cutoff_A` relative to the
+# truth's (a measure of how real it looks; the literature says perception). No denoiser can have both at their
+# best (Blau and Michaeli 2018).
 
 # %% mystnb={"image": {"alt": "Squared error against power of fine detail between mean and sample"}}
 amounts, shown = np.linspace(0, 1, 6), {}
@@ -403,8 +427,9 @@ labels = {"x": "power of fine detail ÷ the truth's", "y": "mean squared error"}
 figure = plot_lines(shown, title="From the mean (left) to a sample (right)", **labels)
 
 # %% [markdown]
-# The mean's missing power is honest: it says "I do not know". The sample's power is right and its place is
-# partly wrong, and it costs twice the error. Show a sample together with others, never alone.
+# The mean's missing power is honest: it says "I do not know". The sample has about the right amount of fine
+# detail, partly in the wrong place, and pays with about twice the error. Show a sample together with others,
+# never alone.
 #
 # ## 8. A checklist
 #
@@ -413,12 +438,12 @@ figure = plot_lines(shown, title="From the mean (left) to a sample (right)", **l
 # | look at denoised particles | does noise alone come out flat? | section 1 |
 # | pick or classify with them | was my molecule among those it was trained on? | section 3 |
 # | estimate poses from them | are they better than from raw images? | measure (`06`); **reconstruct from the raw images** |
-# | reconstruct from them | are both halves free of a shared network? | section 2; report the FSC of raw halves |
+# | reconstruct from them | did one network denoise both halves? | section 2; report the FSC of raw halves |
 # | believe a new detail | does it survive random phases, another network, other training data? | section 5 |
 # | report an error bar | is the coverage right? | section 6 |
 # | call something absent or present | would the denoiser complete it? | section 4 |
 #
-# All of it on your own denoiser, SR3 weights or any function `(n, y, x) → (n, y, x)`:
+# You can run most of this on a denoiser of your own, be it SR3 weights or any function `(n, y, x) → (n, y, x)`:
 #
 # ```bash
 # cryonb audit runs/quick/models/white-sr3.safetensors --data runs/quick/data/white --out audit.md
@@ -429,8 +454,8 @@ figure = plot_lines(shown, title="From the mean (left) to a sample (right)", **l
 #
 # ```{exercise}
 # :label: ex-trust-shrink
-# **An honest liar.** Multiply the template posterior's output by 0.2. Which tests of this notebook does it
-# pass now that it failed before, and is it more honest?
+# **An honest liar.** Multiply the template posterior's output by 0.2. Which tests of this notebook does it now
+# do better in than before, and is it more honest?
 # ```
 #
 # ````{solution-start} ex-trust-shrink
@@ -443,15 +468,16 @@ found = audit.noise_only(shy, molecule, sigma, n, symmetry=symmetry, seed=seed)
 print(f"variation {found.energy:.3f}, resemblance {found.resemblance:.2f}")
 
 # %% [markdown]
-# The variation fell to a twenty-fifth, the resemblance did not: correlations do not care about scale. Look at both.
+# The variation fell to a twenty-fifth ($0.2^2$), the resemblance did not fall at all: correlations do not care
+# about scale. The image lies as before, only more quietly. Always look at both numbers.
 #
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-trust-snr
-# **Less to see, more to invent.** Give the missing subunit of section 4 at SNR 1 and 0.03. How does the share
-# that is drawn change for the template posterior?
+# **Less to see, more to invent?** Repeat the missing quarter of section 4 at SNR 1 and 0.03. How does the share
+# that the template posterior draws change?
 # ```
 #
 # ````{solution-start} ex-trust-snr
@@ -467,8 +493,9 @@ for ratio in (1.0, 0.1, 0.03):
     print(f"SNR {ratio:g}: {value:.2f} of the missing density is drawn")
 
 # %% [markdown]
-# It is drawn at *every* SNR: a memory without the case cannot see it, however good the image. More signal
-# helps a denoiser only where its knowledge leaves room for what is there.
+# Most of it is drawn at *every* SNR: a memory that does not contain the case cannot see it, however good the
+# image. At low SNR the share can even be smaller, but not from honesty: in doubt about the pose, the mean blurs
+# everything it draws. More signal helps a denoiser only where its knowledge leaves room for what is there.
 #
 # ````{solution-end}
 # ````
@@ -493,9 +520,10 @@ for name, denoise in (harmless | {"SR3, one step": denoisers["SR3, one step"]}).
     )
 
 # %% [markdown]
-# What invents nothing need not denoise anything. A verdict has two sides, how much better the images become
-# and how much of that is invented, and either alone can be made perfect. (The input itself resembles its best
-# projection a little: among thousands of them one always fits best. That is why each number has a control.)
+# A denoiser that invents nothing need not denoise anything. A verdict has two sides, how much better the images
+# become and how much of that is invented, and either one alone is easy to make perfect. (Even pure noise
+# resembles its best projection a little: among thousands of projections one always fits best. That is why each
+# number has a control.)
 #
 # ````{solution-end}
 # ````
@@ -506,17 +534,17 @@ for name, denoise in (harmless | {"SR3, one step": denoisers["SR3, one step"]}).
 # 4 Å (b) 7 Å, as far as these data show (c) between the two
 #
 # ```{dropdown} Answer
-# **b.** Half sets that went through one network share its errors, and the agreement counts them as signal.
+# **b.** Half sets that went through one network share its errors, and the FSC counts them as signal.
 # ```
 #
-# **2.** Which experiment shows that a denoiser would hide a missing subunit? (a) PSNR on test particles (b)
-# half-map FSC (c) particles whose subunit was taken away, with the whole molecule as a control
+# **2.** Which experiment can show that a denoiser would hide a missing subunit? (a) PSNR on test particles (b)
+# half-map FSC (c) denoising particles whose subunit was taken away, with the whole molecule as a control
 #
 # ```{dropdown} Answer
-# **c.** Neither of the others contains the case.
+# **c.** The case does not occur in either of the others.
 # ```
 #
-# **3.** Eighty of a hundred truths lie within the 95 % interval of the samples. The sampler is (a) too sure of
+# **3.** Of a hundred truths, eighty lie within the 95 % interval of the samples. The sampler is (a) too sure of
 # itself (b) not sure enough (c) calibrated
 #
 # ```{dropdown} Answer
@@ -525,10 +553,12 @@ for name, denoise in (harmless | {"SR3, one step": denoisers["SR3, one step"]}).
 #
 # ## Recap
 #
-# - A denoiser answers from the image and from what it knows. Only controls tell which.
-# - Outputs that look like particles prove nothing: pure noise gives them too.
+# - A denoiser answers from the image and from what it knows. Only a control tells you which.
+# - Outputs that look like particles prove nothing: pure noise gives them, too.
 # - Half maps that share a network promise more than they keep.
 # - Use denoised particles to look and to pick; reconstruct from the raw ones.
+#
+# **Next**: `08_experiments` asks when a difference between two methods is more than luck.
 #
 # **References.** Henderson 2013, PNAS 110, 18037 (Einstein from noise) · Chen et al. 2013, Ultramicroscopy
 # 135, 24 (random phases) · Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721 (FSC) · Blau and Michaeli

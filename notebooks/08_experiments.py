@@ -23,14 +23,14 @@
 #                  which seeds       at a time            measured
 # ```
 #
-# You will design a small experiment, run it with one command, gather what came out into one table,
-# and decide which of the differences in it are more than chance.
+# You will design a small experiment, run it with one command, gather the results in one table, and decide which
+# of the differences are more than chance.
 #
 # ## You will learn
 #
 # - to **design** an experiment: what to vary, what to fix, how many seeds;
-# - to **run** it here or on a cluster, and to go on after a crash;
-# - to **gather** hundreds of results into one table, without copying a number by hand;
+# - to **run** it here or on a cluster, and to resume it after a crash;
+# - to **gather** hundreds of results in one table, without copying a number by hand;
 # - to **draw** a curve together with its spread, and to **tell** an effect from luck;
 # - to **recognise** comparisons that look fair and are not.
 #
@@ -42,11 +42,11 @@
 # | the second stage | necessary | `03_refine_unet` |
 # | mean, standard deviation, standard error | necessary | any statistics course |
 # | the Bayes limit | helpful | `04_compare_methods` |
-# | pandas | helpful | its "10 minutes to pandas" |
+# | pandas | helpful | [10 minutes to pandas](https://pandas.pydata.org/docs/user_guide/10min.html) |
 #
 # **Inputs**: none, or the folder of a sweep that you ran before (`results`). **Outputs**: a sweep in
-# `run_dir/sweep` with its tables, figures of merit in `run_dir/results`. **Hardware**: two CPU cores; a
-# run takes some ten seconds of one of them.
+# `run_dir/sweep` with its tables, figures of merit in `run_dir/results`. **Hardware**: two CPU cores; each run is
+# short and needs one of them.
 
 # %%
 import json
@@ -86,33 +86,33 @@ run_dir = "runs/own"  # everything is written under it
 # %% [markdown]
 # ## 1. One run is an anecdote
 #
-# **Question.** You change a setting, run the notebook again, and PSNR rises by 0.3 dB. Is the new setting
+# **Question.** You change a setting, run the notebook again, and the PSNR rises by 0.3 dB. Is the new setting
 # better?
 #
-# Nobody can know from two runs. A network starts from random weights, sees particles in a random order with
-# random noise, and is judged on test particles that were drawn at random too. Change nothing but the `seed`
-# and PSNR changes as well. How much it changes is the yardstick that every difference has to be held against,
-# and the only way to get it is to run the same setting several times. That soon makes many runs, more than
-# anyone can start, watch and write down by hand without mistakes. So we let a program do this part.
+# From two runs nobody can know. A network starts from random weights, sees particles in random order with random
+# noise, and is judged on test particles that were drawn at random too. Change nothing but the `seed`, and the
+# PSNR changes as well. How much it changes is the yardstick for every difference, and the only way to get it is
+# to run the same setting several times. That soon makes many runs, more than anyone can start, watch and write
+# down by hand without mistakes. So let a program do this part.
 #
-# The thinking before remains ours. Four questions are worth a minute each:
+# The thinking that comes first remains yours. Four questions are worth a minute each:
 #
 # - **What is the question?** Write it as the axes of the figure you want to see: *PSNR of each method, against
 #   the SNR*. Whatever is on no axis stays fixed.
-# - **Which values?** Quantities that matter by their ratio (SNR, numbers of images, steps) are best spaced
-#   by a constant factor. Three points show a trend, five a shape.
-# - **Grid or star?** All combinations of two parameters are a *grid*: it is the only way to see whether one
-#   changes the effect of the other, and it grows quickly. A *star* varies one parameter at a time around a
-#   common centre: cheap, and blind to such interactions.
-# - **How many seeds?** Two show that there is a spread, three give a rough idea of its size, and the standard
-#   error of a mean falls as $1/\sqrt{n}$: ten times the precision costs a hundred times the runs.
+# - **Which values?** For quantities that act by their ratio (SNR, numbers of images, steps), space the values by
+#   a constant factor. Three points show a trend, five a shape.
+# - **Grid or star?** A *grid* has all combinations of two parameters. It is the only way to see whether one
+#   changes the effect of the other, and it grows quickly. A *star* varies one parameter at a time around a common
+#   centre: cheap, and blind to such interactions.
+# - **How many seeds?** Two show that there is a spread, three give a rough idea of its size. The standard error
+#   of a mean falls as $1/\sqrt{n}$: ten times the precision costs a hundred times the runs.
 #
 # ## 2. An experiment is a few lines of YAML
 #
 # **Idea.** An experiment names the notebooks to run, what is fixed, what varies, and the seeds. Ours runs a
-# notebook that is small on purpose, `experiments/small/00_denoise`: it trains SR3 and a second stage on images
-# of 32 pixels and measures what both reach. Any notebook with a cell of parameters can stand in its place.
-# The star has its centre at the middle SNR and the middle number of training images.
+# notebook that is small on purpose, `experiments/small/00_denoise`: it trains SR3 and a second stage on images of
+# 32 pixels and measures how good both become. Any notebook with a cell of parameters can take its place. Ours is
+# a star, with its centre at the middle SNR and the middle number of training images.
 
 # %%
 run_dir, centre = Path(run_dir), (snrs[len(snrs) // 2], image_counts[len(image_counts) // 2])
@@ -132,8 +132,9 @@ text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
 say(f"```yaml\n{text}```")
 
 # %% [markdown]
-# Before anything runs, all of it is planned: every parameter of every run is looked up in the notebook's
-# own parameters cell and its type is checked. A misspelt name costs a second now instead of a night.
+# Before anything runs, all of it is planned: every parameter of every run is looked up in the notebook's own cell
+# of parameters, and its type is checked. A misspelt name then costs you a second instead of a night. The next
+# cell shows the plan, and then misspells one.
 
 # %%
 small = find_notebooks()["08_experiments"].parents[1] / "experiments" / "small"
@@ -149,11 +150,11 @@ except ValueError as error:
 # %% [markdown]
 # ## 3. Run it
 #
-# Each run is a process of its own, with its own folder and its share of the cores, so a run that crashes
-# takes nothing with it. The executed notebook of a failed run stays, with the traceback, and the others go
-# on. What is finished is never run again unless something that matters has changed: the notebook, the source of
-# cryonb, a parameter, or a notebook before it. So there is one answer to a crash, a power cut, a full disk
-# and Ctrl-C: *the same command again*. We give it twice here; watch how long the second one takes.
+# Each run is a process of its own, with its own folder and its share of the cores, so a run that crashes takes
+# nothing else down. The executed notebook of a failed run is kept, with the traceback, while the others go on. A
+# finished run is never run again unless something that matters has changed: the notebook, the source of cryonb, a
+# parameter, or a notebook before it. So there is one answer to a crash, a power cut, a full disk and Ctrl-C: *the
+# same command again*. Here we give it twice; watch how long the second one takes.
 
 # %%
 if results:
@@ -164,7 +165,7 @@ else:
         code = sweep(experiment, folder, notebooks=small, workers=workers or None)
 
 # %% [markdown]
-# Outside a notebook, the same is done by
+# Outside a notebook you do the same with
 #
 # ```bash
 # cryonb sweep experiments/snr.yml --dry-run          # the plan, and the command of every run
@@ -174,17 +175,17 @@ else:
 # cryonb results experiments/snr.yml                  # the tables
 # ```
 #
-# and `-p results runs/snr` makes this notebook draw the figures below from that sweep instead of its own.
+# With `-p results runs/snr`, this notebook draws the figures below from that sweep instead of its own.
 #
 # ## 4. One tidy table
 #
-# **Question.** How does one look at hundreds of numbers from dozens of folders?
+# **Question.** How do you look at hundreds of numbers from dozens of folders?
 #
-# **Idea.** A table is *tidy* when each row is one measurement and each column one thing that is known about
-# it: which run, which parameters, which seed, what was measured, the value. It is long and dull to read, and that is its
-# strength: any figure is "choose rows, group by some columns, average over others". A spreadsheet with one
-# sheet for each SNR and colours for the seeds looks nicer and must be taken apart for every new question.
-# Names of quantities are taken apart once, here, into the method and what was measured of it.
+# **Idea.** A table is *tidy* when each row is one measurement and each column one thing you know about it: which
+# run, which parameters, which seed, what was measured, the value. Such a table is long and dull to read, and that
+# is its strength: any figure is "choose rows, group by some columns, average over others". A spreadsheet with one
+# sheet for each SNR and colours for the seeds looks nicer, and has to be taken apart for every new question. In
+# ours, the names of quantities are split once, here, into the method and what was measured of it.
 
 # %%
 table, _, missing = gather(folder)
@@ -208,9 +209,9 @@ long[["run", "seed", "method", "metric", "value"]].head(6)
 #
 # **Question.** How much do runs differ that differ in nothing but the seed?
 #
-# For each method: the standard deviation over seeds, within settings. With so few seeds it is itself uncertain
-# (by about $1/\sqrt{2(n-1)}$ of its value for one setting), so we pool all settings. Beside it stands the
-# standard error of the mean, which is what a point of a curve is uncertain by.
+# For each method, the table shows the standard deviation over seeds within a setting. With so few seeds it is
+# itself uncertain (for one setting with $n$ seeds, by about $1/\sqrt{2(n-1)}$ of its value), so we pool all settings. Beside it
+# is the standard error of the mean, which is how uncertain each point of a curve is.
 
 # %%
 dB = long[long["metric"] == "psnr_dB"]
@@ -221,9 +222,9 @@ rows = [(name, value, value / n_seeds**0.5) for name, value in spread.items()]
 say_table(["method", "deviation between seeds (dB)", "standard error of a mean (dB)"], rows)
 
 # %% [markdown]
-# Even methods that learn nothing at random vary: each seed has other test particles. This part of the spread is
-# *shared* by all methods of a run, for they are judged on the same particles. So compare methods **within** a
-# run and average the differences: what is shared drops out. Here is how much that is worth.
+# Even methods that learn nothing at random vary, because each seed has other test particles. All methods of a run
+# *share* this part of the spread, since they are judged on the same particles. So compare methods **within** a
+# run and average the differences: what they share drops out. Here is what that gains.
 
 # %%
 wide = dB.pivot_table(index=["snr", "train_images", "seed"], columns="method", values="value")
@@ -252,7 +253,7 @@ plt.show()
 
 # %% [markdown]
 # Where the dots of one colour lie on the same side for several methods, luck with the particles lifted or lowered
-# them together. The Bayes limit, where it is there, is measured on few particles and varies the more.
+# them together. The Bayes limit, where it was computed, is measured on fewer particles and varies more.
 #
 # ## 6. Quality against the SNR
 #
@@ -260,7 +261,7 @@ plt.show()
 #
 # Every seed is a dot, and the line goes through their means. With few seeds that is more honest than an error
 # bar, which hides how few they are. Where the Bayes limit was recorded it is drawn dashed, and the right figure
-# shows the squared error relative to it: 1 would be perfect, and it needs no convention about peak values.
+# shows the squared error relative to it: 1 would be perfect, and no convention about peak values is needed.
 
 
 # %%
@@ -321,21 +322,22 @@ if "snr" in varied:
     )
 
 # %% [markdown]
-# Two traps lie in this figure. The networks of each point were trained *for that SNR* and for the same number
-# of images, so it says what training buys at each SNR, not how one network fares when the SNR changes; that would be
-# another experiment. And a method that loses little may simply have had little to lose: what was hardly
-# trained is hardly better where there is more to see.
+# This figure holds two traps. The networks at each point were trained *for that SNR* and on the same number of
+# images, so it shows what training buys at each SNR, not how one network fares when the SNR changes; that would
+# be another experiment. And a method that loses little may simply have had little to lose: one that is hardly
+# trained does hardly better where there is more to see.
 #
 # ## 7. Quality against training
 #
 # **Question.** The paper states that 200 epochs of SR3 with a U-Net behind it take nearly twelve times less
-# training time than 5,000 epochs of SR3 alone, for the better image. What does such a claim look like as
-# a curve?
+# training time than 5,000 epochs of SR3 alone, and give the better image. What does such a claim look like as a
+# curve?
 #
-# The horizontal axis is what was spent. We count *images seen*, of both stages together, and not seconds:
-# runs that share a machine slow each other down, and their seconds compare the neighbours and not the
-# methods. (The price: an image costs the two networks not quite the same.) Take a ruler: from the
-# two-stage curve go to the right at equal height, until you meet a curve of SR3 alone. The ratio of the two positions is the factor.
+# The horizontal axis is what was spent. We count *images seen*, by both stages together, and not seconds: runs
+# that share a machine slow each other down, so their seconds would compare their neighbours rather than the
+# methods. (The price: an image does not cost the two networks quite the same.) Take a ruler: from the two-stage
+# curve go right at equal height until you meet a curve of SR3 alone. The ratio of the two positions is the
+# factor.
 
 # %% mystnb={"image": {"alt": "PSNR against images seen in training, a line for each method and a dot for each seed"}}
 if "train_images" in varied:
@@ -370,17 +372,18 @@ if "train_images" in varied and records:
     )
 
 # %% [markdown]
-# Look at both rows. Against its *sample* a second stage can save a lot; against its *one step*, the posterior
-# mean, which costs nothing more, what is left of the factor is in the table. "Times less training" is a statement about two curves and
-# about the rival that was chosen. With a few thousand images at 32 pixels the networks have hardly begun;
-# `experiments/training.yml` is the same question at more honest sizes.
+# Look at both rows. Against the *sample* of the first stage, a second stage can save a lot. Against its *one
+# step*, the posterior mean, which costs nothing extra, the table shows what is left of the factor (below 1, the
+# second stage costs more). "Times less training" is a statement about two curves, and about which rival was
+# chosen. With a few thousand images of 32 pixels the networks have hardly begun; `experiments/training.yml` asks
+# the same question at more honest sizes.
 #
 # ## 8. Quality against steps of the sampler
 #
 # **Question.** Do more steps make a better image?
 #
-# One network, sampled with more and more steps. That is cheap, so each run does it on the way, and the
-# number of steps need not be varied by the sweep: *what can be measured within a run should be*.
+# Take one network and sample it with more and more steps. That is cheap, so each run does it on the way, and the
+# sweep need not vary the number of steps: *what can be measured within a run should be*.
 
 # %% mystnb={"image": {"alt": "PSNR against the number of sampler steps, a line for each length of training"}}
 steps = table.assign(k=table["quantity"].str.extract(r"^steps (\d+) psnr_dB$")[0]).dropna(
@@ -406,9 +409,9 @@ if len(steps):
 #
 # ## 9. Try to break it
 #
-# **Pick the best seed.** Two *identical* methods, with the spread that we measured. One is run once for each
-# setting, as a baseline often is. The other one is "ours": we try as many seeds as the experiment has, and
-# report the best.
+# **Pick the best seed.** Take two *identical* methods, with the spread that we measured. One is run once for each
+# setting, as a baseline often is. The other is "ours": we try as many seeds as the experiment has, and report the
+# best.
 
 # %% mystnb={"image": {"alt": "Histogram of how much the best of several seeds gains over a single run of the same method"}}
 rng = np.random.default_rng(seed)
@@ -427,7 +430,7 @@ say(
 )
 
 # %% [markdown]
-# **Compare seconds.** Runs with the same parameters do the same work. How long did they take?
+# **Compare seconds.** Runs with the same parameters do the same work. Did they take the same time?
 
 # %%
 seconds = table[table["quantity"] == "run seconds"]
@@ -436,7 +439,7 @@ slower = float((same.max() / same.min()).max())
 say(f"The slowest took up to **{slower:.2f} times** as long as the fastest of the same settings.")
 
 # %% [markdown]
-# They shared cores, memory and disk with their neighbours, and the first ones started everything up. To
+# They shared cores, memory and disk with their neighbours, and the first ones had to start everything up. To
 # compare times, run one at a time (`--workers 1`) on a quiet machine, and repeat. The same holds for results that
 # *depend* on time, such as the equal-time rows of `04_compare_methods`.
 #
@@ -444,7 +447,7 @@ say(f"The slowest took up to **{slower:.2f} times** as long as the fastest of th
 #
 # ```{exercise}
 # :label: ex-experiments-seed
-# **One seed more.** Add a seed to the experiment. How many runs would be done, and why not all of them?
+# **One seed more.** Add a seed to the experiment. How many runs would there be to do, and why not all of them?
 # ```
 #
 # ````{solution-start} ex-experiments-seed
@@ -458,16 +461,17 @@ left = [run for run in planned if not run.finished(run_dir / "sweep")]
 print(f"{len(planned)} runs, {len(left)} to do")
 
 # %% [markdown]
-# Only those with the new seed: the others are finished and unchanged. Values of what varies may join an
-# experiment at any time; a change of what is *fixed* makes it another one, which the folder refuses.
+# Only those with the new seed: the others are finished and unchanged. You can add values of what varies to an
+# experiment at any time. If you change what is *fixed*, it becomes another experiment, and the folder refuses it.
 #
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-experiments-power
-# **How many seeds?** You expect a new loss to be worth 0.1 dB for SR3's one step. How many seeds must both be
-# run with, to see it with a margin of two standard errors? And if both are judged on the same particles?
+# **How many seeds?** You expect a new loss to be worth 0.1 dB for SR3's one step. With how many seeds must you
+# run both the old and the new loss to see that with a margin of two standard errors? And if both are judged on
+# the same particles?
 # ```
 #
 # ````{solution-start} ex-experiments-power
@@ -490,8 +494,9 @@ print(
 #
 # ```{exercise}
 # :label: ex-experiments-sign
-# **A test that assumes nothing.** Count in how many runs SR3's one step beats the linear filter. If the two
-# were equally good, each run would be a toss of a coin. How likely is a count as far from half as yours?
+# **A test that assumes little.** Count the runs in which SR3's one step beats the linear filter. If the two were
+# equally good, each run would be a toss of a coin. How likely would a count at least as far from half as yours
+# be?
 # ```
 #
 # ````{solution-start} ex-experiments-sign
@@ -505,23 +510,24 @@ chance = sum(comb(tosses, k) for k in range(tosses + 1) if abs(2 * k - tosses) >
 print(f"{better} of {tosses} runs; by tossing coins: probability {chance:.2g}")
 
 # %% [markdown]
-# The sign test needs no normal distribution. It also throws away *how much* better: and it asks about these
-# settings together, which hides it if one method wins at high SNR and the other one at low.
+# The sign test needs no normal distribution. In return it throws away *how much* better a method is. And it puts
+# all settings together, which hides it if one method wins at high SNR and the other at low.
 #
 # ````{solution-end}
 # ````
 #
 # ## Quiz
 #
-# **1.** Two settings differ by 0.3 dB in one run each, and the deviation between seeds is 0.3 dB. You conclude
-# (a) the better one is better (b) they are equal (c) nothing yet
+# **1.** Two settings differ by 0.3 dB in one run each, and the standard deviation between seeds is 0.3 dB. You
+# conclude (a) the better one is better (b) they are equal (c) nothing yet
 #
 # ```{dropdown} Answer
-# **c.** A difference of two single runs varies by 1.4 times the deviation between seeds, even if nothing differs.
+# **c.** Even if nothing differs, the difference of two single runs has 1.4 times the standard deviation between
+# seeds.
 # ```
 #
-# **2.** You add two values to the grid of a finished sweep and start it again. What runs? (a) everything
-# (b) the new values, with each seed (c) nothing, the folder refuses
+# **2.** You add two values to the grid of a finished sweep and start it again. What runs? (a) everything (b)
+# whatever has a new value, with each seed (c) nothing, the folder refuses
 #
 # ```{dropdown} Answer
 # **b.** What is finished and unchanged is skipped. The folder refuses a change of what is fixed.
@@ -531,17 +537,18 @@ print(f"{better} of {tosses} runs; by tossing coins: probability {chance:.2g}")
 # (b) no (c) one cannot tell
 #
 # ```{dropdown} Answer
-# **c.** They shared the machine with other runs, and not the same ones.
+# **c.** They shared the machine with other runs, and not with the same ones.
 # ```
 #
 # ## Recap
 #
-# - Write the figure's axes first; whatever is on none of them stays fixed.
+# - Write the axes of the figure first; whatever is on none of them stays fixed.
 # - The spread over seeds is the yardstick. Show every seed, never the best one.
-# - Compare within runs, at equal cost, counted in what does not depend on the neighbours.
-# - A sweep is resumed by the same command, and ends in one tidy table.
+# - Compare within runs, at equal cost, and count the cost in something that does not depend on the neighbours.
+# - The same command resumes a sweep, which ends in one tidy table.
 #
-# **Next**: an experiment of your own; `experiments/` has three to start from.
+# **Next**: an experiment of your own (`experiments/` has three to start from), or `09_clean_a_map`, which leaves
+# images for maps.
 #
 # **References.** Wickham 2014, J. Stat. Softw. 59, 10 (tidy data) · Bouthillier et al. 2021, MLSys (variance in
 # benchmarks) · Henderson et al. 2018, AAAI (seeds that decide) · Rocklin 2015, SciPy (dask) · Zhang, Zhao, Hu,

@@ -24,16 +24,16 @@
 #                     └──►  network  every voxel is guessed anew                 knows molecules
 # ```
 #
-# You will take noise and detergent out of a three-dimensional map in these three ways, judge them by a truth
-# that none of them has seen, and find out what each throws away that was real.
+# You will take noise and detergent out of a three-dimensional map in these three ways, judge them by a truth that
+# none of them has seen, and find out what each of them throws away that was real.
 
 # %% [markdown]
 # **You will learn to**
 #
-# - weigh the shells of a map by their figure of merit, and say what no filter of this kind can do;
+# - weight the shells of a map by their figure of merit, and say what no filter of this kind can do;
 # - build a soft mask around an atomic model, and one from the map alone;
-# - train a small 3D U-Net on random molecules to take noise and detergent out of maps of others;
-# - measure what a cleaner does to the FSC between half maps, and why nobody should ever report that number;
+# - train a small 3D U-Net on maps of random molecules, to take noise and detergent out of maps of others;
+# - measure what a cleaner does to the FSC between half maps, and say why nobody should ever report that number;
 # - test whether something that was not among the training molecules survives.
 #
 # | You need | | Where |
@@ -43,10 +43,9 @@
 # | U-Net, training loop | helpful | [02_train_sr3](02_train_sr3.ipynb) |
 # | what a denoiser invents | helpful | [07_trust](07_trust.ipynb) |
 #
-# **Input**: none; with the parameters `real_map` and `model` also a map of your own and its atomic model.
-# **Output**: maps in `run_dir/maps/clean`, a network in `run_dir/models`, figures of merit in
-# `run_dir/results`. **Hardware**: two CPU cores; `cryonb run` records the time and the peak memory in
-# `run_dir/09_clean_a_map.json`.
+# **Input**: none; with the parameters `real_map` and `model`, also a map of your own and its atomic model.
+# **Output**: maps in `run_dir/maps/clean`, a network in `run_dir/models`, figures of merit in `run_dir/results`.
+# **Hardware**: two CPU cores; `cryonb run` records the time and the peak memory in `run_dir/09_clean_a_map.json`.
 
 # %% tags=["long"]
 import json
@@ -103,13 +102,13 @@ run_dir = "runs/own"  # folder for everything that is written
 # %% [markdown]
 # ## What is in a map besides the molecule?
 #
-# **Idea.** To know what a cleaner does, build a map whose parts are known. We project a membrane protein
-# *with* its micelle, add white noise, and reconstruct with known poses, one map from each half of the particles:
+# **Idea.** To find out what a cleaner does, build a map whose parts are known. We project a membrane protein *with*
+# its micelle, add white noise, and reconstruct with known poses, one map from each half of the particles:
 #
 # $$ V = \underbrace{V_\text{molecule}}_{\text{the truth}} + \underbrace{V_\text{micelle}}_{\text{in every particle, so it adds up}} + \underbrace{N}_{\text{different in each half}}. $$
 #
-# The micelle is the awkward one. It is no noise in the sense of statistics: both half maps show it, and no
-# number of particles averages it away. Only knowledge of what a protein looks like can tell it apart.
+# The micelle is the awkward one. It is not noise in the sense of statistics: both half maps show it, and no number of
+# particles averages it away. Only knowing what a protein looks like can tell the two apart.
 
 # %%
 volume, atoms = load_volume(source, box_size, pixel_size_A), MOLECULES[source]()
@@ -140,21 +139,22 @@ parts = {"molecule": truth, "micelle": belt, "noise": raw - truth - belt, "the m
 show_side(parts, f"{source}, {n_images} particles: what the map is made of")
 
 # %% [markdown]
-# **What to notice.** In the map the belt hugs the protein and shares its grey; where one ends and the other begins
-# is hard to say. The noise fills the sphere that a molecule could turn in, and is strongest near the axis, where all
-# subunits lay the same noise down again.
+# **What to notice.** In the map the belt hugs the protein and has much the same grey; where one ends and the other
+# begins is hard to say. The noise fills the sphere in which a molecule could turn. It is strongest near the axis,
+# where the symmetry lays the same noise over itself.
 #
 # ## 1. What can a filter do?
 #
-# **Question.** Noise grows with frequency, signal falls. Can we weaken the shells in which noise wins?
+# **Question.** Noise grows with frequency, signal falls. Can you weaken the shells in which noise wins?
 #
-# **Idea.** Give each shell of frequencies one factor. A **low-pass** has factor 1 up to a cut and 0 beyond. The
-# best factor is the shell's correlation with the truth, its **figure of merit**, which the half maps foretell
-# (Rosenthal & Henderson 2003; `06_reconstruct_fsc` derives it) if their errors are independent:
+# **Idea.** Give each shell of frequencies $s$ one factor. A **low-pass** has factor 1 up to a cut and 0 beyond. A
+# gentler choice is the **figure of merit** of the shell, its correlation with the truth, which the half maps predict
+# if their errors are independent (Rosenthal & Henderson 2003; derived in `06_reconstruct_fsc`):
 #
 # $$ C(s) = \sqrt{\frac{2\,F(s)}{1+F(s)}}, \qquad F(s) = \mathrm{FSC\ between\ half\ maps}. $$
 #
-# To be generous to the low-pass, we let it choose its cut *with the truth at hand*, which nobody has.
+# To be generous to the low-pass, let it choose its cut *with the truth at hand*, which nobody has. It is judged by
+# the **correlation with the truth**, over all voxels of the box.
 
 # %%
 frequency, half_fsc = fsc(*half_maps, pixel_size_A)
@@ -179,9 +179,9 @@ for name, map in {"raw": raw, f"low-pass at {best_cut:.1f} Å": blur(raw), "figu
     print(f"{name:20} correlation with the truth {likeness(map, truth):.3f}")
 
 # %% [markdown]
-# **What no filter of this kind can do.** The FSC compares phases shell by shell, and a factor on a whole shell
-# drops out of it. So a filter leaves every FSC as it was, except where its factor is zero. Nor can it tell protein
-# from detergent, which share their shells. The check:
+# **What no filter of this kind can do.** The FSC compares maps shell by shell, and a factor on a whole shell drops
+# out of it. So a filter leaves every FSC as it was, except where its factor is zero. Nor can it tell protein from
+# detergent, because they share the same shells. The check:
 
 # %%
 trusted = merit[:-1] > 0.05  # the last shell, at Nyquist, is cut in two
@@ -191,20 +191,20 @@ assert_close(after, before, atol=0.03, rtol=0)
 # %% [markdown]
 # ## 2. What can a mask do?
 #
-# **Question.** Noise is everywhere, the molecule is not. Can we cut out the place where it is?
+# **Question.** Noise is everywhere, the molecule is not. Can you cut out the place where the molecule is?
 #
 # **Idea.** Give each *voxel* a factor. Around an **atomic model**, take the distance $d$ from a voxel to the nearest
-# atom: the factor is 1 up to $r$, then falls by half a cosine of width $w$,
+# atom: the factor is 1 up to a distance $r$, then falls to 0 along half a cosine of width $w$,
 #
 # $$ m(d) = \tfrac12\Big(1 + \cos\big(\pi\,\min(1, \max(0, (d-r)/w))\big)\Big). $$
 #
-# The edge is soft because a hard one adds its own fine detail to every shell. Without a model, the **map itself**
-# must say where it is dense: blur it, split the voxels into two classes at the level that separates them best
-# (Otsu 1979), keep the largest connected piece, grow it a little, and soften the edge.
+# The edge is soft because a hard one would add detail of its own to every shell. Without a model, the **map itself**
+# must say where it is dense: blur it, split the voxels into two classes at the level that separates them best (Otsu
+# 1979), keep the largest connected piece, grow it a little, and soften the edge.
 #
-# A model lies in a frame. Its coordinates count from the origin of the *file*, and the map's header says where
-# its first voxel lies in that frame: `ORIGIN` in Å, or, where that is zero, `NSTART` in voxels. Whoever forgets
-# this masks the solvent. (`read_placed_map` returns the place, as z, y, x.)
+# One trap: a model has its own frame. Its coordinates count from the origin of the *file*, and the map's header says
+# where the map's first voxel lies in that frame: in `ORIGIN`, in Å, or, where that is zero, in `NSTART`, in voxels.
+# If you forget this, you mask the solvent. (`read_placed_map` returns the place, as z, y, x.)
 
 # %%
 xyz_A = atoms.xyz_A + middle * pixel_size_A  # our atoms count from the box's middle
@@ -241,30 +241,30 @@ ax.legend(loc="lower left", labelcolor="w")
 plt.show()
 
 # %% [markdown]
-# **What to notice.** The mask from the map walks around the detergent: it is dense, and it hangs on the protein.
-# The mask around the model leaves it out, but to have it you must know the answer.
+# **What to notice.** The mask from the map goes around the detergent as well, which is dense and attached to the
+# protein. The mask around the model leaves it out, but to have that mask you must already know the answer.
 #
 # ## 3. Can a network learn what a molecule looks like?
 #
 # **Question.** Is there a cleaner that needs no model of *this* molecule, only experience with others?
 #
 # **Idea.** Make up proteins, hundreds of them, with helices, strands, domains and symmetries that mean nothing
-# (`cryonb.simulation.families`). Put three of five into a micelle, add the noise of a reconstruction, whose power grows
-# with frequency because slices thin out, sharpen, blur and turn the lot, and show the network a piece $x$ of the
-# result. It is asked for the molecule $y$ in it. With squared error,
+# (`cryonb.simulation.families`). Put three of five into a micelle, and add noise like that of a reconstruction, whose
+# power grows with frequency because the slices thin out. Sharpen, blur and turn everything, and show the network a
+# piece $x$ of the result. Ask it for the molecule $y$ in that piece. With squared error,
 #
 # $$ L(\theta) = E\,\big\lVert f_\theta(x) - y \big\rVert^2, \qquad f_\theta(x) = x - u_\theta(x), $$
 #
-# it tends to the mean of all molecules that agree with $x$: where it is in doubt it answers with a blur. $u_\theta$
-# is a small U-Net. It folds blocks of $2^3$ voxels into channels, halves the map once more, and joins the two
-# scales; because it starts from the identity it has only to learn what to subtract.
+# it tends to the mean of all molecules that agree with $x$: where it is in doubt, it answers with a blur. $u_\theta$,
+# with weights $\theta$, is a small U-Net. It folds blocks of $2^3$ voxels into channels, halves the map once more,
+# and joins the two scales. It starts out returning its input, so all it has to learn is what to subtract.
 #
-# Three properties are built in, not learnt. The map is divided by its standard deviation first, so that a factor
-# on the map is a factor on the result. No layer looks at the whole box or at positions, so the output moves with
-# the input, and a map too large for memory may be cut into tiles. And each voxel depends on its surroundings only
-# up to a known reach, which is the margin that tiles need.
+# Three properties are built in, not learnt. The map is divided by its standard deviation first, so that a factor on
+# the map is a factor on the result. No layer looks at the whole box or at positions, so the output moves with the
+# input, and a map too large for memory can be cut into tiles. And each voxel depends on its surroundings only up to a
+# known distance, which is the margin that the tiles need. The cell below the loss curve checks the first two.
 
-# %% mystnb={"image": {"alt": "Central slices of four training maps, and of the molecules that the network is asked to find in them."}}
+# %% mystnb={"image": {"alt": "Central slices of six pieces of training maps, and of the molecules that the network is asked to find in them."}}
 patch = min(48, box_size)
 volumes = training_volumes(train_molecules, box_size, pixel_size_A, seed)
 draw = partial(draw_maps, volumes, pixel_size_A=pixel_size_A, patch=patch)
@@ -293,12 +293,12 @@ assert_close(cleaners[best](1000 * raw), 1000 * cleaners[best](raw), atol=1.0, r
 # %% [markdown]
 # ## 4. Which one cleans best?
 #
-# **Question.** How near does each come to the truth, and what is left of the belt?
+# **Question.** How close does each come to the truth, and what is left of the belt?
 #
-# The molecule is one that no network was trained on. Four figures: the correlation with the truth over the whole
-# box; the mean FSC with the truth; the share of the micelle, relative to the share of the molecule, in a
-# least-squares fit of the map by both (blurred to 6 voxels, as in `06_reconstruct_fsc`); and the share of the
-# map's power that lies outside the mask around the model.
+# No network was trained on this molecule. The table has the correlation with the truth over the whole box; the mean
+# FSC with the truth, and where that FSC falls to 0.5; *micelle left*, the share of the micelle relative to the share
+# of the molecule, in a least-squares fit of the map by both (blurred to 6 voxels, as in `06_reconstruct_fsc`); and
+# *power outside*, the share of the map's power that lies outside the mask around the model.
 
 # %%
 coarse = [low_pass(map, 6 * pixel_size_A, pixel_size_A) for map in (truth, belt)]
@@ -344,24 +344,24 @@ write_map(run / "maps/clean/raw.mrc", raw, pixel_size_A)
 
 # %% [markdown]
 # **What to notice.** The two filters and the mask from the map leave the micelle where it was: to them it is signal.
-# The network was shown many belts and takes this one away without a model, and its curve rises at the left end,
-# at the detail that a belt has. At the right end the masks are ahead of it. There noise rules, and the weights that come with
-# cryonb, trained for half an hour on one core, are timid with noise: they leave a part of it outside the molecule.
-# So **combine**: network, then figure of merit. The network that was trained here has seen few pieces (how few is
-# in the parameters); judge it by what it will be, not by what it is. And the mask around the model wins most columns
-# because it was made from the answer.
+# The network was shown many belts and takes most of this one away without a model. You see it at the left end of the
+# FSC curves, at the coarse detail that a belt has. At the right end the masks are ahead of it: noise rules there, and
+# the kept weights, trained for half an hour on one core, are timid with noise and leave part of it outside the
+# molecule. So **combine**: network, then figure of merit. The network that was trained here has seen few pieces
+# (`train_maps` of them), so do not judge the method by it. And the mask around the model wins most columns because it
+# was made from the answer.
 #
 # ## 5. What do half maps say after cleaning?
 #
 # **Question.** The FSC between half maps measures resolution. What does it measure once both have been cleaned?
 #
-# **Idea.** Half maps promise $C=\sqrt{2F/(1+F)}$ for their mean, *if what they share is signal*. Now one
-# network, or one mask, goes over both. We clean the halves, compute the promise, and compare it with what the truth
-# grants. (For raw halves the promise includes the micelle, which is in every particle, so there the truth is
-# molecule + micelle.)
+# **Idea.** Half maps promise $C=\sqrt{2F/(1+F)}$ for their mean, *if what they share is signal*. But now one network,
+# or one mask, goes over both. Clean the halves, compute the promise, and compare it with what the truth grants. (For
+# raw and for masked halves the promise includes the micelle, which is in every particle, so there the truth is
+# molecule + micelle. For the network it is the molecule alone, because it was never meant to keep the belt.)
 
 
-# %% mystnb={"image": {"alt": "Promise of the half maps and what the truth grants, raw and cleaned, and the difference of the two, shell by shell."}}
+# %% mystnb={"image": {"alt": "For raw and for cleaned half maps: the FSC between them, the correlation with the truth that it promises, and the one that the truth grants, with the difference of the last two shaded."}}
 def promise(pair, goal):
     """FSC of two maps, what it promises for their mean, and what the goal grants: by shell."""
     between = fsc(*pair)[1]
@@ -388,18 +388,17 @@ say_table(columns, rows)
 say("Promise minus truth, mean over all shells: " + ", ".join(f"{n} **{g:+.3f}**" for n, g in gaps.items()) + ".")  # fmt: skip
 
 # %% [markdown]
-# **What to notice.** The raw half maps keep their promise: what they share is in every particle. After cleaning,
-# the same formula promises more than the truth grants, most of all at low frequency, where the truth's curve hangs
-# below the promise. The network left the same remains of the micelle in both halves and bit the same pieces out of the
-# molecule, and what it does twice alike counts as signal. (For the network the goal is the molecule alone, since to
-# keep the belt was never its aim.) Compare the curves *between half maps*: cleaning lifted them, and a resolution
-# read there would be better by something that no particle has paid for. Phase randomisation does not repair that,
-# because a network is no mask that one could apply again to random phases.
+# **What to notice.** The raw half maps keep their promise: what they share is in every particle. After cleaning, the
+# same formula promises more than the truth grants, most of all at low frequency, where the truth's curve hangs below
+# the promise. The network left the same remains of the micelle in both halves and bit the same pieces out of the
+# molecule, and what it does twice counts as signal. Compare the curves *between half maps*, too: cleaning lifted
+# them, so a resolution read there would look better by something that no particle has paid for. Phase randomisation
+# does not repair that, because a network is not a mask that you could apply once more to random phases.
 #
-# Now the extreme: half maps with **no molecule at all**. The noise of our particles alone, reconstructed in the
-# same poses. Their FSC should be zero in every shell, before and after.
+# Now the extreme: half maps with **no molecule at all**, made from the noise of our particles alone, in the same
+# poses. Their FSC should be zero in every shell, before and after cleaning.
 
-# %% mystnb={"image": {"alt": "Left, FSC between half maps of pure noise, raw, masked alike, and cleaned. Right, what the network makes of one of them."}}
+# %% mystnb={"image": {"alt": "First, FSC between half maps of pure noise, raw, both in one mask, and cleaned. Below, slices of one half map of noise and of both half maps cleaned."}}
 empty = halves(noise)
 nothing = {"raw": empty, "one mask for both": empty * mask_of(empty.mean(0))}
 nothing[best] = torch.stack([cleaners[best](half) for half in empty])
@@ -416,22 +415,24 @@ shared = {name: float(curve[1:].abs().mean()) for name, (_, curve) in curves.ite
 say_table(["pure noise", "power left", "mean size of the FSC"], [(n, power[n], shared[n]) for n in nothing])  # fmt: skip
 
 # %% [markdown]
-# **What to notice.** The grey band is where 19 of 20 shells of independent noise fall. Raw noise scatters about zero
-# in it. After the network the lowest shells lie on one side, above zero, and the mean size of the FSC has grown: it
-# makes no protein out of noise, but what faint clouds it makes, it makes alike. One mask for both halves, the oldest of
-# cleaners, enlarges the FSC too.
+# **What to notice.** The grey band is where about 19 of 20 shells of independent noise fall. Raw noise scatters about
+# zero. After the network the lowest shells are all on one side, above zero, and the mean size of the FSC has grown:
+# it makes no protein out of noise, but what faint clouds it makes, it makes alike. One mask for both halves, the
+# oldest of cleaners, enlarges the FSC too.
 #
 # ## 6. What vanishes?
 #
-# **Question.** The network has seen proteins. What of a ligand, of DNA, of a helix that lies in the detergent?
+# **Question.** The network has seen proteins. What happens to a ligand, to DNA, to a helix that lies in the
+# detergent?
 #
-# **Idea.** Add a density $e$ to the map, clean with and without, and see how much of it arrives:
+# **Idea.** Add a density $e$ to the map $V$, clean with and without it, and see how much of it arrives. With $f$ for
+# the cleaner,
 #
 # $$ s = \frac{\langle f(V+e) - f(V),\; e\rangle}{\langle e, e \rangle}, $$
 #
-# 1 for an honest cleaner and 0 for one that removes it (both maps have the same noise, so it drops out). The
-# two controls come first: a quarter of the molecule that is there (it should stay), and the micelle (it should
-# go); for these the map without them is $V - e$.
+# which is 1 for a cleaner that keeps $e$ and 0 for one that removes it (both maps have the same noise, so it drops
+# out). The two controls come first: a quarter of the molecule that is there (it should stay), and the micelle (it
+# should go). For these the map without them is $V - e$.
 
 
 # %%
@@ -447,25 +448,24 @@ for name, e in extra.items():
 say_table(["share that arrives", *asked], [(name, *row.values()) for name, row in arrives.items()])
 
 # %% [markdown]
-# **What to notice.** A filter lets everything through, dirt as well. The mask from the map keeps what hangs on the
-# molecule and drops what stands apart, whatever it is made of. The mask around the model drops every surprise: what
-# the model lacks, the map no longer shows. The network judges by looks and by company. Inside the protein
-# it lets a ligand pass that it has never seen. A helix out in the micelle is protein, but lies where the network
-# expects detergent, and loses a part of itself. DNA it has never met; most of that it takes for dirt. **Before you call
-# something absent from a cleaned map, look into the raw one.**
+# **What to notice.** A filter lets everything through, dirt included. The mask from the map keeps what is attached to
+# the molecule and drops what stands apart, whatever it is made of. The mask around the model drops whatever lies away
+# from the model: only the ligand, close to the model on all sides, gets through. The network judges by looks and by
+# company. Inside the protein it lets a ligand pass that it has never seen. A helix out in the micelle is protein, but
+# it lies where the network expects detergent, and loses part of itself. DNA the network has never met, and takes most
+# of it for dirt. **Before you call something absent from a cleaned map, look at the raw one.**
 #
 # ## 7. A real map
 #
-# Real maps differ from all that the network has seen: in noise, in solvent, in what was done to them before they
-# were deposited. With a map and the model that was built into it, in one frame, the next cell cleans it and
-# compares it with the model:
+# Real maps differ from everything the network has seen: in noise, in solvent, in what was done to them before they
+# were deposited. If you have a map and the model that was built into it, in the same frame, the next cell cleans the
+# map and compares it with the model:
 #
 # ```bash
 # cryonb run 09 -p real_map emd_3488.map.gz -p model 5ni1.cif
 # ```
 #
-# Such a judge is partial. The model was built into this very map, and says nothing about what its builders left
-# out.
+# Such a judge is biased. The model was built into this very map, and says nothing about what its builders left out.
 
 # %% mystnb={"image": {"alt": "If a real map was given: its FSC with the model, raw, masked and cleaned."}}
 real = {}
@@ -498,7 +498,7 @@ else:
 # ```{exercise-start} Another molecule
 # :label: ex-clean-other
 # ```
-# Repeat the comparison of section 4 for `other_source`. Before you run it: for which methods do you expect other
+# Repeat the comparison of section 4 for `other_source`. Before you run it: for which methods do you expect different
 # numbers, and why?
 # ```{exercise-end}
 # ```
@@ -517,8 +517,8 @@ for name in ("raw", "mask from the map", *cleaners):
 
 # %% [markdown]
 # Filters and masks know nothing of a molecule but its outline and its noise. The network has met neither of the two
-# molecules; how its rank differs between them says how far its experience carries. Two molecules are few: test it on
-# one like yours before you trust it with yours.
+# molecules; whether it keeps its rank on both tells you how far its experience carries. Two molecules are few: test
+# it on one like yours before you trust it with yours.
 # ```{solution-end}
 # ```
 #
@@ -526,7 +526,7 @@ for name in ("raw", "mask from the map", *cleaners):
 # :label: ex-clean-command
 # ```
 # Clean the file `maps/clean/raw.mrc` with `cryonb clean`, read the result, and compare it with the map in the
-# notebook. What does the command say besides? What if you name an output that exists?
+# notebook. What else does the command tell you? What if you name an output file that exists?
 # ```{exercise-end}
 # ```
 #
@@ -542,15 +542,15 @@ written = clean_file(folder / "raw.mrc", folder / "cleaned.mrc", weights, overwr
 assert_close(read_placed_map(written)[0], maps[best], atol=1e-3 * float(raw.max()), rtol=1e-2)
 
 # %% [markdown]
-# It is the same map. The command reminds you where not to use it, and it replaces nothing unless you add
-# `--overwrite`; the header, and so the place of the map, is that of the input.
+# It is the same map. The command reminds you where not to use it, and it replaces no file unless you add
+# `--overwrite`. The header, and with it the place of the map, is that of the input.
 # ```{solution-end}
 # ```
 #
 # ```{exercise-start} Which first?
 # :label: ex-clean-order
 # ```
-# Section 4 weighed the shells *after* the network. Weigh them before, and compare. Why is it not the same?
+# Section 4 weighted the shells *after* the network. Weight them before, and compare. Why is it not the same?
 # ```{exercise-end}
 # ```
 #
@@ -563,15 +563,16 @@ for title, both in {"network, then filter": weigh(maps[best]), "filter, then net
     print(f"{title:22} correlation with the truth {likeness(both, truth):.3f}")
 
 # %% [markdown]
-# Two filters may change places, since both are linear. A network is not: it decides by looks, and a weighed map
-# looks different. Two of three training maps were low-passed, so it has met both kinds. Take the order that serves
-# better here, and do not take it for a law.
+# Two filters may change places, since both are linear. A network is not linear: it decides by looks, and a weighted
+# map looks different. Two of three training maps were low-passed, so it has met both kinds. Take the order that works
+# better here, but do not take it for a law.
 # ```{solution-end}
 # ```
 #
 # ## Quiz
 #
-# **1.** You multiply the shells of a map by their figure of merit. Its FSC with the truth (a) rises (b) stays (c) falls
+# **1.** You multiply the shells of a map by their figure of merit. Its FSC with the truth (a) rises (b) stays the
+# same (c) falls
 #
 # ```{dropdown} Answer
 # **b.** A factor on a whole shell drops out of the correlation of that shell. The picture becomes better, the curve does not.
@@ -580,25 +581,30 @@ for title, both in {"network, then filter": weigh(maps[best]), "filter, then net
 # **2.** The FSC between cleaned half maps crosses 0.143 at 5 Å, between the raw ones at 6 Å. You report (a) 5 Å (b) 6 Å (c) both
 #
 # ```{dropdown} Answer
-# **b.** One cleaner went over both halves, and what it does alike counts as signal.
+# **b.** One cleaner went over both halves, and what it does twice counts as signal.
 # ```
 #
-# **3.** A ligand is in the raw map and not in the cleaned one. It (a) was noise (b) was removed because the network knows that it is not there (c) may be there
+# **3.** A ligand is in the raw map and not in the cleaned one. It (a) was noise (b) was removed because the network
+# knows that it is not there (c) may be there
 #
 # ```{dropdown} Answer
-# **c.** The network takes for dirt what looks or lies like nothing it was trained on. Ask the raw map, and its half maps.
+# **c.** The network takes for dirt whatever looks, or lies, like nothing it was trained on. Ask the raw map, and its
+# half maps.
 # ```
 #
 # ## Recap
 #
-# - A filter weighs shells; the figure of merit does it best, and no FSC notices.
-# - A mask weighs places. From the map alone it keeps what hangs on the molecule; around a model it keeps the model.
-# - A network weighs experience. It can tell detergent from protein without a model, and calls dirt what it has not met.
+# - A filter weights shells. The figure of merit is a gentle choice, and no FSC notices.
+# - A mask weights places. Made from the map, it keeps what is attached to the molecule; made around a model, it keeps
+#   the model.
+# - A network weighs experience. It can tell detergent from protein without a model, and takes for dirt what it has
+#   not met.
 # - Cleaned half maps share a cleaner. Measure resolution on raw halves, and clean only what you look at.
 # - Before you call something absent in a cleaned map, look for it in the raw one.
 #
-# **What next.** [00_start_here](00_start_here.ipynb) has the map of the book. Or train a cleaner for longer:
-# `cryonb train map-cleaner --projections 1000 --images 100000 --out mine`, and give it as `--weights`.
+# **Next**: this is the last notebook; [00_start_here](00_start_here.ipynb) has the map of the book. Or train a
+# cleaner for longer: `cryonb train map-cleaner --projections 1000 --images 100000 --out mine`, and pass it to `cryonb
+# clean` with `--weights`.
 #
 # ## References
 #
