@@ -250,7 +250,7 @@ lines = {k: (frequency, radial_mean(torch.fft.rfft2(v).abs().square().mean(0), b
 lines["measured noise"] = frequency, noise.spectrum
 lines["simulation of notebook 02"] = frequency, torch.ones_like(frequency)
 figure = plot_lines(lines, x="spatial frequency (1/Å)", y="power (1: background variance)", theory="simulation of notebook 02")  # fmt: skip
-figure.axes[0].set(yscale="log", title="The gap between simulation and reality")
+_ = figure.axes[0].set(yscale="log", title="The gap between simulation and reality")
 
 # %% [markdown]
 # ## 6. Carry a network over
@@ -414,7 +414,7 @@ if structure:
 # measured by moving the input a little in one random direction.) The twin tells you whether the estimate can be
 # trusted.
 
-# %% mystnb={"image": {"alt": "Estimated against true error on the twin, and estimated error on real data"}}
+# %%
 risk = {}
 for name, denoiser in denoisers.items():
     estimates = []
