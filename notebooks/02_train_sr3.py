@@ -24,15 +24,15 @@
 #                                     at every step the network looks at x, the noisy particle
 # ```
 #
-# You will build SR3, a *conditional diffusion model*, train it on pairs of noisy and clean
-# particles, and watch it pull particles out of noise ten times stronger than they are.
+# You will build SR3, a *conditional diffusion model*, train it on pairs of noisy and clean particles,
+# and watch it pull particles out of noise with ten times their variance.
 #
 # ## You will learn
 #
 # - to **write down** the forward process and jump to any step of it in one line;
-# - to **derive** what a network should be asked for, and to **measure** what happens if it is asked
-#   for the wrong thing;
-# - to **train** a model from high to low signal-to-noise ratio, and to resume it when it is cut off;
+# - to **derive** what a network should predict, and to **measure** what happens when it predicts
+#   the wrong thing;
+# - to **train** a model from high to low signal-to-noise ratio (SNR), and to resume an interrupted run;
 # - to **run** the reverse process with many steps, few steps, and one;
 # - to **recognise** what the model shows you when there is nothing to see.
 #
@@ -47,8 +47,8 @@
 #
 # **Inputs**: the data sets of `01_simulate` (made here if they are missing). **Outputs**: weights in
 # `run_dir/models`, denoised test particles in `run_dir/denoised`. **Hardware**: two CPU cores are
-# enough at the sizes `quick` and `workshop`; the time and memory that the last run took are in the
-# results table that `make tutorial` prints.
+# enough at the sizes `quick` and `workshop`; `make tutorial` prints a table with the time and memory
+# the last run took.
 
 # %%
 import copy
@@ -96,14 +96,15 @@ run_dir = "runs/own"  # everything is written under it
 # %% [markdown]
 # ## 1. The data, and a line to beat
 #
-# **Question.** How well can one denoise without any deep learning?
+# **Question.** How well can you denoise without any deep learning?
 #
 # We load the particles of `01_simulate`: clean projections $y_0$ of the molecule (unit variance over
-# the data set), and what the detector records, $x = y_0 + \text{structure} + \sigma n$, with white
-# noise $n$ and $\sigma = 1/\sqrt{\mathrm{SNR}}$. The *best linear filter* is the fair line to beat:
-# given the covariance of the clean images, no other matrix you may multiply an image with has a
-# lower mean squared error. It is what the covariance Wiener filter (CWF) estimates, and CWF is the
-# strongest classical method for this task.
+# the data set), and the images the detector records, $x = y_0 + \text{structure} + \sigma n$. Here $n$
+# is white noise of unit variance and $\sigma = 1/\sqrt{\mathrm{SNR}}$; in the setting `white` there is no
+# structure, in `structural` it is micelle, neighbours, ice and carbon. The line to beat is the
+# *best linear filter*: given the covariance of the clean images, no other matrix applied to an image
+# has a lower mean squared error. The covariance Wiener filter (CWF), a strong classical method,
+# estimates it from noisy images (`04_compare_methods`).
 
 # %% mystnb={"image": {"alt": "Six noisy test particles, the output of the best linear filter, and the clean particles"}}
 run_dir = Path(run_dir)
@@ -125,26 +126,27 @@ strips["clean y₀"] = white.clean.images[:6]
 figure = show_rows(strips, title=f"What linear filtering can do at SNR {snr:g}")
 
 # %% [markdown]
-# The filter finds the position and the rough outline, and blurs everything else: it must serve all
-# orientations with one matrix. A better method has to *recognise* the orientation first and then
-# draw what belongs to it. That is a non-linear task, and the reason for using a network.
+# The filter finds the position and the rough outline and blurs everything else, because one matrix
+# has to serve every orientation. A better method must first *recognise* the orientation and then
+# draw the matching view. That task is non-linear, and it is why we use a network.
 #
 # ## 2. The forward process
 #
 # **Question.** How do we turn a particle into pure noise so slowly that each step can be undone?
 #
-# **Idea.** Mix in a little Gaussian noise and shrink the image a little, again and again:
+# **Idea.** Shrink the image a little, mix in a little Gaussian noise $\varepsilon_t$ of unit variance,
+# and repeat; $\beta_t$ says how much noise step $t$ adds:
 #
 # $$ y_t = \sqrt{1-\beta_t}\; y_{t-1} + \sqrt{\beta_t}\;\varepsilon_t, \qquad t = 1 \dots T. $$
 #
-# Sums of Gaussians are Gaussian, so all steps up to $t$ collapse into one. With
+# A sum of Gaussians is Gaussian, so all steps up to $t$ collapse into one. With
 # $\gamma_t = \prod_{s\le t} (1-\beta_s)$,
 #
 # $$ y_t = \sqrt{\gamma_t}\; y_0 + \sqrt{1-\gamma_t}\;\varepsilon . $$
 #
-# $\gamma$ runs from 1 (clean) to nearly 0 (noise), and is all one needs to know about a step. SR3
-# (Saharia et al. 2021) uses $T=2000$ and $\beta$ rising linearly from $10^{-6}$ to $10^{-2}$. Let us
-# check the collapse: follow the variance of the signal and of the noise step by step.
+# $\gamma$ runs from 1 (clean) to nearly 0 (noise), and it is all you need to know about a step. We use
+# the schedule of SR3 (Saharia et al. 2021), $T=2000$ and $\beta$ rising linearly from $10^{-6}$ to
+# $10^{-2}$. To check the collapse, follow the variance of the signal and of the noise step by step.
 
 # %% mystnb={"image": {"alt": "One particle at six steps of the forward process, from clean to pure noise"}}
 betas = torch.linspace(1e-6, 1e-2, 2000, dtype=torch.float64)
@@ -163,27 +165,27 @@ frames = torch.stack([g**0.5 * y0 + (1 - g) ** 0.5 * eps for g in shown])
 figure = show_rows({"y_t": frames}, columns=[f"γ = {g:.2g}" for g in shown], limits=(-3, 5))
 
 # %% [markdown]
-# At γ = 0.1 the signal has a tenth of the variance and the noise nine tenths: that is about the SNR
-# of our *data*. A cryo-EM particle looks as if somebody had run a forward process on it and left
-# out the shrinking. This observation is worth a section of its own.
+# At γ = 0.1 the signal holds a tenth of the variance and the noise nine tenths, which is close to the
+# SNR 0.1 of our *data*. A cryo-EM particle looks as if somebody had run the forward process on it and
+# left out the shrinking. The next section puts this observation to use.
 #
 # ## 3. Two noisy views of one particle
 #
 # **Question.** At step $t$ the network gets two images: the noisy particle $x = y_0 + \sigma n$ and
-# the state $y_t$. What do they tell it together?
+# the state $y_t$. What do the two tell it together?
 #
 # **Idea.** Divide the state by $\sqrt\gamma$: $z = y_t/\sqrt\gamma = y_0 + \sigma_t\,\varepsilon$ with
 # $\sigma_t^2 = (1-\gamma)/\gamma$. So $x$ and $z$ are two measurements of the same $y_0$ with
-# independent Gaussian errors. Anyone who has averaged two measurements knows what to do: weight by
-# the inverse variances,
+# independent Gaussian errors, and we average them as one averages any two measurements, weighted by
+# their inverse variances:
 #
 # $$ c = \frac{x/\sigma^2 + z/\sigma_t^2}{1/\sigma^2 + 1/\sigma_t^2}, \qquad
 #    \frac{1}{\sigma_c^2} = \frac{1}{\sigma^2} + \frac{1}{\sigma_t^2}. $$
 #
-# For white noise nothing is lost: the posterior of $y_0$ depends on $(x, y_t)$ through $c$ alone. So
-# **the conditional diffusion model of the paper is one denoiser, $E[y_0 \mid c]$, for every noise
-# level below $\sigma$.** We therefore hand the network $c$ (and $x$ once more, because with
-# structural noise $x$ still knows things that $c$ has averaged away).
+# With white noise nothing is lost: the posterior of $y_0$ (its distribution once $x$ and $y_t$ are
+# known) depends on them through $c$ alone. So **the conditional diffusion model of the paper is one
+# denoiser, $E[y_0 \mid c]$, for every noise level up to $\sigma$.** We therefore give the network $c$. We
+# also give it $x$ again, because with structural noise $x$ holds information that $c$ has averaged away.
 
 # %% mystnb={"image": {"alt": "The noisy particle x, the rescaled state z, their weighted mean c, which is cleaner than both, and the truth"}}
 gamma = torch.tensor(0.2)
@@ -198,26 +200,27 @@ names = [f"x, σ = {sigma:.2f}", f"z, σ_t = {sigma_t:.2f}", f"c, σ_c = {sigma_
 figure = show_rows({"": torch.stack([x, z, c, y0])}, columns=names, limits=(-4, 6))
 
 # %% [markdown]
-# Notice that $c$ is cleaner than either of its parents, though $x$ adds only a little to $z$ here.
+# The fused image $c$ is cleaner than either $x$ or $z$, though here $x$ adds only a little to $z$.
 #
 # ## 4. What to ask the network for
 #
 # **Question.** The published model predicts the noise $\varepsilon$ and is trained on
-# $\lVert \hat\varepsilon(x, y_t, \gamma) - \varepsilon\rVert^2$ (eq. 3 of the paper). Is that a good
-# thing to ask?
+# $\lVert \hat\varepsilon(x, y_t, \gamma) - \varepsilon\rVert^2$ (eq. 3 of the paper). Is noise the right
+# thing to ask for?
 #
 # Solve the forward equation for the clean image: $\hat y_0 = (y_t - \sqrt{1-\gamma}\,\hat\varepsilon)
-# / \sqrt\gamma$. An error of the network is multiplied by $\sqrt{(1-\gamma)/\gamma}$: at the first
-# step of the sampler, where γ is smallest, by about 150. With days of training that can be
-# learnt away; in minutes it cannot. The remedy costs nothing: ask for the clean image instead, as a
-# correction to what $c$ already tells. With $\sigma_c$ the noise in $c$ and unit signal variance, the
-# best *pixel-wise* guess is $c/(1+\sigma_c^2)$, so we let the network fill in the rest,
+# / \sqrt\gamma$. Any error of the network is multiplied by $\sqrt{(1-\gamma)/\gamma}$. At the sampler's
+# first step γ has the last value of the figure in section 2, and the factor is about 150. Minutes
+# of training cannot make the error small enough to survive that. The remedy costs nothing: ask for the
+# clean image instead, as a correction to what $c$ already says. With noise $\sigma_c$ in $c$ and a
+# signal of unit variance, the best linear guess from *one pixel alone* is $c/(1+\sigma_c^2)$, and the
+# network fills in the rest,
 #
 # $$ \hat y_0 = \frac{c}{1+\sigma_c^2} + \frac{\sigma_c}{\sqrt{1+\sigma_c^2}}\, F(c, x, \sigma_c, \sigma), $$
 #
-# where $F$ has unit variance (the scaling of Karras et al. 2022). Then even the very first step,
-# from pure noise, gives $E[y_0 \mid x]$: the *posterior mean*, the best possible answer in mean
-# squared error. Here is the loss written out once, and checked against the package.
+# where the target of $F$ has unit variance (the scaling of Karras et al. 2022). Now even the very first
+# step, from pure noise, estimates $E[y_0 \mid x]$: the *posterior mean*, the best possible answer in
+# mean squared error. Here is the loss, written out once and checked against the package.
 
 # %%
 torch.manual_seed(seed)
@@ -241,12 +244,12 @@ assert_close(mine, tiny.loss(clean, observed, gamma.flatten(), sigma, g), rtol=1
 # %% [markdown]
 # ### The network's block
 #
-# The network is a U-Net: it folds 4 × 4 pixels into channels (most of a particle image is noise, and
-# full-resolution layers are where the time would go), works at two resolutions with convolutions,
-# and at the coarsest lets all patches attend to each other, since the orientation is written all
-# over the image. It must also be told how noisy its input is. Each block does it so: normalise, then
-# scale and shift every channel by numbers computed from the noise level. That is the whole trick of
-# a *conditional* block; the line with `scale` is the condition.
+# The network is a U-Net. It folds each 4 × 4 square of pixels into channels, because layers at full
+# resolution would take most of the time to look at noise. It works at two
+# resolutions with convolutions, and at the coarser one lets all patches attend to each other, since
+# every part of the image carries information about the orientation. The network must also know how
+# noisy its input is, so each block normalises its channels and then scales and shifts them by numbers
+# computed from the noise level. That is all there is to a *conditional* block: look for `scale`.
 
 # %%
 block = ResidualBlock(16, 16, embedding=8)
@@ -261,16 +264,17 @@ assert_close(h + block.conv2(silu(inner)), block(h, embedding))
 # %% [markdown]
 # ### From easy to hard
 #
-# One more thing decides whether minutes suffice. At SNR 0.1 a fresh network finds nothing to hold on
-# to: for a long while it learns the average image and no more. At SNR 3 it sees the particle at
-# once. So the largest noise level grows geometrically from SNR 3 to the target over the first 60 %
-# of the run, and the network takes along what it knows: a *curriculum*.
+# One more thing decides whether minutes of training are enough. At SNR 0.1 a fresh network finds
+# nothing to hold on to, and for a long while it learns little more than the average image. At SNR 3 it
+# sees the particle at once. So we train with a *curriculum*: over the first 60 % of the run the largest
+# noise level grows geometrically from SNR 3 to the target, and the network keeps what it has learnt.
 #
-# `cryonb.learning.train.train` is a generator: it does one step and hands control back, and the caller decides
-# what to print or plot (here `train_live` draws the loss and an example). It keeps an exponential moving average of the weights (smoother, and better), and writes a
-# checkpoint once a minute; if you interrupt this cell and run it again, it goes on where it was.
+# `cryonb.learning.train.train` is a generator: it takes one step and hands control back, and the
+# caller decides what to print or plot (here `train_live` draws the loss and an example). It keeps an
+# exponential moving average of the weights, which is steadier than the latest weights, and writes a
+# checkpoint once a minute: if you interrupt this cell and run it again, it continues where it stopped.
 #
-# Both ways of asking, at the same cost:
+# Now we ask both ways, for the noise (`eps`) and for the clean image (`fused`), at the same cost:
 
 # %%
 test_images, clean256 = white.noisy.images[:256], white.clean.images[:256]
@@ -319,15 +323,15 @@ say(
 )
 
 # %% [markdown]
-# Both networks have the same size and saw the same images. The loss curves must not be compared:
-# they measure different quantities. The images may.
+# Both networks have the same size and saw the same images. Do not compare their loss curves, which
+# measure different quantities. Compare the denoised images.
 #
 # ## 5. Train it
 #
-# Now in earnest, first with white noise. Then the same network goes on with the setting
-# `structural`, where the target is still the clean molecule, but micelle, neighbours, ice and carbon
-# stand in the input. It has nothing new to learn about the molecule, only what to ignore, so it
-# starts from the weights that it has, and half the images do.
+# Now in earnest, first with white noise. Then the same network moves on to the setting
+# `structural`: the target is still the clean molecule, but the input also contains micelle,
+# neighbours, ice and carbon. The network has nothing new to learn about the molecule, only what to
+# ignore, so it continues from its own weights, and we give it half as many images.
 
 # %% mystnb={"image": {"alt": "Loss curve of each setting, with a denoised test image beside it"}}
 models = {}
@@ -344,10 +348,10 @@ for setting in settings:
 # %% [markdown]
 # ### Found pretrained weights?
 #
-# Minutes on a CPU are enough to see the idea work, not to see how far it goes. For the embedded
-# channel cryonb brings weights that saw many more images, made by `cryonb train`; the options are in
-# the file. If they fit the parameters of this notebook they are loaded *beside* the ones you just
-# trained, never instead of them: each table below says which is which.
+# Minutes on a CPU show that the idea works, but not how far it goes. For the built-in channel, cryonb
+# comes with weights that saw many more images. `cryonb train` made them, and the options are stored in
+# the file. If they fit the parameters of this notebook, they are loaded *beside* the weights you just
+# trained, never instead of them, and each table below says which is which.
 
 # %%
 made = dict(box_size=box_size, pixel_size_A=pixel_size_A, snr=snr)
@@ -361,14 +365,14 @@ for setting in settings:
 # %% [markdown]
 # ## 6. The reverse process
 #
-# **Question.** How does one get from a network that guesses clean images to a *sample*, one sharp
-# image out of all that agree with the noisy particle?
+# **Question.** How do you get from a network that guesses clean images to a *sample*, one sharp
+# image out of all those that agree with the noisy particle?
 #
-# **Idea.** Start from pure noise. Guess the clean image; from the guess, work out the noise; step to a
-# state with a little less noise *in the same direction*; repeat. In the paper (eqs. 1–2) fresh noise
-# is added at each step. It may as well be left out (DDIM, Song et al. 2021): then everything is
-# decided by the first draw, and few steps suffice; fewer still if each step extrapolates from the last
-# two guesses (second order, Lu et al. 2022), which costs nothing and is what cryonb does.
+# **Idea.** Start from pure noise. Guess the clean image; work out the noise from the guess; step to a
+# state with a little less noise *in the same direction*; repeat. The paper (eqs. 1–2) adds fresh noise
+# at each step. You can leave it out (DDIM, Song et al. 2021): then the first draw decides everything,
+# and few steps are enough. Fewer still are needed if each step extrapolates from the last two guesses
+# (second order, Lu et al. 2022); this costs nothing extra, and cryonb does it by default.
 
 # %%
 best = models.get("white, kept", models["white"])
@@ -398,17 +402,17 @@ alts = [f"State, guess and truth after {label}" for label in labels]
 frame_viewer(pictures, labels, alts, title="state y_t | guess of the clean image | truth")
 
 # %% [markdown]
-# Move the slider. In the first steps the guess is blurred: an average over all orientations the
-# noise leaves open. As the state gets cleaner the network commits itself, and detail appears.
-# Whether this detail is *true* is another matter, and the next figure decides it.
+# Move the slider. In the first steps the guess is blurred: it averages over all orientations that the
+# noise leaves open. As the state gets cleaner, the network commits itself and detail appears.
+# Whether this detail is *true* is another matter; the next figure tells.
 #
 # ## 7. One step, few steps, many steps
 #
 # **Question.** What do more steps buy?
 #
-# A perfect sampler draws from the posterior. Theory then says: the squared error of one sample is
-# exactly **twice** that of the posterior mean, 3 dB. More steps make the image *sharper* and *less
-# accurate*.
+# A perfect sampler draws from the posterior. In theory the mean squared error of its samples is then
+# exactly **twice** that of the posterior mean, which costs 3 dB. More steps make the image *sharper*
+# and *less accurate*, until the curves level off.
 
 # %% mystnb={"image": {"alt": "Left: PSNR falls as the sampler takes more steps. Right: the variance of its output rises towards the truth"}}
 by_steps = {}
@@ -430,16 +434,18 @@ ratio = error[-1] / error[0]
 say(f"MSE of a {max(by_steps)}-step sample ÷ MSE of one step: **{ratio:.2f}**")
 
 # %% [markdown]
-# The posterior mean (one step) is always too smooth: its variance falls short of the truth's. The
-# sample makes up for it with detail that is plausible but partly invented. The paper's second stage,
-# the U-Net of `03_refine_unet`, turns samples back into means.
+# The posterior mean (one step) is always too smooth: it has less variance than the truth. The
+# sample makes up the difference with detail that is plausible but partly invented. The paper's second
+# stage, the U-Net of `03_refine_unet`, turns samples back into means.
 #
 # ## 8. How good is it?
 #
-# Every test particle, every method so far, by the definitions of `cryonb.physics.conventions` (PSNR with the
-# range of each clean image; *in mask*: inside the particle's outline). For `structural`, the last
-# column is the energy of the error where the micelle stood, relative to the micelle's own: 1 means
-# that as much is wrong there as the micelle brought in.
+# Here is every method so far, scored on every test particle. MSE is the mean squared error; PSNR (peak
+# signal-to-noise ratio, in dB) relates it to the range of each clean image; *in mask* counts only
+# pixels inside the particle's outline; SSIM (structural similarity) is 1 for identical images. All are
+# defined in `cryonb.physics.conventions`. For `structural`, the last column is the energy of the error
+# where the micelle was, relative to the micelle's own energy: at 1, the error there is as large as
+# the micelle was.
 
 
 # %%
@@ -465,15 +471,15 @@ for setting, images in outputs.items():
     plt.show()
 
 # %% [markdown]
-# Compare row by row with the truth. Where the particle's outline or its pore is in the wrong place,
-# the network has mistaken the orientation: such images are sharp *and wrong*, and PSNR punishes them
-# more than an honest blur. In `structural`, look for the micelle's rim: the noisy image contains it,
-# the output should not.
+# Compare each row with the truth. Where the outline of the particle or its pore is in the wrong place,
+# the network has mistaken the orientation. Such an image is sharp *and wrong*, and PSNR punishes it
+# more than an honest blur. In `structural`, look for the rim of the micelle: it is in the noisy image
+# and should not be in the output.
 #
 # ## 9. Try to break it
 #
-# Three inputs the model was never made for: noise without any particle, another protein, and the
-# right particle with the wrong noise level.
+# We feed the model three inputs it was never made for: noise without any particle, the right particle
+# with the wrong noise level, and another protein.
 
 # %% mystnb={"image": {"alt": "Noise, another protein, and a wrongly stated noise level, each denoised"}}
 generator = torch.Generator().manual_seed(seed + 1)
@@ -495,22 +501,22 @@ variance_from_noise = float(strips["denoised: noise only"].var())
 
 # %%
 say(
-    f"From noise alone the model paints an image with **{variance_from_noise:.2f}** of a real "
-    f"particle's variance: it finds its molecule where there is none. On {other.name} it reaches "
+    f"From noise alone the model paints an image with **{variance_from_noise:.2f}** of the variance "
+    f"of real particles: it finds its molecule where there is none. On {other.name} it reaches "
     f"{stranger_dB:.1f} dB. It has learnt *this* molecule, not denoising."
 )
 
 # %% [markdown]
-# This is the most important figure of the notebook. A network trained on one molecule is a template;
-# a template matched against noise finds itself ("Einstein from noise", Henderson 2013). Its output
-# alone can never tell you that the particle is there.
+# This is the most important figure of the notebook. A network trained on one molecule is a template,
+# and a template matched against noise finds itself ("Einstein from noise", Henderson 2013). Its output
+# alone can never tell you whether a particle is there.
 #
 # ## 10. Exercises
 #
 # ```{exercise}
 # :label: ex-sr3-mean
-# **Average samples.** Draw four samples for each test image with different seeds and average them.
-# If each sample has twice the minimum error, what should the mean of K samples have? Check.
+# **Average samples.** Draw four samples of each test image with different seeds and average them.
+# If one sample has twice the minimum error, what error should the mean of K samples have? Check it.
 # ```
 #
 # ````{solution-start} ex-sr3-mean
@@ -526,8 +532,9 @@ for k in (1, 2, 4):
     print(f"mean of {k}: {ratio:.2f} times the error of one step; theory {1 + 1 / k:.2f}")
 
 # %% [markdown]
-# The error of a sample is the minimum plus its own, independent share; averaging K samples divides
-# only the second. Differences from theory show how far the sampler is from an exact one.
+# A sample's error is the minimum error plus a share of its own, equal and independent. Averaging K
+# samples divides only that second share by K. Differences from theory show how far the sampler is
+# from an exact one.
 #
 # ````{solution-end}
 # ````
@@ -535,7 +542,7 @@ for k in (1, 2, 4):
 # ```{exercise}
 # :label: ex-sr3-ancestral
 # **Fresh noise.** Sample with `eta=1` (the paper's ancestral sampler) at the same number of steps.
-# Which of the two wins at few steps, and why?
+# Does fresh noise help or hurt?
 # ```
 #
 # ````{solution-start} ex-sr3-ancestral
@@ -548,17 +555,17 @@ for eta in (0.0, 1.0):
     print(f"eta = {eta:g}: PSNR {float(psnr(out, few).mean()):.2f} dB in {steps} steps")
 
 # %% [markdown]
-# Ancestral sampling draws new noise at each step; errors of early steps are partly forgotten, and
-# partly replaced by new ones. With few steps each draw is large, so results differ most there.
+# Both draw from the same posterior, so with enough steps their errors should agree; a few hundredths of a dB
+# are a tie. With fewer steps each draw of fresh noise is larger, and the two can differ more: try 3 or 4.
 #
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-sr3-sigma
-# **How well must σ be known?** The model is told the noise level. Tell it half of the true one, the true one,
-# and twice as much, and denoise in one step. Do the same with the model for any molecule (`load_model(MANY, SR3)`),
-# which was trained at SNRs from 0.02 to 1. On which side is a wrong guess cheaper?
+# **How well must σ be known?** The model is told the noise level. Tell it half the true level, the true level
+# and twice the true level, and denoise in one step. Do the same with the model for any molecule
+# (`load_model(MANY, SR3)`), which was trained at SNRs from 0.02 to 1. Is it cheaper to guess too low or too high?
 # ```
 #
 # ````{solution-start} ex-sr3-sigma
@@ -573,47 +580,47 @@ for factor in (0.5, 0.8, 1.0, 1.25, 2.0):
     print(f"{factor:g} times the true σ:", ", ".join(f"{name} {dB:.2f} dB" for name, dB in each))
 
 # %% [markdown]
-# Told too little noise, a model takes some of it for detail. Told too much, one that has met such noise answers
-# with more of an average, which costs little. The model of this notebook has not: the noise of its training
-# ended at that of the data, and beyond it the network does what nobody taught it. On real particles σ has
-# to be measured (`05_real_data`); the table says how carefully.
+# If you state too little noise, a model takes some of the noise for detail. If you state too much, a model that
+# has met such noise in training answers with more of an average, which costs little. The model of this notebook
+# has not: its training went no further than the noise of the data, and beyond that nobody taught it what to do. On
+# real particles σ has to be measured (`05_real_data`); the numbers above say how carefully.
 #
 # ````{solution-end}
 # ````
 #
 # ## Quiz
 #
-# **1.** Two models have losses of 0.9 (asked for the noise) and 0.05 (asked for the clean image). Which one
-# denoises better? (a) the first (b) the second (c) one cannot tell
+# **1.** Two models have losses of 0.05 (asked for the noise) and 0.9 (asked for the clean image). Which one
+# denoises better? (a) the first (b) the second (c) you cannot tell
 #
 # ```{dropdown} Answer
-# **c.** They measure different quantities: with strong noise it is easy to name the noise, and says little.
-# Only the denoised images can be compared.
+# **c.** The two losses measure different quantities. With strong noise it is easy to predict the noise (the input
+# is nearly all noise), so a small loss says little. Only the denoised images can be compared.
 # ```
 #
 # **2.** An exact sampler is given twice as many steps. Its mean squared error (a) halves (b) stays at twice
-# the smallest possible one (c) approaches the smallest possible one
+# the smallest possible value (c) approaches the smallest possible value
 #
 # ```{dropdown} Answer
-# **b.** A sample is a draw from all truths that fit the image. It differs from the mean as much as the truth
+# **b.** A sample is drawn from all the truths that fit the image. It differs from the mean as much as the truth
 # does, whatever the number of steps.
 # ```
 #
 # **3.** The model draws a crisp particle. What do you know now? (a) a particle was there (b) the model has
-# seen such particles (c) the pose is right
+# seen such particles in training (c) the pose is right
 #
 # ```{dropdown} Answer
-# **b**, and nothing more: section 9 made it do the same from noise alone.
+# **b**, and nothing more: in section 9 it did the same from noise alone.
 # ```
 #
 # ## Recap
 #
-# - The forward process is one line; a step is its γ.
-# - For white noise the conditional diffusion model is a denoiser of the fused image $c$ for all noise
-#   levels; asking for the clean image makes its first step the posterior mean.
+# - The forward process is one line, and γ says all there is to know about a step.
+# - For white noise the conditional diffusion model is a denoiser of the fused image $c$ at all noise
+#   levels; asked for the clean image, it gives the posterior mean in its first step.
 # - A curriculum from high to low SNR makes minutes of training count.
 # - One step gives the mean, accurate and smooth; many steps give a sample, sharp and less accurate.
-# - It finds its molecule everywhere, also where there is none.
+# - The model finds its molecule everywhere, even where there is none.
 #
 # **Next**: `03_refine_unet` trains the second stage of the paper on these samples.
 #

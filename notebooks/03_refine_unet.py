@@ -23,14 +23,14 @@
 # ```
 #
 # You will train the second stage of the paper, a plain U-Net that turns the diffusion model's samples
-# into more accurate images, find out *why* that works, and what it costs compared with training the
-# diffusion model for longer.
+# into more accurate images. You will find out *why* that works, and whether the time would be better
+# spent on training the diffusion model for longer.
 #
 # ## You will learn
 #
-# - to **explain** why a sample has more error than it needs, and what squared error makes of it;
+# - to **explain** why a sample has more error than it needs, and how training by squared error removes it;
 # - to **train** a network on another network's output without fooling yourself;
-# - to **compare** the paper's form (sees the sample alone) with two that see the particle as well;
+# - to **compare** the paper's form (which sees the sample alone) with two that also see the particle;
 # - to **weigh** two stages against one at equal cost.
 #
 # ## Before you start
@@ -42,7 +42,7 @@
 #
 # **Inputs**: data and weights of `01_simulate` and `02_train_sr3` in the same `run_dir`. **Outputs**:
 # weights `run_dir/models/*-refine.safetensors`, refined test particles in `run_dir/denoised`.
-# **Hardware**: two CPU cores; time and memory are in the table `make tutorial` prints.
+# **Hardware**: two CPU cores; `make tutorial` prints a table of time and memory.
 
 # %% tags=["long"]
 import copy
@@ -118,17 +118,18 @@ def draw_samples(model, split, n_steps, tag):
 #
 # **Question.** The diffusion model's samples look like particles. What is wrong with them?
 #
-# **Idea.** Let $\hat y = E[y_0 \mid x]$ be the posterior mean and $s$ a sample. Given $x$, the truth $y_0$
-# and the sample $s$ are two independent draws from the same distribution, so their errors add up:
+# **Idea.** Let $x$ be the noisy particle, $y_0$ the clean image behind it, $\hat y = E[y_0 \mid x]$ the
+# posterior mean and $s$ a sample. Given $x$, the truth $y_0$ and the sample $s$ are two independent draws
+# from the same distribution, so their squared distances from the mean add up:
 #
 # $$ E\lVert s - y_0\rVert^2 = E\lVert s - \hat y\rVert^2 + E\lVert y_0 - \hat y\rVert^2
 #    = 2\, E\lVert y_0 - \hat y\rVert^2 . $$
 #
-# An exact sampler makes twice the smallest possible error: 3.01 dB. That is the price of sharpness, and
-# the room that a second stage has, if the sampler is exact. If it is not, the second stage can mend
-# more than that. First check the identity on numbers where everything is known: one Gaussian pixel
-# of unit variance in noise of variance $\sigma^2$, whose posterior is Gaussian with mean
-# $x/(1+\sigma^2)$ and variance $\sigma^2/(1+\sigma^2)$.
+# An exact sampler makes twice the smallest possible error, a loss of 3.01 dB. That is the price of
+# sharpness, and all that a second stage can gain if the sampler is exact. If it is not, there may be
+# more to gain. First check the identity where everything is known: one Gaussian pixel of unit variance
+# in noise of variance $\sigma^2$, whose posterior is Gaussian with mean $x/(1+\sigma^2)$ and variance
+# $\sigma^2/(1+\sigma^2)$.
 
 # %%
 generator = torch.Generator().manual_seed(seed)
@@ -153,30 +154,30 @@ ratio = error[f"{steps}-step sample"] / error["one step"]
 say(f"On our particles the sample has **{ratio:.2f}** times the error of one step.")
 
 # %% [markdown]
-# A ratio near 2 means that the sampler behaves as theory says; a smaller one that its few steps have not
-# brought back all the variance, and the "sample" is still partly an average; a larger one that the
-# first stage was trained too briefly, and every step adds errors of its own.
+# A ratio near 2 means that the sampler behaves as theory says. A smaller ratio means that its few steps
+# have not brought back all the variance, and the "sample" is still partly an average. A larger ratio
+# means that the first stage was trained too briefly, and every step adds errors of its own.
 #
 # ## 2. The second stage
 #
-# **Question.** How does one train a network on the output of another?
+# **Question.** How do you train a network on the output of another?
 #
 # **Idea.** Give it the sample, ask for the clean image, penalise the squared error. Under squared error
 # the best answer is the conditional mean, $E[y_0 \mid s]$: the U-Net averages over all truths for
-# which the first stage would have drawn this sample. Two rules keep it honest:
+# which the first stage could have drawn this sample. Two rules keep it honest:
 #
-# 1. **Held-out images.** On its own training images the diffusion model's output is cleaner than it
-#    will ever be again, and a second stage trained there learns to correct errors that are too small.
+# 1. **Held-out images.** On its own training images the diffusion model may do better than it ever will
+#    again, and a second stage trained on them would learn to correct errors that are too small.
 #    So we draw samples for the `validation` particles, which the first stage has not seen.
 # 2. **Let it see everything.** A function of $s$ alone knows no more than $s$. A function of $(s, x)$ can
-#    ignore $x$, so at its best it is never worse. The paper describes the first form.
+#    ignore $x$, so once well trained it is never worse. The paper describes the form that sees $s$ alone.
 #
-# There is a third form that theory suggests: if an average is what we want, why start from a sample? Feed
-# the U-Net the *one-step estimate* and $x$. It begins where the first stage's best guess ends, and costs
+# Theory suggests a third form: if we want an average, why start from a sample? Feed the U-Net the
+# *one-step estimate* and $x$. It starts from the first stage's best guess, and the first stage runs for
 # one network evaluation instead of many. We train all three.
 #
-# The network predicts a *correction* that is added to the sample; its last layer starts at zero, so
-# that untrained it returns the sample. Here is the loss in the open.
+# The network predicts a *correction* that is added to its input image. Its last layer starts at zero, so
+# before training it returns that image unchanged. Here is the loss, written out.
 
 # %%
 torch.manual_seed(seed)
@@ -233,14 +234,17 @@ for setting in settings:
     save_model(run_dir / "models" / f"{setting}-refine.safetensors", model, manifest)
 
 # %% [markdown]
+# Each curve starts at the error of what the U-Net is fed and should fall from there. A curve that stays
+# level has found nothing to correct.
+#
 # ## 3. The same cost, spent on the first stage
 #
 # **Question.** Would the time have been better spent on the diffusion model itself?
 #
-# The paper trains SR3 for 200 epochs and a U-Net after it, instead of SR3 alone for 5,000, and states
-# nearly twelve times less training time. The control it leaves out is easy to add: let the
-# diffusion model train on for as long as the second stage took (its held-out samples included), from
-# its own weights, and take *one step*, which needs no second stage at all.
+# The paper trains SR3 for 200 epochs and then a U-Net, instead of SR3 alone for 5,000 epochs, and
+# states nearly twelve times less training time. It leaves out a control that is easy to add: let the
+# diffusion model train on from its own weights for as long as the second stage took (held-out
+# estimates included), and take *one step*, which needs no second stage at all.
 
 # %% mystnb={"image": {"alt": "Loss of the diffusion model while it trains on"}}
 budget = seconds["white", 1] + seconds["white", "one step + noisy"]
@@ -265,13 +269,13 @@ print(f"second stage: {budget:.0f} s; diffusion model trained on for {spent:.0f}
 # %% [markdown]
 # ## 4. Results
 #
-# Beside what was trained here stand, where they fit, the weights that come with cryonb (both stages,
-# many more images; `cryonb train` makes them).
+# The tables also hold, where they fit, the weights that come with cryonb: both stages, trained by
+# `cryonb train` on many more images.
 #
-# One more row is free of training. A turned or mirrored projection is a projection too, so the best
-# denoiser must commute with turning: $D(Tx) = T D(x)$. A trained network does so only roughly. Denoise
-# all eight turned and mirrored copies, turn them back, and average (`over_turns`): the part of the
-# error that depends on how the particle happens to lie in its box averages out.
+# One more row needs no training. Turn or mirror a particle image and it is just as likely as before, so
+# the best denoiser $D$ must commute with such a turn $T$: $D(Tx) = T D(x)$. A trained network does so
+# only roughly. So we denoise all eight turned and mirrored copies, turn them back, and average
+# (`over_turns`): the part of the error that depends on how the particle lies in its box averages out.
 
 
 # %%
@@ -334,26 +338,29 @@ alone_dB, both_dB = dB["refined, sees sample"], dB["refined, sees sample + noisy
 third_dB, longer_dB = dB["refined, sees one step + noisy"], dB["one step, trained longer"]
 winner = "the second stage" if third_dB > longer_dB else "training the first stage longer"
 say(
-    f"Refinement lifts the sample from {sample_dB:.2f} dB to **{alone_dB:.2f} dB** when it sees the "
+    f"Refinement takes the sample from {sample_dB:.2f} dB to **{alone_dB:.2f} dB** when it sees the "
     f"sample alone, as in the paper, and to **{both_dB:.2f} dB** when it sees the particle too. One "
-    f"step of the same diffusion model, with no second stage, stands at {one_dB:.2f} dB; refined, at "
-    f"**{third_dB:.2f} dB**; trained longer at that stage's cost, at {longer_dB:.2f} dB. At this "
-    f"size, **{winner}** was the better use of the time, by {abs(third_dB - longer_dB):.2f} dB."
+    f"step of the same diffusion model, with no second stage, reaches {one_dB:.2f} dB; refined, it "
+    f"reaches **{third_dB:.2f} dB**; trained longer, for the time of that stage, {longer_dB:.2f} dB. In "
+    f"this run **{winner}** used the time better, by {abs(third_dB - longer_dB):.2f} dB."
 )
 
 # %% [markdown]
-# Three things to take from the table. The gain over the *sample* is real, and it is what theory promised:
-# a second stage takes back variance that sampling added. The fair rival is not the sample but *one
-# step* of the same first stage, which adds no such variance; compare each refined row with it. And the
-# form matters: what the second stage is fed decides where it starts. Keep this in mind when a paper
-# compares a refined image with a raw sample.
+# A lead of a few hundredths of a dB is a tie. Three things stand out in the tables. First, the gain over the
+# *sample* is real, as theory promised: a second stage removes variance that sampling added. Second, the
+# fair rival is not the sample but *one step* of the same first stage, which adds no such variance;
+# compare each refined row with it, and remember this when a paper compares refined images with raw
+# samples. Third, the form matters: a second stage starts from the image it is fed, and from a good one it
+# may find little to correct.
+#
+# The pictures agree: a sample is crisp and wrong in detail, the refined image is smoother.
 #
 # ## 5. What it did to the image
 #
-# **Question.** Which detail did refinement remove: wrong detail only, or true detail as well?
+# **Question.** Which detail did refinement remove: only wrong detail, or true detail as well?
 #
-# Compare the power at each spatial frequency with the truth's, and the correlation with the truth
-# (Fourier ring correlation, averaged over the test images).
+# At each spatial frequency, we compare the power with that of the truth, and measure the correlation with
+# the truth (Fourier ring correlation, averaged over 64 test images).
 
 # %% mystnb={"image": {"alt": "Power and correlation with the truth against spatial frequency"}}
 names = ["one step", sampled, *(f"refined, sees {form}" for form in forms)]
@@ -380,15 +387,17 @@ right.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Left, how much is drawn; right, how much of that is true. A sample draws as much fine detail as the truth
-# has, and far more (the curve leaves the plot) while the first stage is still raw, but its correlation with the
-# truth at high frequency is no better for it. The refined image draws less where less is known. This is what "MMSE images are blurred" means: the blur
-# is an honest statement of ignorance.
+# On the left you see how much detail is drawn, on the right how much of it is true. A sample draws as much fine
+# detail as the truth has (and far more, off the plot, while the first stage is barely trained), yet at high
+# frequency it correlates with the truth no better for it. An image of minimum mean squared error (MMSE), such as
+# the one-step estimate, draws less where less is known. When people say that "MMSE images are blurred", this is
+# the blur: an honest statement of ignorance. Where a refined curve has power but no correlation, the U-Net still
+# lets noise of the sample through; where it hides "one step", the second stage has changed nothing.
 #
 # ## 6. Try to break it
 #
-# The second stage was trained on samples of *this* diffusion model with *this* number of steps. Feed it
-# something else: the one-step mean, a sample with few steps, the noisy image itself.
+# This second stage was trained on samples of *this* diffusion model with *this* number of steps. Feed it
+# something else: a sample drawn in two steps, the one-step mean, the noisy image itself.
 
 # %%
 model = refiners["white", "sample + noisy"]
@@ -405,15 +414,15 @@ for name, images in feeds.items():
 say_table(["fed with", "before (dB)", "after (dB)"], [(name, *dB) for name, dB in broken.items()])
 
 # %% [markdown]
-# A second stage is a specialist: it corrects the errors it was trained on. Where "after" is below
-# "before" in a row, it did harm. Change the sampler, and the refinement must be trained again.
+# A second stage is a specialist: it corrects the errors it was trained on. In any row where "after" is below
+# "before", it did harm. If you change the sampler, train the refinement again.
 #
 # ## 7. Exercises
 #
 # ```{exercise}
 # :label: ex-refine-average
-# **No training at all.** Average four samples with different seeds and compare with the refined
-# image. How many samples would you need to come as close to the posterior mean as theory allows?
+# **No training at all.** Average four samples with different seeds and compare them with the refined
+# image. How many samples does theory ask for to come within 0.5 dB of the posterior mean?
 # ```
 #
 # ````{solution-start} ex-refine-average
@@ -430,16 +439,17 @@ refined64 = outputs["white"]["refined, sees sample + noisy"][:64]
 print(f"refined: {float(psnr(refined64, clean[:64]).mean()):.2f} dB")
 
 # %% [markdown]
-# The mean of $K$ samples has $1 + 1/K$ times the minimum error: four cost 1 dB, ten 0.4 dB. Averaging
-# costs $K$ times the sampling at every image, a second stage costs its training once.
+# The mean of $K$ exact samples has $1 + 1/K$ times the minimum error. Four samples stay 1 dB short of the
+# posterior mean; nine come within 0.5 dB. Averaging costs $K$ samplings for every image; a second stage
+# costs its training once.
 #
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-refine-split
-# **The held-out rule.** Compare the error of the samples on `train` particles (which the first stage
-# has seen) with those on `validation` particles. Would it have mattered here?
+# **The held-out rule.** Compare the PSNR of samples on `train` particles (which the first stage has
+# seen) with that on `validation` particles. Did the rule matter here?
 # ```
 #
 # ````{solution-start} ex-refine-split
@@ -453,17 +463,17 @@ for name in ("train", "validation"):
     print(f"{name}: {float(psnr(out, part.clean.images[:256]).mean()):.2f} dB")
 
 # %% [markdown]
-# A large gap means that the first stage remembers its training particles. With few epochs, fresh
-# noise in every step, and turned and mirrored copies, the gap is small; with a hundred training
-# particles and hours of training it would not be.
+# A higher PSNR on `train` means that the first stage remembers its training particles. With few epochs,
+# fresh noise in every step, and turned and mirrored copies, there should be hardly a gap. Expect one after
+# hours of training on a hundred particles.
 #
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-refine-mix
-# **Mix them.** Average the one-step estimate and an image refined from the sample, with shares from 0 to 1.
-# Where is the best mix? What would it mean if it were at one of the ends?
+# **Mix them.** Average the one-step estimate and the image refined from the sample, giving the latter a share
+# from 0 to 1. Where is the best mix? What does it mean if that is at one of the ends?
 # ```
 #
 # ````{solution-start} ex-refine-mix
@@ -477,9 +487,9 @@ for share in (0.0, 0.25, 0.5, 0.75, 1.0):
     print(f"{share:.2f} refined: MSE {float(mse(mixed, clean).mean()):.4f}")
 
 # %% [markdown]
-# Along the line between two estimates the squared error is a parabola. Its minimum lies inside if each of
-# the two is right about something that the other has missed, and at an end if one of them has nothing to
-# add. Mixing costs no training; it is one more control that a second stage should be compared with.
+# Along the line between two estimates, the mean squared error is a parabola. Its minimum lies inside if each of
+# the two is right about something the other has missed, and at an end if the other estimate has nothing to
+# add. Mixing costs no training, so it is one more control to compare a second stage with.
 #
 # ````{solution-end}
 # ````
@@ -487,36 +497,36 @@ for share in (0.0, 0.25, 0.5, 0.75, 1.0):
 # ## Quiz
 #
 # **1.** A paper shows that its second stage improves the samples of a diffusion model by 3 dB. That is (a) a
-# proof that the second stage knows more (b) what averaging alone would bring (c) impossible
+# proof that the second stage knows more (b) no more than averaging samples would bring (c) impossible
 #
 # ```{dropdown} Answer
-# **b.** A sample has twice the smallest possible error. Whatever brings it back to the mean gains up to 3 dB
-# and adds no knowledge; an inexact sampler leaves more than that to gain.
+# **b.** An exact sample has twice the smallest possible error. Any method that brings it back to the mean gains
+# 3 dB without adding knowledge; with an inexact sampler there may be more to gain.
 # ```
 #
 # **2.** Why is the second stage trained on particles that the first has not seen? (a) to have more data (b)
-# because the first stage errs less on its own training particles (c) because of the half sets
+# because the first stage may err less on its own training particles (c) to save time
 #
 # ```{dropdown} Answer
-# **b.** It would learn to correct errors that are smaller than those it will meet.
+# **b.** Otherwise it would learn to correct errors smaller than those it will meet.
 # ```
 #
-# **3.** A refined image has less power at high frequency than the truth. (a) A defect, it should be sharpened
-# (b) an honest statement: what is not known is left out (c) a sign of too little training
+# **3.** A well-trained refined image has less power at high frequency than the truth. This is (a) a defect: the
+# image should be sharpened (b) honest: detail that is not known is left out (c) proof that the U-Net is too small
 #
 # ```{dropdown} Answer
-# **b**, if its correlation with the truth is as good as it can be; (c) may be true as well. Sharpening (a)
-# raises the power and not the correlation.
+# **b.** The best answer in squared error leaves out unknown detail. Sharpening (a) raises the power but not the
+# correlation with the truth, and even a perfect network (c) would show the same loss of power.
 # ```
 #
 # ## Recap
 #
-# - A sample has up to twice the minimum error; a U-Net trained by squared error takes the excess back.
-# - Train it on held-out images, let it see the noisy particle too, and mind what it starts from.
+# - An exact sample has twice the minimum error; a U-Net trained by squared error removes the excess.
+# - Train it on held-out images, let it see the noisy particle too, and mind which image it starts from.
 # - The fair rival of two stages is the first stage's posterior mean at equal cost: always show it.
 # - A second stage fits one sampler.
 #
-# **Next**: `04_compare_methods` puts every method beside the best that is possible.
+# **Next**: `04_compare_methods` puts every method beside the best possible one.
 #
 # **References.** Zhang, Zhao, Hu, Zhao, ICASSP 2024, arXiv 2401.01097 · Blau and Michaeli 2018, CVPR,
 # 6228 (perception and distortion) · Ronneberger, Fischer, Brox 2015, MICCAI, 234 (U-Net).

@@ -22,16 +22,17 @@
 #                                                                                │ no denoiser beyond
 # ```
 #
-# You will compute the best denoised image that *any* method could make of each particle, put every
-# method of the paper and its rivals into one table beside it, and find out what such a table measures.
+# You will compute the best denoised image that *any* method could make of each particle, compare every
+# method of the paper and its rivals with it in one table, and find out what such a table measures.
 #
 # ## You will learn
 #
-# - to **derive** the Bayes limit from nothing but the noise model, and **check** it by its own forecast;
-# - to **set** each method at its best, and to **read** a table of denoisers for what it leaves out;
+# - to **derive** the Bayes limit from the molecule and the noise model, and **check** it against its own
+#   forecast;
+# - to **set** each method at its best, and to **notice** what a table of denoisers leaves out;
 # - to **enter** a denoiser of your own in one line;
 # - to **tell** memory of a molecule from skill at denoising;
-# - to **answer** with measurements whether two stages are better than one.
+# - to **measure** whether two stages are better than one.
 #
 # ## Before you start
 #
@@ -44,9 +45,9 @@
 #
 # **Inputs**: the data sets of `01_simulate` (made here if they are missing). **Outputs**: tables
 # `run_dir/tables/compare-*.csv` and `.md`, networks in `run_dir/models`, a figure in
-# `run_dir/figures`. **Hardware**: two CPU cores; `train_seconds` sets the length of the run, the time
-# and memory that the last run took are in the table `make tutorial` prints. BM3D, CWF and Topaz are
-# other people's programs: `pip install 'cryonb[peers]'` brings them, and without them their rows say so.
+# `run_dir/figures`. **Hardware**: two CPU cores; `train_seconds` sets the length of the run, and
+# `make tutorial` prints a table with the time and memory the last run took. BM3D, CWF and Topaz are
+# other people's programs: `pip install 'cryonb[peers]'` installs them; without them their rows say so.
 
 # %% tags=["long"]
 import json
@@ -104,17 +105,18 @@ run_dir = "runs/own"  # everything is written under it
 #
 # **Question.** How good can a denoiser be at all?
 #
-# **Idea.** Suppose we know the molecule, and know that each particle is one of its projections plus
-# white noise. What we do not know is *which* projection. Bayes' theorem says how much to believe in
-# each candidate $y_j$ when we see $x$:
+# **Idea.** Suppose we know the molecule, and we know that each particle $x$ is one of its projections plus
+# white noise of standard deviation $\sigma$. We do not know *which* projection, and every pose (the
+# direction of view and the turn in the plane) is equally likely. Bayes' theorem says how much to
+# believe in each candidate $y_j$ when we see $x$:
 #
 # $$ w_j = \frac{p(x \mid y_j)}{\sum_i p(x \mid y_i)}, \qquad
 #    p(x \mid y_j) \propto \exp\Bigl(-\frac{\lVert x - y_j\rVert^2}{2\sigma^2}\Bigr) . $$
 #
 # If we are judged by squared error, the best answer is the mean of the candidates under these weights,
 # $\hat y = \sum_j w_j y_j = E[y \mid x]$, and the error we must expect is their variance about it,
-# $\sum_j w_j \lVert y_j\rVert^2 - \lVert\hat y\rVert^2$. No function of $x$ can do better *in the mean*:
-# that is what a conditional expectation is. Here it is in six lines, for a few thousand candidates.
+# $\sum_j w_j \lVert y_j\rVert^2 - \lVert\hat y\rVert^2$. By definition of the conditional expectation, no
+# function of $x$ does better *on average*. Here it is in six lines, on a coarse list of candidates.
 
 # %%
 run_dir = Path(run_dir)
@@ -139,15 +141,16 @@ assert mse(mine, cryonbs.mean).max() < 0.01  # turned in polar Fourier space: 1 
 assert_close(mine_mse, cryonbs.mmse, rtol=0.3, atol=0.01)
 
 # %% [markdown]
-# Thirty degrees between the candidates is far too coarse, of course. With a million of them, six lines
-# would need a million images in memory. `cryonb.poses.posterior` computes the same sums by one observation: if an image is
-# written in polar Fourier space, $X(\rho,\theta) = \sum_k a_k(\rho)\,e^{ik\theta}$, then turning it in
-# its plane by $\psi$ multiplies $a_k$ by $e^{ik\psi}$. So *all* turns of a candidate are compared with
-# a particle by one short Fourier transform, and only the direction of view is left to be listed.
+# Thirty degrees between candidates is far too coarse, of course, and with a million candidates these six
+# lines would need a million images in memory. `cryonb.poses.posterior` computes the same sums with a
+# trick. Write an image in polar Fourier space, $X(\rho,\theta) = \sum_k a_k(\rho)\,e^{ik\theta}$, with radius
+# $\rho$ and angle $\theta$; turning it in its plane by $\psi$ then only multiplies $a_k$ by a phase of
+# angle $k\psi$. So one short Fourier transform compares *all* turns of a candidate with a particle, and
+# only the directions of view need to be listed.
 #
-# How fine must the list be? The forecast error is *not* the thing to watch: on a coarse grid the nearest
-# candidate gets all the weight, and the posterior is sure of itself and wrong. So the grid is refined,
-# near the directions still in question, until the denoised *images* stay where they are.
+# How fine must the list be? Do *not* judge by the forecast error: on a coarse grid the nearest candidate
+# gets all the weight, and the posterior is sure of itself and wrong. Instead we refine the grid near the
+# directions still in question until the denoised *images* stop changing.
 
 # %%
 noisy, clean, table = white.noisy.images, white.clean.images, []
@@ -166,18 +169,22 @@ drawn = project(molecule, pose_of(grid, limit.drawn_index, limit.drawn_psi_deg)[
 strips = {"noisy": noisy, "E[y | x], the limit": limit.mean, "a posterior sample": drawn}
 figure = show_denoised(strips | {"clean": clean}, title=f"The Bayes limit at SNR {snr:g}")
 sample_ratio = float(mse(drawn, clean[: len(drawn)]).mean()) / measured
-say(f"The limit is **{psnr(limit.mean, clean[:len(few)]).mean():.2f} dB**, found in {limit_seconds:.0f} s for {len(few)} particles. A "
+say(f"The limit is **{psnr(limit.mean, clean[:len(few)]).mean():.2f} dB**, computed in {limit_seconds:.0f} s for {len(few)} particles. A "
     f"posterior sample has **{sample_ratio:.2f}** times the error of the mean; theory says 2.")  # fmt: skip
 
 # %% [markdown]
-# Watch the two columns approach each other. The forecast knows only the noise model and the molecule; the
-# measurement knows the hidden truth. That they meet within the standard error is a strong check of the
-# whole simulation: had the projector, the noise level or the symmetry been wrong, they would not.
+# Compare the forecast and the measured MSE as the grid gets finer. The forecast uses only the particles, the
+# molecule and the noise model; the measurement uses the hidden truth. If they agree within about two standard
+# errors, that is a strong check of the whole simulation: a wrong projector, noise level or symmetry would drive
+# them apart. With few particles the scatter can be larger: a handful of hard ones make most of the error, and a
+# set that happens to miss them looks better, and more certain, than it should. In the strips, the limit is as
+# sharp as the clean image wherever the pose is certain.
 #
 # ### What the limit averages over
 #
-# One particle, one pattern of noise, and the signal growing frame by frame. The map shows the whole sphere of
-# directions of view with equal areas, and on it the weight of each direction, all its turns in the plane together.
+# Here is one particle with one pattern of noise, and a signal that grows from frame to frame. The map shows the
+# whole sphere of directions of view with equal areas, and on it the weight of each direction, summed over all turns
+# in the plane.
 
 # %%
 templates = volume_templates(molecule, 2.0, volume.symmetry)
@@ -186,18 +193,19 @@ seen = templates, clean[0], unit_noise, white.clean.rotations[0], snrs
 posterior_viewer(*seen, symmetry=volume.symmetry, title="Where is this particle seen from?")
 
 # %% [markdown]
-# In strong noise much of the sphere stays possible, and the mean over it is a blur: the best answer to squared error,
-# and nobody's molecule. With more signal the weight gathers in spots, among them views from the opposite side, whose
-# projections are mirror images and at low resolution much alike. In the end one spot is left, with its symmetry
-# mates, and the mean is sharp. Noise does not blur the molecule: doubt about the pose does. (A count
-# near 1 means that the grid of this run is coarser than the posterior.)
+# In strong noise much of the sphere stays possible, and the mean over it is a blur: the best answer in squared error,
+# and no view of the molecule at all. With more signal the weight gathers in spots, some of them views from the
+# opposite side, whose projections are mirror images and look alike at low resolution. In the end one spot
+# is left, with its symmetry mates, and the mean is sharp. Noise does not blur the molecule; doubt about the pose does.
+# (The title of each frame counts the directions that share the weight. A count near 1 means that the grid is
+# coarser than the posterior.)
 #
 # ## 2. One table for all
 #
-# **Question.** How does one compare denoisers fairly?
+# **Question.** How do you compare denoisers fairly?
 #
-# Same particles, same metrics, same clock. `Comparison` holds the rows. A method is any function from
-# noisy particles `(n, y, x)` to clean ones, and enters in one line: **put your own here.**
+# Give them the same particles, the same metrics and the same clock. `Comparison` holds the rows. A method is any
+# function from noisy particles `(n, y, x)` to clean ones, and you enter it in one line: **put your own here.**
 
 # %%
 limits = {"white": limit.mean}  # "structural" has no closed form, see section 7
@@ -207,17 +215,17 @@ trial.add("my own: half the image", lambda noisy: noisy / 2)
 say(trial.markdown())
 
 # %% [markdown]
-# Why not take the numbers from the publications? The paper does not state its SNR, its box or how images
-# were scaled, and the columns of its Table 1 do not share one peak value: $\mathrm{MSE}\cdot
-# 10^{\mathrm{PSNR}/10}$, which is the squared peak, is 1.06 for CWF and 0.39 for DenoiseGAN. Its
-# Noise2Noise was retrained on clean targets, which makes it another method; its BM3D has an MSE of 0.13,
-# ten times that of CWF, which looks like a wrong noise level. What can be compared is the ranking. A ratio
-# to the Bayes limit needs none of these conventions.
+# Why not take the numbers from the publications? The paper does not state its SNR, its box size or how
+# images were scaled, and the entries of its Table 1 do not share one peak value: the squared peak, $\mathrm{MSE}\cdot
+# 10^{\mathrm{PSNR}/10}$, is 1.06 for CWF and 0.39 for DenoiseGAN. Its Noise2Noise was retrained on clean
+# targets, which makes it another method. Its BM3D has an MSE of 0.13, ten times that of CWF, which
+# looks like a wrong noise level. Only the ranking can be compared. A ratio to the Bayes limit needs none of
+# these conventions.
 #
 # ### Classical methods
 #
-# Each at its best: what can be chosen is chosen on validation particles, never on the test. Here is how
-# that is done, for the simplest of them.
+# Each method runs at its best: any setting that we choose is chosen on validation particles, never on the
+# test. Here is the choice for the simplest method, a Gaussian blur, whose best width is at the minimum.
 
 # %% mystnb={"image": {"alt": "Mean squared error on validation particles against the width of the blur"}}
 held, widths = data["white"].validation, np.arange(1, 6, 0.25)
@@ -227,35 +235,39 @@ labels = {"x": "width of the blur (px)", "y": "MSE, validation"}
 figure = plot_lines({"blur": (widths, errors)}, title="Choose on validation", **labels)
 
 # %% [markdown]
-# The *best linear filter* knows the covariance of the clean images; **CWF** (the covariance Wiener filter)
-# estimates it from noisy images alone. **K-SVD** learns a dictionary of patches from the noisy images.
-# **BM3D** looks for patches that resemble each other within one image. **Topaz** is a network trained on
-# real micrographs, so its output is brought to scale by one factor and one offset, fitted on validation
-# particles, and both contrasts are tried.
+# The *best linear filter* takes its covariance from the clean training images; **CWF** (the covariance Wiener
+# filter) estimates it from noisy images alone. (CWF may still come out slightly ahead: it assumes that images
+# are equally likely at every turn, and so has less to estimate.) **K-SVD** learns a dictionary of patches from
+# the noisy images. **BM3D** looks for similar patches within one image. **Topaz** is a network trained on real
+# micrographs, so we bring its output to scale with one factor and one offset, fitted on validation particles,
+# and try both contrasts.
 #
 # ### Learned methods, each with the same wall time
 #
-# All see the same training images, turned and mirrored, with fresh noise in each step. "Equal cost" is
-# equal *time*: a small network may see more images.
+# All see the same training images, turned and mirrored, with fresh noise in each step. "Equal cost" means
+# equal *time*: a smaller network may see more images.
 #
-# - **U-Net, clean targets**: the control that the paper leaves out. SR3's own network, fed the noisy image
-#   and asked for the clean one. (What the paper calls Noise2Noise, retrained on clean targets, is this.)
+# - **U-Net, clean targets**: the control that the paper leaves out. It is SR3's own network, fed the noisy
+#   image and asked for the clean one. (The paper's Noise2Noise, retrained on clean targets, amounts to this.)
 # - **Noise2Noise**: the same, but the target is a second noisy image. It needs no clean data; in the
 #   setting "structural" it must keep the structure, which both of its images share.
-# - **DenoiseGAN**: a discriminator looks at patches beside the noisy image; plus 100 L1.
-# - **RobustGAN**: the discriminator looks at the image alone, with a score that outliers do not
-#   dominate; plus 10 L1.
+# - **DenoiseGAN**: a generative adversarial network (GAN). A second network, the discriminator, learns to tell
+#   denoised patches from clean ones, with the noisy image beside them. The loss adds 100 times the mean absolute
+#   error (L1).
+# - **RobustGAN**: its discriminator sees only the image and is trained on a score that outliers do not
+#   dominate. The loss adds 10 times the L1 error.
 # - **SR3** alone: one step, one sample, the mean of several samples.
-# - **SR3 → U-Net**, whose budget is the sum of both stages, in the paper's form (sees the sample) and in
-#   one that sees the noisy image as well.
+# - **SR3 → U-Net**: both stages share the budget. We train the paper's form (sees the sample) and one that
+#   also sees the noisy image.
 #
 # ### Memory
 #
-# **The template posterior** is a denoiser with perfect memory and no network. Take the clean training
-# images, mirrored and in all turns, as the candidates $y_j$ of section 1, and return their weighted mean.
-# Nothing is learnt; it recognises. **Kept** rows are the weights that come with cryonb, trained for longer.
-# **SR3 for any molecule** comes with cryonb too, and is the opposite of a memory: trained on hundreds of
-# random molecules, at all noise levels, with and without a CTF, and never on this one (`05_real_data`).
+# **The template posterior** is a denoiser with perfect memory and no network. It takes the clean training
+# images, mirrored and in all turns, as the candidates $y_j$ of section 1 and returns their weighted mean.
+# It learns nothing; it recognises. **Kept** rows are the weights that come with cryonb, trained for longer.
+# **SR3 for any molecule** also comes with cryonb and is the opposite of a memory: it was trained on many
+# random molecules, at all noise levels, with and without the microscope's contrast transfer function (CTF),
+# and never on this molecule (`05_real_data`).
 
 # %%
 trainings, rows, memories = {}, {}, {}
@@ -273,8 +285,8 @@ best = methods.Method(lambda noisy: limit.mean, "molecule known; no time given",
 tables["white"].add("Bayes limit", best)
 
 # %% [markdown]
-# One run of a network is one draw of chance. With `seeds` above 1 the learned rows are trained again, and
-# the table gets a column with the standard deviation between seeds: `-p seeds 3` trains each row three times.
+# Training depends on chance, and one run is one draw. With `seeds` above 1 the learned rows are trained again, and
+# the table gains a column with the standard deviation between seeds: `-p seeds 3` trains each row three times.
 
 # %%
 spread = methods.spread_dB(trainings["white"], seeds, steps, samples, held_out)
@@ -298,8 +310,8 @@ for name, table in tables.items():
     figure.savefig(run_dir / "figures" / f"compare-{name}.png")
 
 # %% [markdown]
-# The same four particles, one method after another in the same place. Hold the arrow key: what stays is in the
-# data, what jumps is the method's own.
+# Here are the same four particles by one method after another, in the same place. Hold the arrow key down: detail
+# that stays is probably in the data, detail that jumps belongs to the method.
 
 # %%
 pictures = tables["white"].images | {"noisy": noisy / noisy.std(), "clean": clean}
@@ -310,15 +322,15 @@ flip_through(pictures, title="Four particles by every method", limits=(-1, 5))
 #
 # **Question.** Which row is best, and what does that mean?
 #
-# Look at the last two rows. A list of training images and a softmax stand far above every network that
-# was trained here. With one molecule, in one setting, PSNR measures how well a method *remembers the
-# molecule*; a network is a slow and lossy way to remember it. (With many thousand training images the
-# memory comes so near to the limit that it may seem to pass it: the limit's own grid is converged to 2 %,
-# and its list of poses may then be the coarser one.)
+# Compare the template posterior with the rest of the table `white`. A list of training images and a softmax
+# (the weights $w_j$) does far better than every network in it. With one molecule, in one setting, PSNR measures
+# how well a method *remembers the molecule*, and a network is a slow and lossy way to remember it. (With many
+# thousand training images the memory comes so close to the limit that it may seem to pass it: the limit's
+# grid is converged only to 2 %, and its list of poses may then be the coarser one.)
 #
 # So we repeat the table on a molecule that no method was trained on. The networks, the linear filter and
-# the memory are those of the first molecule; blur, K-SVD, BM3D, CWF and Topaz, which learn from the noisy
-# images before them or from none of these molecules, do not care.
+# the memory are those of the first molecule. Blur, K-SVD, BM3D, CWF and Topaz start afresh: their settings and
+# dictionaries come from the new images, or, for Topaz's network, from neither molecule.
 
 # %%
 other_source = "channel" if other_source == source else other_source
@@ -343,13 +355,13 @@ figure = plot_pairs(pairs, labels, x="PSNR (dB)", title="The same methods on two
 change = {title: after - before for title, (before, after) in pairs.items()}
 three = [change[title] for title in ("template posterior", "best linear filter", "Bayes limit")]
 say(
-    "From the molecule it knows to one it does not, the template posterior changes by **{:.1f} dB**, the "
-    "linear filter by {:.1f} dB, the limit (which knows each) by {:.1f} dB.".format(*three)
+    "From the molecule it knows to one it does not, the template posterior changes by **{:.1f} dB** and "
+    "the linear filter by {:.1f} dB; the limit, which knows both, by {:.1f} dB.".format(*three)
 )
 
 # %% [markdown]
-# Look at the pictures before you look at the numbers: what has the memory of one protein made of the
-# other?
+# A long line with its square far to the left is memory lost. Now look at the pictures: what has the memory of one
+# protein made of the other?
 
 # %% mystnb={"image": {"alt": "Particles of the second molecule, denoised by methods of the first"}}
 wanted = {"CWF", "best linear filter", "kept SR3, one step", "SR3 for any molecule, one step", "template posterior"}  # fmt: skip
@@ -360,13 +372,14 @@ figure = show_denoised(strips, title=f"{other_source}, never seen")
 
 # %% [markdown]
 # A denoiser that remembers shows you what it remembers, sharp and wrong. That is why a learned denoiser
-# must be judged on molecules it has not seen, where CWF, which needs no clean data, is the one to beat.
+# must be judged on molecules it has not seen. With white noise, CWF is the one to beat there: it needs no clean
+# data.
 #
 # ## 4. Quality against the signal-to-noise ratio
 #
-# The limit, the memory, the linear filter and SR3, from strong signal to weak. Networks are drawn where they were trained: from
-# SNR 3 down to the one of this run. Below it they would have to be trained again. (The limit holds in the mean: on
-# `slow_images` particles a method may pass it by luck.)
+# We follow the limit, the memory, the linear filter and SR3 from strong signal to weak. Networks are drawn only where
+# they were trained, at the SNR of this run and above. A network short of training may not even improve as the signal
+# grows. (The limit holds on average: on `slow_images` particles a method may pass it by luck.)
 
 # %%
 points, learn = {}, data["white"].train.clean.images
@@ -384,7 +397,7 @@ for ratio in tqdm(sweep, desc="SNR"):
     for title, images in found.items():
         points.setdefault(title, []).append((ratio, float(psnr(images, drawn).mean())))
 
-# %% mystnb={"image": {"alt": "PSNR against SNR for each method, the Bayes limit on top"}}
+# %% mystnb={"image": {"alt": "PSNR against SNR for each method, with the Bayes limit as a dashed line"}}
 lines = {title: list(zip(*values, strict=True)) for title, values in points.items()}
 labels = {"x": "SNR", "y": "PSNR (dB)", "title": "PSNR against SNR, and the limit"}
 figure = plot_lines(lines, ticks=sweep, theory="Bayes limit", **labels)
@@ -392,8 +405,8 @@ figure = plot_lines(lines, ticks=sweep, theory="Bayes limit", **labels)
 # %% [markdown]
 # ## 5. Two stages, honestly
 #
-# **Does SR3 → U-Net beat the direct U-Net at equal cost?** Quality on validation particles against the
-# training time, both stages counted.
+# **Does SR3 → U-Net beat the direct U-Net at equal cost?** We plot the quality on validation particles against
+# the training time. Two-stage curves start late, because the time of their first stage counts.
 
 # %% mystnb={"image": {"alt": "PSNR on validation particles against training time, for each method"}}
 ticks = train_seconds * 2.0 ** np.arange(-5, 1)
@@ -407,32 +420,32 @@ two = [dB[f"SR3 → U-Net, sees {inputs}"] for inputs in ("sample", "sample+nois
 direct, most = dB["U-Net, clean targets"], max(two)
 winner = "Two stages win" if most > direct else "The direct U-Net wins"
 say(f"After {train_seconds:g} s each, on the test particles: direct U-Net **{direct:.2f} dB**; SR3 → U-Net **{two[0]:.2f} dB** in "
-    f"the paper's form and **{two[1]:.2f} dB** when it sees the noisy image; SR3 alone, in one step, {dB['SR3, one step']:.2f} dB. "
+    f"the paper's form and **{two[1]:.2f} dB** when it also sees the noisy image; SR3 alone, in one step, {dB['SR3, one step']:.2f} dB. "
     f"{winner} by {abs(most - direct):.2f} dB.")  # fmt: skip
 
 # %% [markdown]
 # The paper states that 200 epochs of SR3 and a U-Net take nearly twelve times less training time than
-# 5,000 epochs of SR3 alone, for the better image. Put a ruler on the figure: go from the end of a two-stage
-# curve horizontally to that of a single stage. The comparison depends on *what* the single stage is asked
-# for. Its **sample** has up to twice the error of its mean, whatever the training; against that, any
-# averaging second stage looks like a miracle of speed. (In the paper's Table 1 the samples have seven
-# times the error of the refined images: more than theory grants an exact sampler.) Its **one-step mean**
-# costs nothing more.
+# 5,000 epochs of SR3 alone, and give the better image. Put a ruler on the figure: go horizontally from the end of
+# a two-stage curve to the curve of a single stage. The answer depends on *what* you ask of the single stage.
+# Its **sample** has about twice the error of the posterior mean even after perfect training, and more after a
+# short one; beside that, any averaging second stage looks like a miracle of speed. (In the paper's Table 1 the
+# samples have seven times the error of the refined images, far more than an exact sampler's two.) Its
+# **one-step mean** needs no second stage.
 
 # %%
 curve = rows["white"]["SR3, one step"].curve
 when = [f"after {t:.0f} s" for t, quality in curve if quality >= most] + ["not in that time"]
 sample_dB = dB[f"SR3, one {steps}-step sample"]
-say(f"SR3's one-step mean reaches the best two-stage result ({most:.2f} dB) **{when[0]}**; its sample is at "
+say(f"SR3's one-step mean reaches the best two-stage result ({most:.2f} dB) **{when[0]}**; its sample is still at "
     f"{sample_dB:.2f} dB after {train_seconds:g} s.")  # fmt: skip
 
 # %% [markdown]
-# **Is a sample's error twice the mean's, and how does the mean of K samples fall?** Theory:
-# $\mathrm{MMSE}\,(1 + 1/K)$. We have what nobody has who only owns a network: an *exact* model. The
-# sampler of `02_train_sr3` takes any function for its network, so we give it the exact posterior mean,
-# and see what the sampler alone does. To make it exact, let the world have no more poses than our grid: the
-# truths are drawn from it, at SNR 0.01, where many poses are in question and a handful of particles
-# tells enough. **What do steps cost?** Three solvers, 1 to 32 steps.
+# **Is a sample's error twice the mean's, and how does the error of the mean of K samples fall?** Theory says
+# $\mathrm{MMSE}\,(1 + 1/K)$, where MMSE is the minimum mean squared error. We can test the sampler by itself,
+# because we have an *exact* model. The sampler of `02_train_sr3` accepts any function as its network, so we give it
+# the exact posterior mean. To make that truly exact, we build a small world with no more poses than our
+# grid and draw the truths from it, at SNR 0.01, where many poses stay in question. **And what do more
+# steps do?** We try three solvers: the second-order one, DDIM and the ancestral one of the paper.
 
 
 # %%
@@ -461,19 +474,22 @@ lines = {name: (k[: len(values)], values[:samples]) for name, values in means.it
 figure = plot_lines(lines, theory="theory, 1 + 1/K", title=f"Mean of K {steps}-step samples", x="samples K that are averaged", ticks=k, **labels)  # fmt: skip
 plt.show()
 ratios = {name: float(means[name][0]) for name in tried}
-say(f"A {steps}-step sample has **{ratios['exact']:.2f}** times the error of the mean with the exact posterior ({n} "
+say(f"A sample of {steps} steps has **{ratios['exact']:.2f}** times the error of the mean with the exact posterior ({n} "
     f"particles), and {ratios['network']:.2f} times with the network of this run.")  # fmt: skip
 
 # %% [markdown]
-# Theory's 2 is a mean over many particles; a dozen or two come as near to it as chance lets them.
+# First figure: with the exact model, the error grows from that of the mean (one step) towards twice that as steps
+# are added, whatever the solver. Theory's 2 is a mean over many particles, so a dozen or two come only near it.
+# Second figure: averaging samples brings the error back towards that of the mean.
 #
-# A network that was trained briefly has a one-step error far above the smallest possible one, so its ratio
-# may well lie below 2, or above: what its samples add is *its own* idea of the spread.
+# A network trained only briefly has a one-step error far above the minimum, and its samples spread by *its own*
+# idea of the posterior. Its ratio may therefore lie below 2, or far above.
 #
 # ## 6. Outliers in the training set
 #
-# RobustGAN has its name from an experiment: replace the targets of a share of the training pairs by
-# something else (noise, the image of another particle), and look at what is lost.
+# RobustGAN owes its name to an experiment: in a share of the training pairs, replace the target by something
+# else (noise, or the image of another particle), and see how much is lost. Read the loss beside the first
+# column: a network that has hardly been trained has little to lose.
 
 # %%
 lost = {}
@@ -486,9 +502,9 @@ say_table(columns, [(title, *values) for title, values in lost.items()])
 # %% [markdown]
 # ## 7. The limit with a micelle
 #
-# In "structural" the table has no limit: where a neighbour or a carbon edge lies is anybody's guess, and
-# their distribution has no closed form. The micelle alone has, because it is fixed to the pose: every
-# candidate brings its own. So the limit stays exact if it is told of the micelle. What if it is not?
+# The table "structural" has no limit, because a neighbour or a carbon edge may lie anywhere, and their distribution
+# has no closed form. The micelle alone is simpler: it is fixed to the pose, so every candidate brings its own. A
+# limit that is told of the micelle is therefore still exact. What if it is not told?
 
 # %%
 belt = StructuralNoise(micelle=1.0, neighbours=0, ice=0, carbon=0)
@@ -502,14 +518,14 @@ for name, structure in (("told of the micelle", part.micelle), ("not told", None
 say_table(["limit", "measured MSE", "forecast"], [(n, *v) for n, v in with_micelle.items()])
 
 # %% [markdown]
-# Told of the micelle, the limit keeps its promise: forecast and measurement agree, because the micelle
-# comes with the pose. Not told, the posterior blames the micelle's density on wrong
-# poses; its error grows, and its forecast does not know. A forecast is worth as much as its model.
+# Told of the micelle, the limit should keep its promise: forecast and measurement agree as well as they did in
+# section 1. Not told, the posterior has to explain the micelle's density by wrong poses. Its error grows, and nothing
+# makes its forecast follow. A forecast is only as good as its model.
 #
 # ## 8. Try to break it
 #
-# The posterior was given the true $\sigma$. What if the noise level is wrong? We stay in the small world of
-# section 5, where nothing else can be.
+# So far the posterior was given the true $\sigma$. What if the stated noise level is wrong? We return to the small
+# world of section 5, where nothing else can be wrong.
 
 # %%
 wrong = []
@@ -521,8 +537,8 @@ say_table(["σ assumed ÷ true", "measured MSE", "forecast"], wrong)
 
 # %% [markdown]
 # With too small a $\sigma$ the posterior trusts one pose too much: the error grows, and the forecast collapses
-# when it should grow too. With too large a $\sigma$ it averages over poses that the data exclude: the error grows
-# slowly, and the forecast errs on the cautious side. If you use a posterior for its error bars, measure $\sigma$.
+# when it should grow too. With too large a $\sigma$ it averages over poses that the data exclude: the error changes
+# little at first, and the forecast errs on the cautious side. If you use a posterior for its error bars, measure $\sigma$.
 #
 # ## 9. Exercises
 #
@@ -545,16 +561,16 @@ for share in (16, 4, 1):
 print(f"Bayes limit: {psnr(limit.mean[:n], clean[:n]).mean():.2f} dB")
 
 # %% [markdown]
-# Each time their number grows fourfold, the distance to the nearest one halves. Where it has
-# become smaller than the width of the posterior, more of them change nothing.
+# Each time the number of templates grows fourfold, the distance to the nearest one halves, because directions of
+# view fill a surface. Once that distance is smaller than the width of the posterior, more templates change little.
 #
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-compare-own
-# **A row of your own.** The mean of two denoisers that make different errors is often better than either.
-# Enter the mean of the linear filter and SR3's one step.
+# **A row of your own.** The mean of two denoisers that make different errors can be better than either.
+# Enter the mean of the linear filter and SR3's one step. Is it, in this run?
 # ```
 #
 # ````{solution-start} ex-compare-own
@@ -568,6 +584,8 @@ mine.add("mean of two", lambda noisy: (pair[0](noisy) + pair[1](noisy)) / 2)
 say(mine.markdown())
 
 # %% [markdown]
+# Compare with the two rows in section 2: a partner that is much worse spoils the mean.
+#
 # ````{solution-end}
 # ````
 #
@@ -588,10 +606,10 @@ print(" and ".join(f"{len(every_pose(grid)):,}" for grid in grids), "poses; the 
 print(f"differ by {change:.4f} of the signal's variance")
 
 # %% [markdown]
-# Only the number of poses. Every candidate now occurs once for each symmetric view of it, and each takes its share of
-# the weight, so the sums stay what they were; what difference there is comes from grids of directions that
-# do not fall on each other. Symmetry helps a *reconstruction*, where each image counts several times. A
-# denoised image gains nothing by it that the templates did not know already.
+# In essence, only the number of poses. With C1 every view is listed once for each of its symmetry mates, which share
+# its weight, so the sums stay the same. The small difference between the images comes from two grids
+# whose directions do not coincide. Symmetry helps a *reconstruction*, where each image counts several times. A
+# denoised image gains nothing from it, because the templates are symmetric already.
 #
 # ````{solution-end}
 # ````
@@ -603,32 +621,33 @@ print(f"differ by {change:.4f} of the signal's variance")
 # neural networks
 #
 # ```{dropdown} Answer
-# **b.** No function of the image has a smaller expected error under this model. It may have seen the test
-# images, or noise is not what it is said to be. On a few particles it may also be luck: ask for the standard
-# error.
+# **b.** No function of the image has a smaller expected error under this model. The method may have seen the test
+# images, or the noise may not be what it is said to be. On a few particles it may also be luck: ask for the
+# standard error.
 # ```
 #
 # **2.** A method stands at 30 dB on the protein that it was trained on and at 21 dB on another. A linear
-# filter that knows neither has 24 dB on both. For your new protein you take (a) the first, it has the higher
+# filter that knows neither has 24 dB on both. For your new protein you take (a) the method, for its higher
 # score (b) the filter (c) their mean
 #
 # ```{dropdown} Answer
-# **b.** Yours is another protein. The 9 dB between the two are memory.
+# **b.** Yours is a third protein, so expect 21 dB of the method and 24 dB of the filter. The 9 dB that the method
+# loses on the other protein were memory.
 # ```
 #
 # **3.** What is a fair budget when one stage is compared with two? (a) the same number of parameters (b) the
 # same number of epochs (c) the same time for everything that is trained
 #
 # ```{dropdown} Answer
-# **c.** Epochs of different networks cost differently, and a second stage is not free because it comes later.
+# **c.** An epoch costs a different time for each network, and a second stage is not free just because it comes later.
 # ```
 #
 # ## Recap
 #
-# - The Bayes limit needs the molecule, the noise, and patience. Its forecast must agree with its measured
-#   error; then MSE ÷ limit is a figure that cannot be gamed.
+# - The Bayes limit needs the molecule, the noise model and patience. Check that its forecast agrees with its
+#   measured error; then MSE ÷ limit depends on no convention of scale.
 # - On one molecule PSNR measures memory. Repeat every table on a molecule that no method has seen.
-# - An exact sample has twice the error of the mean; averaging K of them leaves $1 + 1/K$.
+# - An exact sample has twice the error of the mean; the mean of K samples has $1 + 1/K$ times that error.
 # - A second stage must be compared with the first stage's mean at equal cost, not with its sample.
 #
 # **Next**: `06_reconstruct_fsc` asks what all this is worth in three dimensions.
