@@ -83,7 +83,7 @@ run_dir = "runs/own"  # the results are written under it
 # %% [markdown]
 # ## Is this machine ready?
 #
-# One question first, so that a missing package does not surprise you in an hour. Lines marked ✗ need attention before you go on; the last column says what to do. Anything else in that column is only good to know.
+# Check this first, so that a missing package does not surprise you an hour from now. A line marked ✗ needs attention before you go on, and its last column says what to do. Advice on a line marked ✓ is only good to know.
 
 # %%
 Path(run_dir).mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ display(Markdown("\n".join(["| | what | found | advice |", "|---|---|---|---|", 
 #
 # - **It is a projection.** The microscope's depth of focus exceeds the thickness of a molecule: like an X-ray image, a pixel holds the sum of everything along the beam. Front and back are on top of each other.
 # - **It is faint.** A protein is made of light atoms, in water that is made of light atoms. The contrast is a few per cent.
-# - **It is noisy.** Electrons destroy what they show. One allows about twenty to fifty of them per square Ångström (1 Å = 0.1 nm, about the size of an atom), and the scatter of that small count is what you see first.
+# - **It is noisy.** Electrons destroy what they show, so only about twenty to fifty of them are allowed per square Ångström (1 Å = 0.1 nm, about the size of an atom). What you see first is the random scatter of that small count.
 #
 # The next cell makes a toy micrograph: the molecule in random orientations at random places, and white noise of ten times its variance (or whatever you set as `snr`). Software for *particle picking* finds the molecules; we know where we put them. A square cut out around one molecule is a **particle image**, and a pile of such squares is a **stack**, the input of all that follows.
 
@@ -122,7 +122,7 @@ sigma = noise_sigma(snr)
 micrograph = field + sigma * torch.randn(field.shape, generator=generator)
 stack = torch.stack([micrograph[y : y + box_size, x : x + box_size] for y, x in corners])
 
-# %% mystnb={"image": {"alt": "A toy micrograph twice: left without noise, fifteen bright molecules in different orientations, one of them in an orange square; right with noise, in which they are hard to see."}}
+# %% mystnb={"image": {"alt": "A toy micrograph twice: left without noise, fifteen bright molecules in different orientations, two of them in orange squares; right with noise, in which only faint bright patches are left of them."}}
 fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), sharey=True)
 edge_A = [n * pixel_size_A for n in field.shape]
 for ax, picture, name in zip(
@@ -139,9 +139,9 @@ _ = fig.suptitle("A toy micrograph; two boxes drawn")
 # %% mystnb={"image": {"alt": "Six molecules cut out of the micrograph: a noisy row, and the same six without noise below."}}
 _ = show_rows({"as recorded": stack[5:11], "the truth": clean[5:11]}, title="Six particle images")
 # %% [markdown]
-# **What to notice.** In the lower row all six are the same molecule, and hardly two look alike. (By default it is an ion channel like HCN1: four equal subunits around a pore, some 120 Å long, written by code.) In the upper row you can say *where* a molecule is and perhaps which way it points; its helices are gone. Everything in this book happens between these two rows. A **denoiser** is a function from the upper to the lower one. It must not only look good: in the end thousands of denoised images are combined into a three-dimensional map ([06](06_reconstruct_fsc.ipynb)), and a detail that was invented counts as much there as one that was found.
+# **What to notice.** All six images in the lower row show the same molecule, and hardly any two look alike. (By default it is an ion channel like HCN1: four equal subunits around a pore, some 120 Å long, written by code.) In the upper row you can say *where* a molecule is and perhaps which way it points; its helices are gone. Everything in this book happens between these two rows. A **denoiser** is a function from the upper to the lower one. Its images must do more than look good: in the end thousands of denoised images are combined into a three-dimensional map ([06](06_reconstruct_fsc.ipynb)), and a detail that was invented counts as much there as one that was found.
 #
-# A real micrograph has more in it than molecules and white noise: the blur and ringing of the lenses (the CTF, below), detergent around membrane proteins, ice of uneven thickness, the edge of the carbon film that carries the ice, other molecules at the rim of the box. The last four we call **structural noise**, and they have a chapter of their own, [01](01_simulate.ipynb).
+# A real micrograph has more in it than molecules and white noise: the blur and ringing of the lenses (the CTF, below), detergent around membrane proteins, ice of uneven thickness, the edge of the carbon film that carries the ice, other molecules at the rim of the box. The last four we call **structural noise**, and [01](01_simulate.ipynb) builds each of them.
 
 # %% [markdown]
 # ## How much noise is SNR 0.1?
@@ -150,7 +150,7 @@ _ = show_rows({"as recorded": stack[5:11], "the truth": clean[5:11]}, title="Six
 #
 # $$ \mathrm{SNR} = \frac{\text{variance of the clean images, over all pixels of all boxes}}{\text{variance of the white noise}} . $$
 #
-# At SNR 0.1, the noise has ten times the variance of the molecule, and $\sqrt{10} \approx 3.2$ times its standard deviation. Move the slider. It holds precomputed pictures, so it works in JupyterLab as well as on a saved page. Each picture is stretched to its own contrast, as every viewer of micrographs does; the noise pattern is the same in all of them, and only its strength grows.
+# At SNR 0.1 the noise has ten times the variance of the molecule, so $\sqrt{10} \approx 3.2$ times its standard deviation. Move the slider. It holds precomputed pictures, so it works in JupyterLab as well as on a saved page. Each picture is stretched to its own contrast, as every viewer of micrographs does; the noise pattern is the same in all of them, and only its strength grows.
 
 # %%
 side_view = project(volume.map, euler_to_matrix(torch.tensor([[20.0, 80.0, 10.0]])))[0]
@@ -171,7 +171,7 @@ frame_viewer(
 # %% [markdown]
 # Find three places on the slider: where the helices go (single rods), where the domains go, and where you would no longer swear that there is a molecule. For most people the last lies near SNR 0.01. Real particle images are usually put between 0.1 and 0.01, so you have just seen the working range of the field.
 #
-# How can anybody get atoms from such data? By **averaging**. The mean of $n$ images of the same view keeps the molecule and divides the variance of the noise by $n$, so SNR grows as $n$. The cell below does it, and measures the SNR of each mean, from the difference to the truth.
+# How can anybody get atoms from such data? By **averaging**. The mean of $n$ images of the same view keeps the molecule and divides the variance of the noise by $n$, so the SNR grows in proportion to $n$. The cell below does this, and measures the SNR of each mean from its difference to the truth.
 
 # %% mystnb={"image": {"alt": "One noisy image, means of 10, 100 and 1000 noisy images of the same view, and the truth; the molecule emerges as the number grows."}}
 counts = [1, 10, 100, 1000]
@@ -188,12 +188,12 @@ _ = show_rows(
     title="The mean of n images of one view",
 )
 # %% [markdown]
-# That is the whole trick of the field, and its difficulty: one may only average images of the *same* view, and to know the view one has to see the molecule. Denoising helps to see. It does not replace the averaging, because no function of one image can bring back what that image never held; it can only supply what is likely, judged by the images it was trained on.
+# That is the whole trick of the field, and its whole difficulty: you may only average images of the *same* view, and to know the view you have to see the molecule. Denoising helps to see. It does not replace the averaging, because no function of one image can bring back what that image never held; it can only supply what is likely, judged by the images it was trained on.
 
 # %% [markdown]
 # ## The conventions, by picture
 #
-# Most wrong results in this field are sign errors: a map with the wrong hand, a shift applied twice, particles that are dark where a program wants them bright. All conventions of this book are stated once, in the docstring of `cryonb.physics.conventions`. Here they are in pictures.
+# Many wrong results in this field are sign errors: a map that is the mirror image of the molecule, a shift applied twice, particles that are dark where a program wants them bright. All conventions of this book are stated once, in the docstring of `cryonb.physics.conventions`. Here they are in pictures.
 #
 # ### Axes and centre
 #
@@ -221,7 +221,7 @@ _ = fig.suptitle("image[y, x] and its centre")
 #
 # $$ I(x, y) = \sum_z V\bigl(R\,(x, y, z)\bigr), $$
 #
-# so a ball at position $p$ in the molecule shows up at the first two components of $R^{\mathsf T} p$. RELION, the program most used in the field, writes a pose as three angles, and $R = R_z(\mathrm{rot})\,R_y(\mathrm{tilt})\,R_z(\mathrm{psi})$. To test such a sentence one needs an object without any symmetry. Ours has four balls of different weight: one at the centre, and one along each axis. White circles mark where the formula says that the balls must be.
+# so a ball at position $p$ in the molecule shows up at the first two components of $R^{\mathsf T} p$. RELION, the program most used in the field, writes a pose as three angles, and $R = R_z(\mathrm{rot})\,R_y(\mathrm{tilt})\,R_z(\mathrm{psi})$. To test such a sentence you need an object without any symmetry. Ours has four balls of different weight: one at the centre, and one along each axis. White circles mark where the formula says the balls must be.
 
 # %%
 reach_A = box_size * pixel_size_A
@@ -257,7 +257,7 @@ for ax, image, at, angle in zip(axes, project(phantom, poses), expected_A, angle
 axes[0].set_ylabel("y (Å)")
 _ = fig.suptitle("Balls on the x, y and z axis, seen in five poses (degrees)")
 # %% [markdown]
-# **What to notice.** At psi = 90 the picture as a whole has turned in its plane, which is all that psi ever does. At tilt = 90 we look along another axis of the molecule: the z ball, hidden behind the centre until then, has come out at the side. Rot turns the molecule about its own z axis before anything else, so for tilt = 0 it cannot be told from psi.
+# **What to notice.** At psi = 90 the whole picture has turned in its plane, and that is all psi ever does. At tilt = 90 you look along another axis of the molecule: the z ball, hidden behind the centre until then, has come out at the side. Rot turns the molecule about its own z axis before anything else, so at tilt = 0 it cannot be told from psi: compare the second picture with the fourth.
 #
 # A picture convinces, a number proves. The centre of mass of each projected ball must lie at $R^{\mathsf T}p$; we allow a tenth of a pixel for the interpolation.
 
@@ -275,9 +275,9 @@ for k in (1, 2, 3):
 # %% [markdown]
 # ### Shifts and contrast
 #
-# `shifts_px` is `(y, x)` and says **where the particle sits** relative to the box centre: positive means towards larger index, that is down and to the right. RELION stores the opposite, the *origin*: the move in Å that brings the particle back. `cryonb` translates when it reads and writes files, and nowhere else.
+# `shifts_px` is `(y, x)` and says **where the particle sits** relative to the box centre: positive means towards larger index, that is down and to the right. RELION stores the opposite, the *origin*: the move in Å that brings the particle back. `cryonb` converts when it reads and writes files, and nowhere else. In the middle picture below, the arrow is the shift; the origin in the title points back.
 #
-# Particles are **bright**: positive on a background of zero. On the camera they are dark, since matter takes electrons away; most programs invert the images when they cut them out.
+# Particles are **bright**: positive on a background of zero. On the camera they are dark, since matter takes electrons away, so most programs invert the images when they cut them out.
 
 # %% mystnb={"image": {"alt": "A centred molecule, the same moved down and to the left with an arrow from the centre, and the same with dark contrast."}}
 shift = (torch.tensor([[0.2, -0.12]]) * box_size).round()  # (y, x) in pixels: down, to the left
@@ -301,11 +301,11 @@ _ = fig.suptitle("Where the particle sits, and its sign")
 # %% [markdown]
 # ### The CTF
 #
-# A thin object in perfect focus is transparent: it changes the phase of the electron wave and not its intensity. To see it at all one defocuses, and pays with a distortion. The **contrast transfer function** (CTF) says by which factor each spatial frequency (a period $d$ has frequency $1/d$, in 1/Å) reaches the image. It swings between $-1$ and $1$: some details are lost, others come out with reversed contrast.
+# A thin object in perfect focus is transparent: it changes the phase of the electron wave and not its intensity. To see it at all, you defocus the microscope, and pay with a distortion. The **contrast transfer function** (CTF) says by which factor each spatial frequency (a period $d$ has frequency $1/d$, in 1/Å) reaches the image. It swings between $-1$ and $1$: some details are lost, others come out with reversed contrast.
 #
 # The sign in this book: `defocus_um` is positive for underfocus, the usual case, and then the CTF is **positive at low frequency**, so that bright particles stay bright. The setting of the paper that this book follows has no CTF; it is here so that you recognise it, and [01](01_simulate.ipynb) has a switch for it.
 
-# %% mystnb={"image": {"alt": "Left, two CTF curves that mirror each other; right, a molecule without CTF, at underfocus with bright contrast and at overfocus with dark contrast."}}
+# %% mystnb={"image": {"alt": "Left, two CTF curves that mirror each other; right, a molecule without CTF, at underfocus, and at overfocus, where bright and dark are swapped."}}
 fig, axes = plt.subplots(1, 4, figsize=(11, 2.9), width_ratios=[1.7, 1, 1, 1])
 fine = ctf(512, pixel_size_A, torch.tensor([1.5, -1.5]))[:, 0]  # along the x axis of the transform
 frequency = torch.fft.rfftfreq(512, pixel_size_A)
@@ -328,9 +328,11 @@ for ax, (name, image) in zip(axes[1:], pictures.items(), strict=True):
     ax.spines[:].set_visible(False)
 _ = fig.suptitle("The contrast transfer function at 300 kV")
 # %% [markdown]
+# **What to notice.** Except at the very lowest frequencies the two curves are mirror images of each other, so the two pictures on the right are nearly each other's negatives. Both have lost the smooth brightness of the molecule and gained rings.
+#
 # ## Try to break it: a molecule out of nothing
 #
-# Here is the mistake that every user of a denoiser should have made once, on purpose. We take **pure noise**, no molecule anywhere. We slide each noise image until it agrees best with a template, our side view, and average the aligned images, just as one averages particles.
+# Here is a mistake that every user of a denoiser should make once, on purpose. We take **pure noise**, no molecule anywhere. We slide each noise image until it agrees best with a template, our side view, and average the aligned images, just as one averages particles.
 
 # %% mystnb={"image": {"alt": "The template, one pure noise image, the plain average of noise, which is flat, and the average of aligned noise, which looks like the template."}}
 template = side_view - side_view.mean()
@@ -362,9 +364,9 @@ text = "The aligned average correlates with the template at **r = {:.2f}**; the 
 display(Markdown(text.format(resemblance, control)))
 
 # %% [markdown]
-# The molecule on the right is not in the data. It came from the template: of all places where noise could be put, we kept the one where it looks most like what we expected. The literature calls it *Einstein from noise* (Henderson 2013), after the portrait that was used as the template.
+# The molecule on the right is not in the data. It came from the template: of all the places where each noise image could go, we chose the one where it looks most like what we expected. The literature calls it *Einstein from noise* (Henderson 2013), after the portrait that was used as the template.
 #
-# A network trained on one protein **is** a template, a very large one. Given noise, it will draw that protein. This is why the book never judges a denoiser by looks: we use test images that were never trained on, compare with a truth that we know, watch the structural noise that should vanish, and compare maps from half sets that share nothing. Keep the picture in mind whenever something looks too good.
+# A network trained on one protein **is** a template, a very large one. Given noise, it tends to draw that protein. This is why the book never judges a denoiser by its looks. It uses test images that no network was trained on, compares them with a truth that is known, checks that structural noise is gone, and compares maps from two halves of the data that share nothing. Keep the picture in mind whenever something looks too good.
 
 # %% [markdown]
 # ## Exercises
@@ -397,7 +399,7 @@ assert_close(torch.tensor([x, y]), torch.tensor([30.0, 0.0]), atol=1e-3, rtol=0)
 # ```{exercise-start} How many images?
 # :label: ex-start-count
 # ```
-# How many images of one view must be averaged to reach SNR 10, from SNR 0.1 and from SNR 0.01? A data set shows some 3,000 views that differ noticeably. How many particles is that in all?
+# How many images of one view must you average to reach SNR 10, starting from SNR 0.1, and from SNR 0.01? A data set shows some 3,000 views that differ noticeably. How many particles is that in all?
 # ```{exercise-end}
 # ```
 
@@ -405,7 +407,7 @@ assert_close(torch.tensor([x, y]), torch.tensor([30.0, 0.0]), atol=1e-3, rtol=0)
 # ```{solution-start} ex-start-count
 # :class: dropdown
 # ```
-# SNR grows as $n$, so $n = 10 / \mathrm{SNR}$. Hundreds of thousands to millions of particles: these are indeed the sizes of real data sets. (A reconstruction does better than averaging view by view, because neighbouring views and symmetry mates share information.)
+# The SNR grows in proportion to $n$, so $n = 10 / \mathrm{SNR}$. That makes hundreds of thousands to millions of particles, and these are indeed the sizes of real data sets. (A reconstruction does better than averaging view by view, because neighbouring views and symmetry mates share information.)
 
 # %%
 for level in (0.1, 0.01):
@@ -432,7 +434,7 @@ for level in (0.1, 0.01):
 # ```{solution-start} ex-start-sign
 # :class: dropdown
 # ```
-# The molecule is in the middle and the corners are mostly empty. The mean over a stack of (middle minus rim) has the sign of the contrast, and its standard error says how sure one may be. With a carbon edge or a thick ice gradient in the corners it is less sure: see the next chapter.
+# The molecule is in the middle and the corners are mostly empty. The mean over a stack of (middle minus rim) has the sign of the contrast, and its standard error says how sure you may be. With a carbon edge or a steep ice gradient in the corners you can be less sure: see [01](01_simulate.ipynb).
 
 
 # %%
@@ -467,10 +469,10 @@ answers["contrast_standard_errors"] = bright
 # **b.** The origin is the move that *brings it back* to the centre. `shifts_px` says where it sits, with the opposite sign.
 # ```
 #
-# **3.** You average ten thousand noise images, each turned to fit a template best. You get (a) noise, a hundred times weaker (b) the template (c) a flat image
+# **3.** You average ten thousand noise images, each first turned and moved to where it fits a template best. You get (a) noise, a hundred times weaker (b) the template (c) a flat image
 #
 # ```{dropdown} Answer
-# **b**, weakly: the choice of the turn is made with the template's eyes, and what is chosen is what adds up.
+# **b**, faintly: each image was put where its noise happens to look like the template, and that likeness is what adds up.
 # ```
 
 # %% [markdown]
@@ -483,7 +485,7 @@ answers["contrast_standard_errors"] = bright
 # | [02 train SR3](02_train_sr3.ipynb) | how does a diffusion model learn to denoise? | a trained model and its samples |
 # | [03 refine](03_refine_unet.ipynb) | what does a second, simple network add? | the two-stage denoiser of the paper |
 # | [04 compare](04_compare_methods.ipynb) | which denoiser is best, and how far from the best possible? | a table of all methods beside the Bayes limit |
-# | [05 real data](05_real_data.ipynb) | does it work on a real micrograph, where nobody knows the truth? | picked and denoised particles, and an error without a truth |
+# | [05 real data](05_real_data.ipynb) | does it work on a real micrograph, where nobody knows the truth? | picked and denoised particles, and an estimate of the error without a truth |
 # | [06 reconstruct](06_reconstruct_fsc.ipynb) | do denoised images give a better map? | volumes, Fourier shell correlation, resolution |
 # | [07 trust](07_trust.ipynb) | when may I believe what a denoiser shows? | experiments that provoke it, and an audit of your own |
 # | [08 experiments](08_experiments.ipynb) | is that difference more than luck? | many runs, one table, curves with their spread |
@@ -506,7 +508,7 @@ answers["contrast_standard_errors"] = bright
 #
 # - A particle image is a projection of one molecule in an unknown pose, plus noise of some ten to a hundred times its variance.
 # - Images are `[y, x]`, the centre is `n // 2`, a point $p$ appears at $R^{\mathsf T}p$, shifts say where the particle sits, particles are bright, underfocus is positive.
-# - SNR is variance over variance, over the whole box; averaging $n$ images multiplies it by $n$.
+# - SNR is variance over variance, over the whole box; averaging $n$ images of one view multiplies it by $n$.
 # - Whatever knows the answer in advance will find it in noise.
 #
 # **Next**: [01 simulate](01_simulate.ipynb) builds these images from atoms, step by step.

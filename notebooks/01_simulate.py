@@ -47,9 +47,9 @@
 # %% [markdown]
 # ## What the paper does, and what it leaves open
 #
-# The book follows Zhang, Zhao, Hu and Zhao, *Robust single-particle cryo-EM image denoising and restoration* (ICASSP 2024). They take a published map, remove what is not protein from it in three dimensions with another network, project it in random directions, add white Gaussian noise, and train on the pairs: first a diffusion model ([02](02_train_sr3.ipynb)), then a small network behind it ([03](03_refine_unet.ipynb)). Two maps are used, the ion channel HCN1 (EMD-8511, fourfold symmetry) and the motor protein prestin (EMD-24928, twofold), and real HCN1 particles (EMPIAR-10081).
+# The book follows Zhang, Zhao, Hu and Zhao, *Robust single-particle cryo-EM image denoising and restoration* (ICASSP 2024). They take a published map, use another network to remove from it, in three dimensions, what is not protein, project it in random directions, add white Gaussian noise, and train on the pairs: first a diffusion model ([02](02_train_sr3.ipynb)), then a small network behind it ([03](03_refine_unet.ipynb)). They use two maps from the public archive, the ion channel HCN1 (EMD-8511, fourfold symmetry) and the motor protein prestin (EMD-24928, twofold), and real HCN1 particles (EMPIAR-10081).
 #
-# Whoever wants to repeat this must decide what the paper does not say:
+# To repeat this, you have to decide what the paper does not say:
 #
 # | | in the paper | here |
 # |---|---|---|
@@ -59,7 +59,7 @@
 # | normalisation | not stated | clean images have standard deviation 1, over the data set |
 # | structural noise in the input | the idea that motivates the paper; how much of it, and which, is not stated | four kinds, each with an amount, each shown below |
 #
-# One more reason to write definitions down: the columns for squared error and PSNR in the paper's Table 1 do not belong to one common peak value, so its numbers cannot be set beside anybody else's. Its ranking of methods can.
+# Without these definitions nobody can set the numbers of two papers side by side; [04](04_compare_methods.ipynb) shows it on the paper's own table.
 
 # %%
 import json
@@ -116,9 +116,9 @@ run_dir = "runs/own"  # everything is written under it
 #
 # $$ f(s) = \sum_{i=1}^{5} a_i\, e^{-b_i s^2}, \qquad s = \frac{|k|}{2}, $$
 #
-# with tabulated $a_i$ and $b_i$ for each element (Peng and others 1996). A molecule is the sum of its atoms, each smeared by its thermal motion (the B factor). The Fourier transform at $k = 0$ is the integral, so there is an exact law to test the map with: **its integral is the sum of $f(0)$ over the atoms**, times the constant $h^2 / 2 \pi m e = 47.88$ V Å².
+# with $k$ the spatial frequency in 1/Å, and $a_i$ and $b_i$ tabulated for each element (Peng and others 1996). A molecule is the sum of its atoms, each smeared by its thermal motion (the B factor). The Fourier transform at $k = 0$ is the integral, so there is an exact law to test the map with: **its integral is the sum of $f(0)$ over the atoms**, times the constant $h^2 / 2 \pi m e = 47.88$ V Å².
 #
-# The default molecule is written by code: ideal helices and strands, side chains and loops, four times around an axis. It is no real protein, but it has a real protein's textures, its symmetry, and a hand.
+# The default molecule is written by code: ideal helices and strands, side chains and loops, four times around an axis. It is no real protein, but it has the texture, the symmetry and the handedness of one.
 
 # %%
 atoms = molecules.channel()
@@ -141,7 +141,7 @@ for ax, name in zip(axes, titles, strict=True):
 _ = fig.suptitle(f"The embedded channel at {pixel_size_A:g} Å per pixel")
 
 # %% [markdown]
-# **What to notice.** At this pixel size single atoms are gone, helices stay: rods 10 Å thick. Nothing finer than two pixels (the *Nyquist* limit) can be held by the grid. The dashed lines are the faces of the cell membrane's oily core; remember them for the detergent.
+# **What to notice.** At this pixel size single atoms are gone, but helices remain, as rods 10 Å thick. The grid can hold nothing finer than two pixels (the *Nyquist* limit). The dashed lines are the faces of the cell membrane's oily core; you will need them for the detergent.
 #
 # ## From a map to projections
 #
@@ -181,11 +181,11 @@ _ = show_rows(rows, limits=limits, title="Two ways to project, one grey scale", 
 print(f"difference / image: {errors[1]:.1%}, and {errors[0]:.1%} for detail coarser than 4 pixels")
 
 # %% [markdown]
-# The two ways share no code and agree where both are good. What is left is in the finest detail, where splines blur. From here on the package's function is used; the clean images it makes are the **targets**.
+# The two ways share no code, and they agree wherever both are good. The difference that is left sits in the finest detail, where splines blur. From here on you use the package's function; the clean images it makes are the **targets**.
 #
 # ## The CTF, a switch that stays off
 #
-# **What do the lenses do?** In [00](00_start_here.ipynb) you saw the contrast transfer function. Here it is as one line. With spatial frequency $k$ in 1/Å, wavelength $\lambda$, underfocus $\Delta z$, spherical aberration $C_s$ and the share $Q$ of the contrast that is there without any defocus,
+# **What do the lenses do?** In [00](00_start_here.ipynb) you saw the contrast transfer function. Here it is in one line. With spatial frequency $k$ in 1/Å, wavelength $\lambda$, underfocus $\Delta z$, spherical aberration $C_s$ and the share $Q$ of the contrast that is there without any defocus,
 #
 # $$ \mathrm{CTF}(k) = \sin\!\Bigl( \pi \lambda\, \Delta z\, k^2 - \tfrac{\pi}{2}\, C_s \lambda^3 k^4 + \arcsin Q \Bigr) . $$
 
@@ -206,11 +206,11 @@ columns = ["no CTF, half contrast", *(f"{d:g} µm" for d in defocus_um.tolist())
 _ = show_rows({"": images}, columns=columns, limits=(-2, 2), width_in=1.7, title="Underfocus")
 
 # %% [markdown]
-# The default data sets have no CTF, as in the paper. With `use_ctf = True` a third data set, `data/own`, is written with a random underfocus for each image. Its target stays the projection *without* CTF, and the STAR file says so (column `cryonbCtfApplied`), because a denoised image that is already corrected must not be corrected again in the reconstruction.
+# More defocus brings the outline back, and pays with wider rings. The default data sets have no CTF, as in the paper. With `use_ctf = True` a third data set, `data/own`, is written with a random underfocus for each image. Its target stays the projection *without* CTF, and its STAR file (RELION's text file with one row for each particle) says so in the column `cryonbCtfApplied`, because a denoised image that is already corrected must not be corrected again in the reconstruction.
 #
 # ## Structural noise
 #
-# **What else scatters?** White noise is the easy part of a micrograph: it is different in every image and it averages away. The hard part is everything that looks like an object and is none of the molecule. The paper's point is that a denoiser should remove this too. Four kinds are built in:
+# **What else scatters?** White noise is the easy part of a micrograph: it is different in every image and it averages away. The hard part is everything that looks like an object and is not the molecule. The paper's point is that a denoiser should remove this too. Four kinds are built in:
 #
 # | kind | where it comes from | parameter |
 # |---|---|---|
@@ -219,7 +219,7 @@ _ = show_rows({"": images}, columns=columns, limits=(-2, 2), width_in=1.7, title
 # | ice gradient | ice gets thicker towards the edge of a hole | `ice_slope` |
 # | carbon edge | the film that carries the ice is thicker, and grainy | `carbon_share` |
 #
-# All are **in the noisy image and absent from its target**. Micelle and molecule are one rigid body: the belt turns with the pose and shows up at the same place of the molecule every time. So it does *not* average away, and a reconstruction from such images shows it as if it were protein.
+# All are **in the noisy image and absent from its target**. The micelle, a belt of detergent, and the molecule are one rigid body: the belt turns with the pose and shows up at the same place on the molecule every time. So it does *not* average away, and a reconstruction from such images shows it as if it were protein.
 #
 # ### The belt, built by hand
 #
@@ -227,7 +227,7 @@ _ = show_rows({"": images}, columns=columns, limits=(-2, 2), width_in=1.7, title
 #
 # $$ \Bigl(\frac{s}{w}\Bigr)^2 + \Bigl(\frac{z}{h}\Bigr)^2 < 1, \qquad w = 25\ \text{Å}, \quad h = \tfrac12\,\text{core} + 9\ \text{Å} . $$
 #
-# The outer 9 Å are head groups, nearly as dense as protein; the tails inside are no denser than water, a little less in fact. `cryonb.data.volumes.micelle` does this with soft edges.
+# Here $w$ is how far the belt reaches sideways, $h$ half its height, and *core* the thickness of the membrane's oily part. The outer 9 Å are head groups, nearly as dense as protein; the tails inside are slightly less dense than water. `cryonb.simulation.masks.micelle` does this with soft edges, and the figure sets the two side by side.
 
 # %%
 body = soft_mask(volume.map, pixel_size_A, low_pass_A=10, extend_A=0, soft_edge_A=6).numpy() > 0.5
@@ -265,7 +265,7 @@ _ = fig.suptitle(f"The detergent belt, made twice: correlation {agreement:.2f}")
 # %% [markdown]
 # ### All four, one at a time
 #
-# `simulate_images` takes the amounts as a `StructuralNoise`. With the same seed the poses are the same, so each column below shows one molecule; the six were picked because a neighbour, the ice or carbon is strong in them. (Where the ice slopes and the carbon lies is drawn anew in the last row.) The unit of intensity is the standard deviation of the clean images, over the data set, as it is for everything from here on.
+# `simulate_images` takes the amounts as a `StructuralNoise`. With the same seed the poses are the same, so each column below shows one pose; the six were picked because a neighbour, the ice or carbon is strong in them. (In the last row, the slope of the ice and the place of the carbon are drawn anew.) The unit of intensity is the standard deviation of the clean images, over the data set, as it is for everything from here on.
 
 # %% mystnb={"image": {"alt": "Six columns of the same molecules. Rows: clean, with micelle, with neighbours at the rim, with an ice gradient, with a grainy carbon edge, and with all of them."}}
 amounts = (micelle_amount, neighbours_mean, ice_slope, carbon_share)
@@ -296,7 +296,7 @@ against_white = {kind: v * snr for kind, v in variance.items()}
 pd.DataFrame({"÷ clean variance": variance, "÷ white noise variance": against_white}).round(3)
 
 # %% [markdown]
-# Each amount acts as its name says. A factor $a$ on the belt multiplies its variance by $a^2$. A mean of $m$ neighbours leaves a share $e^{-m}$ of the boxes without any, half of them at the default. `ice_slope` is the root mean square value of the ramp at the edge of the box. With the default amounts the last row exceeds the sum of the others, because neighbours then wear belts, too.
+# Each amount does what its name says. A factor $a$ on the belt multiplies its variance by $a^2$; the next figure shows five of them. A mean of $m$ neighbours leaves a share $e^{-m}$ of the boxes without any, half of them at the default. `ice_slope` is the root mean square value of the ramp at the edge of the box. With the default amounts, the last row of the table exceeds the sum of the others, because the neighbours then wear belts too.
 
 # %% mystnb={"image": {"alt": "One molecule from the side with detergent amounts 0, 0.5, 1, 2 and 4; the halo around its middle grows brighter."}}
 upright = torch.tensor([[[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]])  # looks along y, z upwards
@@ -311,6 +311,8 @@ _ = show_rows({"": stack}, columns=list(growing), limits=(-1, 8), width_in=1.7, 
 # **How much noise is "SNR 0.1"?** The statement is worthless without saying the variance of *what*, *where*, over *which* images. Here: the variance of the **clean target over the whole box, pooled over the data set**, divided by the variance of the white noise, which has **one** sigma for all images. Neither structural noise nor CTF enters, so the two settings can be compared at the same `snr`. In our unit the clean variance is 1, hence
 #
 # $$ \sigma = \sqrt{\frac{\operatorname{var}(\text{clean})}{\mathrm{SNR}}} = \frac{1}{\sqrt{\mathrm{SNR}}} . $$
+#
+# The table gives one and the same data set four numbers: ours, and three others that you will meet under the name of SNR.
 
 # %%
 sigma = math.sqrt(1 / snr)
@@ -336,10 +338,10 @@ limits = dict(zip(rows, [(-2, 6), (-3 * sigma, 3 * sigma)] * 2, strict=True))
 _ = show_rows(rows, limits=limits, title=f"The two settings at SNR {snr:g}")
 
 # %% [markdown]
-# By eye the two noisy rows differ little, and in variance structural noise is a small fraction of the white noise. Why then does it deserve a chapter? Ask *at which size of detail* the variances lie. The **radial power spectrum** answers: the squared Fourier transform, averaged over images and over rings of equal frequency. White noise is flat by definition.
+# To the eye the two noisy rows differ little, and structural noise has a small fraction of the variance of the white noise. Why then does it deserve so much attention? Ask *at which size of detail* the variances lie. The **radial power spectrum** answers: the squared Fourier transform, averaged over images and over rings of equal frequency. White noise is flat by definition.
 
 
-# %% mystnb={"image": {"alt": "Power spectra against spatial frequency: clean molecule and structural noise fall together over three orders of magnitude, white noise is a horizontal line that crosses them at low frequency."}}
+# %% mystnb={"image": {"alt": "Power spectra against spatial frequency: clean molecule and structural noise fall together over four orders of magnitude, white noise is a horizontal line that crosses them at low frequency."}}
 def power(images):
     """Mean power on rings of frequency, per pixel, in units of the clean variance."""
     centred = images - images.mean((1, 2), keepdim=True)
@@ -361,11 +363,11 @@ overlap = float(torch.corrcoef(logs)[0, 1])
 print(f"the two falling curves, on this scale, correlate with r = {overlap:.2f}")
 
 # %% [markdown]
-# **What to notice.** White noise is spread evenly over all frequencies, so most of its variance lies where the molecule has little, and a filter that keeps low frequencies removes most of it. Structural noise lies *where the molecule lies*: its spectrum is nearly the same. No filter that looks at frequencies alone can take one and leave the other. One has to know what a micelle looks like and what a channel looks like, and this is a task for a method that learns.
+# **What to notice.** White noise is spread evenly over all frequencies, so most of its variance lies where the molecule has little, and a filter that keeps low frequencies removes most of it. Structural noise lies *where the molecule lies*: on this logarithmic scale its spectrum follows the molecule's from end to end. No filter that looks at frequencies alone can take one and leave the other. You have to know what a micelle looks like and what a channel looks like, and that is a task for a method that learns.
 #
 # ## Write the data sets
 #
-# `write_dataset` simulates three **splits** with poses of their own: *train* for the networks, *validation* to watch them (and to train the second network on outputs that the first has not learnt by heart), *test* to judge at the end and never before. Every particle belongs to one of two **half sets**, which are reconstructed apart. The data set is written beside its place and renamed when complete, so a crash leaves nothing half-written; calling it again with the same arguments keeps what is there, with other arguments it refuses. Later notebooks make the same call, which is why each can run alone.
+# `write_dataset` simulates three **splits** with poses of their own: *train* for the networks, *validation* to watch them (and to train the second network on images that the first has not learnt by heart), *test* to judge at the end and never before. Every particle belongs to one of two **half sets**, which are reconstructed separately. The data set is written to a temporary folder that is renamed when complete, so a crash leaves nothing half-written. Call the function again with the same arguments and it keeps what is there; with other arguments it refuses. Later notebooks make the same call, which is why each of them can run alone.
 
 # %%
 counts = {"train": n_train, "validation": n_validation, "test": n_test}
@@ -387,7 +389,7 @@ print("manifest:", json.dumps(data["white"].manifest))
 data["white"].test.noisy.table.drop(columns=["rlnMicrographName", "rlnOpticsGroup"]).head(4)
 
 # %% [markdown]
-# Images are in `.mrcs` stacks and everything about them in `.star` text files, as RELION 3.1 wants them: one row per particle, angles in degrees, the half set in `rlnRandomSubset`. Files that were written have to be read before one trusts them.
+# Images are in `.mrcs` stacks and everything about them in `.star` text files, as RELION 3.1 wants them: one row per particle, angles in degrees, the half set in `rlnRandomSubset`. Trust a file only after you have read it back; the next cell does.
 
 # %%
 measured, targets = {}, data["white"].test.clean.images
@@ -421,7 +423,7 @@ print(f"after phase flipping: right sign {r_right:+.2f}, wrong sign {r_wrong:+.2
 assert r_right > 0.3 > r_wrong
 
 # %% [markdown]
-# At SNR 0.01 a single image shares one per cent of its variance with the truth. And the wrong sign does not give a slightly worse image: it gives one that is *anti*correlated with the truth. Its looks will not tell you, the wrong result is as smooth as the right one.
+# At SNR 0.01 a single image shares one per cent of its variance with the truth. And the wrong sign does not give a slightly worse image: it gives one that is *anti*correlated with the truth. Do not count on its looks to warn you.
 #
 # **Nonsense as input.** A tool for strangers must fail early and say what to do. Four mistakes, four answers; the cell fails if one goes unnoticed.
 
@@ -478,7 +480,7 @@ print(f"belt alone: {belts[2.0] / belts[1.0]:.2f}, full setting: {full[2.0] / fu
 # ```{solution-start} ex-simulate-kinds
 # :class: dropdown
 # ```
-# A mask takes away most of what neighbours and carbon do, since these lie at the rim. The belt lies over and around the molecule: seen from a random side it covers protein, and no two-dimensional mask removes it.
+# A mask takes away most of what neighbours and carbon do, since they lie at the rim, and of the ice gradient, which is weakest in the middle. The belt lies over and around the molecule: from a random side it covers protein, and no two-dimensional mask removes it. It hurts most, with a mask or without.
 
 # %%
 for kind in kinds:
@@ -503,7 +505,7 @@ for kind in kinds:
 # ```{solution-start} ex-simulate-leak
 # :class: dropdown
 # ```
-# Eight times the particles halve the distance. With some thousands of poses a symmetric molecule is covered every few degrees: test images are new, but not far from what was seen. In the one-molecule setting a good score is to a large part memory, and what a denoiser does with a molecule that it has *never* seen is another question.
+# Eight times the particles should halve the distance. A few thousand poses cover a symmetric molecule every few degrees: the test images are new, but not far from what was seen. With a single molecule, a good score is therefore largely memory; what a denoiser does with a molecule that it has *never* seen is another question.
 
 # %%
 seen, unseen = data["white"].train.clean.rotations, data["white"].test.clean.rotations[:64]
@@ -529,7 +531,7 @@ measured["nearest_pose_deg"] = nearest_deg
 # **2.** Two papers report an SNR of 0.05. Their images are equally noisy (a) yes (b) only if both define signal variance over the same area and before the same processing (c) only with the same camera
 #
 # ```{dropdown} Answer
-# **b.** Over a tight mask the variance of the signal is several times that over the whole box.
+# **b.** The table above gives the same images four different numbers.
 # ```
 #
 # **3.** Why can no filter over frequencies remove the belt? (a) it is too strong (b) its spectrum overlaps the molecule's (c) it moves
@@ -543,7 +545,7 @@ measured["nearest_pose_deg"] = nearest_deg
 #
 # - Electrons see the electrostatic potential; a projection is a sum along the beam, or a central slice of the transform.
 # - The target is the projection of the molecule alone. The input adds structural noise, optionally the CTF, and white noise of standard deviation $1/\sqrt{\mathrm{SNR}}$ in units of the clean images.
-# - White noise is flat over frequencies and can be filtered to a good part; structural noise shares the molecule's spectrum, and the detergent belt even its pose.
+# - White noise is flat over frequencies, so a filter can remove most of it; structural noise shares the molecule's spectrum, and the detergent belt even its pose.
 # - An SNR needs its definition. So does every score: see `cryonb.physics.conventions`.
 #
 # **Next**: [02 train SR3](02_train_sr3.ipynb) teaches a diffusion model to go from these inputs to these targets.
