@@ -622,7 +622,7 @@ for factor in (0.5, 0.8, 1.0, 1.25, 2.0):
 # - One step gives the mean, accurate and smooth; many steps give a sample, sharp and less accurate.
 # - The model finds its molecule everywhere, even where there is none.
 #
-# **Next**: `03_refine_unet` trains the second stage of the paper on these samples.
+# **Next**: [03](03_refine_unet.ipynb) trains the second stage of the paper on these samples.
 #
 # **References.** Zhang, Zhao, Hu, Zhao, ICASSP 2024, arXiv 2401.01097 · Saharia et al. 2021, arXiv
 # 2104.07636 (SR3) · Song, Meng, Ermon 2021, arXiv 2010.02502 (DDIM) · Karras et al. 2022, arXiv

@@ -336,13 +336,15 @@ dB = {name: s["psnr_dB"] for name, s in scores["white"].items()}
 sample_dB, one_dB = dB[f"{steps}-step sample"], dB["one step"]
 alone_dB, both_dB = dB["refined, sees sample"], dB["refined, sees sample + noisy"]
 third_dB, longer_dB = dB["refined, sees one step + noisy"], dB["one step, trained longer"]
-winner = "the second stage" if third_dB > longer_dB else "training the first stage longer"
+gain, even = third_dB - longer_dB, "neither used the time better"
+winner = "the second stage" if gain > 0 else "training the first stage longer"
+verdict = f"{winner} used the time better, by {abs(gain):.2f} dB" if abs(gain) > 0.05 else even
 say(
     f"Refinement takes the sample from {sample_dB:.2f} dB to **{alone_dB:.2f} dB** when it sees the "
     f"sample alone, as in the paper, and to **{both_dB:.2f} dB** when it sees the particle too. One "
     f"step of the same diffusion model, with no second stage, reaches {one_dB:.2f} dB; refined, it "
     f"reaches **{third_dB:.2f} dB**; trained longer, for the time of that stage, {longer_dB:.2f} dB. In "
-    f"this run **{winner}** used the time better, by {abs(third_dB - longer_dB):.2f} dB."
+    f"this run **{verdict}**."
 )
 
 # %% [markdown]
@@ -526,7 +528,7 @@ for share in (0.0, 0.25, 0.5, 0.75, 1.0):
 # - The fair rival of two stages is the first stage's posterior mean at equal cost: always show it.
 # - A second stage fits one sampler.
 #
-# **Next**: `04_compare_methods` puts every method beside the best possible one.
+# **Next**: [04](04_compare_methods.ipynb) puts every method beside the best possible one.
 #
 # **References.** Zhang, Zhao, Hu, Zhao, ICASSP 2024, arXiv 2401.01097 · Blau and Michaeli 2018, CVPR,
 # 6228 (perception and distortion) · Ronneberger, Fischer, Brox 2015, MICCAI, 234 (U-Net).

@@ -650,7 +650,7 @@ print(f"differ by {change:.4f} of the signal's variance")
 # - An exact sample has twice the error of the mean; the mean of K samples has $1 + 1/K$ times that error.
 # - A second stage must be compared with the first stage's mean at equal cost, not with its sample.
 #
-# **Next**: `06_reconstruct_fsc` asks what all this is worth in three dimensions.
+# **Next**: [05](05_real_data.ipynb) leaves the simulation for a real micrograph, where nobody knows the truth.
 #
 # **References.** Zhang, Zhao, Hu, Zhao, ICASSP 2024, arXiv 2401.01097 · Aharon, Elad, Bruckstein 2006, IEEE
 # Trans. Signal Process. 54, 4311 (K-SVD) · Dabov et al. 2007, IEEE Trans. Image Process. 16, 2080 (BM3D) ·
