@@ -14,7 +14,8 @@ from cryonb.physics.ctf import apply_ctf, ctf
 @pytest.mark.parametrize("voltage_kv", [200.0, 300.0])
 def test_ctf_equals_the_formula(box, voltage_kv):
     pixel_A, cs_A, contrast = 2.0, 2.7e7, 0.07
-    defocus, astigmatism, angle = (torch.tensor(v) for v in ([1.5, 2.0], [0.1, 0.2], [20.0, 70.0]))
+    values = [1.5, 2.0, 2.0, 2.0], [0.1, 0.2, -0.2, 0.0], [20.0, 70.0, -70.0, 10.0]
+    defocus, astigmatism, angle = map(torch.tensor, values)
     ky = torch.fft.fftfreq(box, pixel_A).double()[:, None]
     kx = torch.fft.rfftfreq(box, pixel_A).double()[None]
     k2 = ky**2 + kx**2
@@ -56,7 +57,15 @@ def test_apply_ctf_multiplies_the_transform(box):
     assert apply_ctf(images[None].expand(2, -1, -1, -1), c).shape == (2, 3, box, box)
 
 
+def test_defocus_u_and_v_may_change_places():
+    given = {"astigmatism_um": torch.tensor([0.025]), "astigmatism_angle_deg": 20.0}
+    turned = {"astigmatism_um": torch.tensor([-0.025]), "astigmatism_angle_deg": 110.0}
+    torch.testing.assert_close(ctf(32, 3.0, 1.5, **turned), ctf(32, 3.0, 1.5, **given))
+
+
 def test_unphysical_optics_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        ctf(64, 3.0, torch.tensor([1.0, math.nan]))
     with pytest.raises(ValueError, match="positive"):
         ctf(64, 0.0, 1.0)
     with pytest.raises(ValueError, match="positive"):

@@ -49,7 +49,10 @@ def read_mrc(path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Folder with volume.mrc, clean.star and ctf.star (shifted, astigmatic), and their contents."""
+    """Folder with volume.mrc, clean.star and ctf.star (shifted, astigmatic), and their contents.
+
+    Defocus U is larger than V, smaller or the same, and angles lie on both sides of zero.
+    """
     folder = tmp_path_factory.mktemp("relion")
     g = torch.Generator().manual_seed(0)
     volume = phantom(N, width=0.9).float()
@@ -63,10 +66,11 @@ def data(tmp_path_factory):
         defocus_um=0.8 + 1.2 * torch.rand(IMAGES, generator=g),
         ctf_applied=False,
     )
+    half_difference = 1000.0 * (np.arange(IMAGES) % 3 - 1)
     table = clean.table.assign(
-        rlnDefocusU=clean.table["rlnDefocusU"] + 1000,
-        rlnDefocusV=clean.table["rlnDefocusV"] - 1000,
-        rlnDefocusAngle=torch.rand(IMAGES, generator=g).numpy() * 180,
+        rlnDefocusU=clean.table["rlnDefocusU"] + half_difference,
+        rlnDefocusV=clean.table["rlnDefocusV"] - half_difference,
+        rlnDefocusAngle=torch.rand(IMAGES, generator=g).numpy() * 360 - 180,
     )
     clean = type(clean)(clean.images, clean.optics, table)
     marked = clean.with_images(clean.images, ctf_applied=True)

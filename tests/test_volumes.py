@@ -270,7 +270,10 @@ def test_damaged_maps(tmp_path):
 def test_maps_of_the_wrong_kind(tmp_path):
     x = phantom(16, 16, 16)
     x[3, 4, 5] = float("nan")
-    write_map(tmp_path / "nan.mrc", x, 2.0)
+    with pytest.raises(ValueError, match="not written, 1 of its values"):
+        write_map(tmp_path / "nan.mrc", x, 2.0)
+    with mrcfile.new(tmp_path / "nan.mrc", data=x.numpy()) as mrc:
+        mrc.voxel_size = 2.0
     with mrcfile.new(tmp_path / "image.mrc", data=np.zeros((8, 8), np.float32)):
         pass
     with mrcfile.new(tmp_path / "brick.mrc", data=np.zeros((8, 8, 8), np.float32)) as mrc:

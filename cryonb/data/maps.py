@@ -119,7 +119,13 @@ def write_stack(path: str | os.PathLike, images: torch.Tensor, pixel_size_A: flo
 
 @contextmanager
 def _new_file(path: str | os.PathLike, data: np.ndarray) -> Iterator[mrcfile.mrcfile.MrcFile]:
-    """Give an MRC file of these float32 data, written beside its place; its header can be set."""
+    """Give an MRC file of these float32 data, written beside its place; its header can be set.
+
+    ValueError if the data are not finite: a file of NaN would be a result that looks like one.
+    """
+    if not np.isfinite(data).all():
+        count = np.count_nonzero(~np.isfinite(data))
+        raise ValueError(f"{path} is not written, {count} of its values are NaN or infinite")
     try:
         with beside(path) as part, mrcfile.new(part, overwrite=True) as mrc:
             mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))

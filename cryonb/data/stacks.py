@@ -107,7 +107,9 @@ class StackWriter:
         return 4 * self.box**2 * (self.count - self.done)
 
     def write(self, first: int, images: torch.Tensor) -> None:
-        """Write images (n, y, x) at row `first`."""
+        """Write images (n, y, x) at row `first`; ValueError if they are not finite."""
+        if not torch.isfinite(images).all():
+            raise ValueError(f"{self.path} is not written: NaN after image {first}")
         try:
             with open(self.part, "r+b") as file:
                 file.truncate(HEADER + 4 * self.box**2 * first)

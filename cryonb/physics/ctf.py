@@ -37,9 +37,9 @@ def ctf(
     defocus_um : torch.Tensor, shape (n,), or float
         Mean of the two defocus values in µm, positive for underfocus.
     astigmatism_um : torch.Tensor or float
-        Half the difference of the two defocus values in µm, ``(U - V) / 2``.
+        Half the difference of the two defocus values in µm, ``(U - V) / 2``; of either sign.
     astigmatism_angle_deg : torch.Tensor or float
-        Angle between the x axis and the direction of the larger defocus U.
+        Angle between the x axis and the direction of defocus U.
     voltage_kv, spherical_aberration_mm, amplitude_contrast : torch.Tensor or float
         Microscope: kV, mm, fraction.
     phase_shift_deg : torch.Tensor or float
@@ -53,15 +53,18 @@ def ctf(
     Raises
     ------
     ValueError
-        If a value that must be positive is not.
+        If a value that must be positive is not, or the CTF is not finite.
     """
     defocus_um = torch.atleast_1d(torch.as_tensor(defocus_um, dtype=torch.float32))
     if min(box_size, pixel_size_A) <= 0 or not torch.as_tensor(voltage_kv > 0).all():
         raise ValueError("box_size, pixel_size_A and voltage_kv must be positive: check the optics")
-    return calculate_ctf_2d(
+    astigmatism_um = torch.as_tensor(astigmatism_um, dtype=torch.float32)
+    # torch-ctf takes the root of the astigmatism: where U < V, the same ellipse turned by 90°.
+    turn_deg = torch.where(astigmatism_um < 0, 90.0, 0.0)
+    result = calculate_ctf_2d(
         defocus=defocus_um,
-        astigmatism=astigmatism_um,
-        astigmatism_angle=astigmatism_angle_deg,
+        astigmatism=astigmatism_um.abs(),
+        astigmatism_angle=torch.as_tensor(astigmatism_angle_deg) + turn_deg,
         voltage=voltage_kv,
         spherical_aberration=spherical_aberration_mm,
         amplitude_contrast=amplitude_contrast,
@@ -71,6 +74,11 @@ def ctf(
         rfft=True,
         fftshift=False,
     ).expand(len(defocus_um), -1, -1)
+    if not torch.isfinite(result).all():
+        raise ValueError(
+            "the CTF is not finite: check defocus, angle, voltage and Cs of each image"
+        )
+    return result
 
 
 def apply_ctf(images: torch.Tensor, ctf: torch.Tensor) -> torch.Tensor:
