@@ -1,9 +1,12 @@
-"""The molecules written by code: geometry of real proteins, exact symmetry, one hand."""
+"""The molecules of the package: geometry of real proteins, exact symmetry, one hand."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,16 @@ from cryonb.data.volumes import from_atoms, read_atoms
 from cryonb.physics.fourier import low_pass
 
 MASS = {"C": 13.5, "N": 15.2, "O": 16.3, "S": 32.1}  # with the hydrogens that are not modelled
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """The script that wrote the molecules."""
+    path = Path(__file__).parents[1] / "tools" / "make_molecules.py"
+    spec = importlib.util.spec_from_file_location("make_molecules", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module", params=["channel", "prestin"])
@@ -55,10 +68,17 @@ def test_record(atoms):
         atoms.name = "other"
 
 
-def test_built_the_same_every_time(atoms):
-    again = getattr(molecules, atoms.name)()
-    assert np.array_equal(atoms.xyz_A, again.xyz_A)
-    assert np.array_equal(atoms.element, again.element)
+def test_files_are_what_the_script_writes(atoms, tool):
+    with np.load(Path(molecules.__file__).with_name(f"{atoms.name}.npz")) as kept:
+        built = tool.subunit(*tool.MOLECULES[atoms.name])
+        assert {key: (kept[key] == built[key]).all() for key in built} == dict.fromkeys(kept, True)
+    assert np.array_equal(atoms.xyz_A[: len(built["xyz_A"])], built["xyz_A"])
+
+
+def test_reading_takes_no_time(atoms):
+    started = time.process_time()
+    getattr(molecules, atoms.name)()
+    assert time.process_time() - started < 0.2
 
 
 def test_symmetry_and_centre(atoms):
@@ -78,18 +98,22 @@ def test_size_is_that_of_the_real_ones(atoms):
     assert np.linalg.norm(atoms.xyz_A, axis=1).max() < 78  # fits 160 Å in every orientation
 
 
-def test_membrane_holds_the_transmembrane_helices(atoms):
+def test_membrane_holds_the_transmembrane_helices(atoms, tool):
     low, high = atoms.membrane_z_A
     assert 28 < high - low < 36
-    table = {"channel": molecules.CHANNEL[3:7], "prestin": molecules.PRESTIN[2:4]}[atoms.name]
+    table = {"channel": tool.CHANNEL[3:7], "prestin": tool.PRESTIN[2:4]}[atoms.name]
     middle = np.mean([(a[2] + b[2]) / 2 for _, a, b in table])
     original = {"channel": 34.0, "prestin": 0.0}[atoms.name]
     assert abs(middle - original) < 3  # the slab is centred on the helices of the table
 
 
 def test_helices_are_right_handed_and_strands_extended():
-    helix = molecules.element("H", np.zeros(3), np.array([10.0, 20, 20]), np.array([1.0, 0, 0]))
-    strand = molecules.element("E", np.zeros(3), np.array([0.0, 0, 20]), np.array([1.0, 0, 0]))
+    helix = molecules.ideal_backbone(
+        "H", np.zeros(3), np.array([10.0, 20, 20]), np.array([1.0, 0, 0])
+    )
+    strand = molecules.ideal_backbone(
+        "E", np.zeros(3), np.array([0.0, 0, 20]), np.array([1.0, 0, 0])
+    )
     ca = np.stack([helix[i : len(helix) - 3 + i, 1] for i in range(4)], 1)
     assert np.allclose(dihedral(ca), 50.0, atol=3)  # CA dihedral of an ideal alpha helix
     assert np.allclose(dihedral(ca * [-1, 1, 1]), -50.0, atol=3)  # the test can see the hand
@@ -100,16 +124,16 @@ def test_helices_are_right_handed_and_strands_extended():
 
 @pytest.mark.parametrize("kind", ["H", "E"])
 def test_bond_lengths(kind):
-    piece = molecules.element(kind, np.zeros(3), np.array([0.0, 5, 25]), np.ones(3))
+    piece = molecules.ideal_backbone(kind, np.zeros(3), np.array([0.0, 5, 25]), np.ones(3))
     n, ca, c = piece.swapaxes(0, 1)
     for a, b, length in ((n, ca, 1.46), (ca, c, 1.52), (c[:-1], n[1:], 1.33)):
         assert np.allclose(np.linalg.norm(b - a, axis=1), length, atol=0.06)  # rounded cylinders
 
 
-@pytest.mark.parametrize("table, fold", [(molecules.CHANNEL, 4), (molecules.PRESTIN, 2)])
-def test_chain(table, fold):
+def test_chain(atoms, tool):
+    table, fold, *_ = tool.MOLECULES[atoms.name]
     turns = np.stack([turn_z(360 / fold * k) for k in range(fold)])
-    backbone, is_loop = molecules._trace(table, turns)
+    backbone, is_loop = tool.trace(table, turns)
     assert 500 <= len(backbone) <= 620 and is_loop.mean() < 0.3
     bond = np.linalg.norm(np.diff(backbone.reshape(-1, 3), axis=0), axis=1)
     assert np.quantile(bond, 0.01) > 1.1 and bond.max() < 2.0  # the chain is unbroken
@@ -118,8 +142,8 @@ def test_chain(table, fold):
     assert (hand > 0).all()  # L: looking from CB to CA, N → C turns one way; D would be negative
 
 
-@pytest.mark.parametrize("table, fold", [(molecules.CHANNEL, 4), (molecules.PRESTIN, 2)])
-def test_axes_keep_their_distance(table, fold):
+def test_axes_keep_their_distance(atoms, tool):
+    table, fold, *_ = tool.MOLECULES[atoms.name]
     lines = [(kind, np.linspace(a, b, 40)) for kind, a, b in table]
     for k in range(fold):
         for i, j in itertools.product(range(len(lines)), repeat=2):

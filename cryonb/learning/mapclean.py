@@ -208,7 +208,8 @@ def strangers(volume: Volume) -> dict[str, torch.Tensor]:
     """
     low_A, high_A = volume.membrane_z_A
     foot = np.array([41.0, 41.0, low_A])
-    helix = molecules.element("H", foot, foot + [0, 0, high_A - low_A], np.array([1.0, 0.0, 0.0]))
+    top = foot + [0, 0, high_A - low_A]
+    helix = molecules.ideal_backbone("H", foot, top, np.array([1.0, 0.0, 0.0]))
     ball = np.random.default_rng(0).normal(size=(24, 3))
     ball *= np.linspace(1, 3.5, 24)[:, None] / np.linalg.norm(ball, axis=1, keepdims=True)
     pair, radius = np.arange(18)[:, None, None] - 9, np.arange(2.0, 10)

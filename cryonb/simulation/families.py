@@ -90,7 +90,7 @@ def _place(kind: str, length: float, centre, radii, upright: bool, rng) -> np.nd
     """One element (residue, 3, 3) about a random point of the ellipsoid."""
     middle = centre + radii * _direction(rng, upright=False) * 0.85 * rng.random() ** (1 / 3)
     half = 0.5 * length * _direction(rng, upright)
-    return molecules.element(kind, middle - half, middle + half, rng.normal(size=3))
+    return molecules.ideal_backbone(kind, middle - half, middle + half, rng.normal(size=3))
 
 
 def _direction(rng: np.random.Generator, upright: bool) -> np.ndarray:
