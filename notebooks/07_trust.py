@@ -54,6 +54,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from torch.testing import assert_close
 
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers import methods
@@ -62,6 +63,7 @@ from cryonb.evaluation.metrics import mse
 from cryonb.evaluation.resolution import fsc, resolution_at
 from cryonb.learning.diffusion import SR3, sample
 from cryonb.learning.weights import load_kept, load_model
+from cryonb.physics.fourier import radial_mean
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
 from cryonb.physics.reconstruct import reconstruct_halves
@@ -149,7 +151,14 @@ alone = {
 resolved = {name: resolution_at(*found.fsc, 0.5) for name, found in alone.items()}
 columns = ["", "variation", "resemblance", "its control", "map: FSC 0.5 at (Å)", "its control (Å)"]
 rows = [
-    (name, r.energy, r.resemblance, r.control, resolved[name], resolution_at(*r.fsc_control, 0.5))
+    (
+        name,
+        r.variation,
+        r.resemblance,
+        r.control,
+        resolved[name],
+        resolution_at(*r.fsc_control, 0.5),
+    )
     for name, r in alone.items()
 ]
 say_table(columns, rows)
@@ -165,8 +174,8 @@ curves["noise itself, same poses"] = alone["template posterior"].fsc_control
 figure = plot_fsc(curves, thresholds=(0.5,), title="Maps from pure noise, against the molecule")
 
 # %% [markdown]
-# There was nothing in the images. Read each resemblance against its control: what exceeds it is drawn from
-# memory. Where a curve stands high, the map is a portrait of that memory. But look at the curve of the noise
+# There was nothing in the images. Read each resemblance against its control: what exceeds it was put there by
+# the denoiser. Where a curve stands high, the map is a portrait of what it knows. But look at the curve of the noise
 # itself, too: choosing poses is enough to make noise look like the molecule at low resolution. (A ragged curve
 # crosses 0.5 more than once, so trust the figure more than the column in Å; `inf` means that it never rises
 # above 0.5.) The mean (one step) is tame, because it answers doubt with a blur; a *sample* must always show a
@@ -185,7 +194,7 @@ figure = plot_fsc(curves, thresholds=(0.5,), title="Maps from pure noise, agains
 poses = data.test.clean.rotations[:n]
 
 
-def promise_gap(first, second):
+def fsc_gap(first, second):
     """Frequencies, and what the FSC of half maps shows beyond what the truth justifies.
 
     The first denoiser is given half set 1, every second image, and the second half set 2.
@@ -199,23 +208,23 @@ def promise_gap(first, second):
 
 
 both = {"raw images": lambda images: images} | denoisers
-gaps = {name: promise_gap(denoise, denoise) for name, denoise in both.items()}
+gaps = {name: fsc_gap(denoise, denoise) for name, denoise in both.items()}
 
-# %% mystnb={"image": {"alt": "Gap between what half maps promise and what is true, by frequency"}}
+# %% mystnb={"image": {"alt": "Gap between what half maps predict and what is true, by frequency"}}
 labels = {"x": "spatial frequency (1/Å)", "y": "FSC of halves − justified"}
-figure = plot_lines(gaps, title="What half maps promise and do not keep", **labels)
+figure = plot_lines(gaps, title="FSC of half maps beyond what the truth justifies", **labels)
 invented = {name: float(gap[1:].mean()) for name, (_, gap) in gaps.items()}
 say_table(["", "mean gap"], invented.items())
 
 # %% [markdown]
-# For raw images the gap scatters about zero: they keep their promise. (How widely it scatters depends on the
+# For raw images the gap scatters about zero: what they predict is true. (How widely it scatters depends on the
 # number of images.) For the denoisers the gap need not grow with knowledge: the linear filter treats every
 # image with the same matrix, and what that distorts repeats in both halves. Nor does a small gap acquit a
 # denoiser. The template posterior knows this very molecule, so what it makes up happens to be true here; of any
 # other molecule it would not be.
 #
 # **The remedy, and how far it reaches.** Give each half set a denoiser of its own. We train two U-Nets
-# separately, on disjoint halves of the training particles, and split the memory of the template posterior in
+# separately, on disjoint halves of the training particles, and split the images of the template posterior in
 # the same way. Then the half maps share nothing: no particle, no noise, no network. All they have in common is
 # the molecule that both denoisers were taught.
 
@@ -230,11 +239,13 @@ for k, share in enumerate((slice(0, n_train // 2), slice(n_train // 2, None))):
     recall = partial(methods.recalled, image_templates(stacks[0]), sigma=sigma)
     apart["template posterior"].append(recall)
 for name, (first, second) in apart.items():
-    gaps[f"{name}, one for both"] = promise_gap(first, first)
-    gaps[f"{name}, one for each"] = promise_gap(first, second)
+    gaps[f"{name}, one for both"] = fsc_gap(first, first)
+    gaps[f"{name}, one for each"] = fsc_gap(first, second)
 
 # %% mystnb={"image": {"alt": "The gap of half maps for one denoiser of both half sets, and for one denoiser of each"}}
-split = {name: gaps[name] for name in gaps if "one for" in name} | {"raw images": gaps["raw images"]}  # fmt: skip
+split = {name: gaps[name] for name in gaps if "one for" in name} | {
+    "raw images": gaps["raw images"]
+}
 figure = plot_lines(split, title="One denoiser for both half sets, or one for each", **labels)
 invented |= {name: float(gap[1:].mean()) for name, (_, gap) in split.items()}
 say_table(["", "mean gap"], [(name, invented[name]) for name in split])
@@ -253,26 +264,26 @@ say_table(["", "mean gap"], [(name, invented[name]) for name in split])
 
 # %% mystnb={"image": {"alt": "Particles of a molecule that the denoisers do not know: noisy, denoised by each, clean"}}
 other_source = "channel" if other_source == source else other_source
-stranger = load_volume(other_source, box_size, pixel_size_A)
+unknown = load_volume(other_source, box_size, pixel_size_A)
 generator = torch.Generator().manual_seed(seed + 1)
-truth = project(stranger.map / clean_scale(stranger), random_rotations(n, generator))
+truth = project(unknown.map / clean_scale(unknown), random_rotations(n, generator))
 given = truth + sigma * torch.randn(truth.shape, generator=generator)
-pulls = {
-    name: audit.pull(denoise, given, truth, molecule, symmetry)
+bias = {
+    name: audit.model_bias(denoise, given, truth, molecule, symmetry)
     for name, denoise in denoisers.items()
 }
 columns = ["", "with the truth", "with the known molecule", "truth with the known"]
-say_table(columns, [(name, p.with_truth, p.with_known, p.control) for name, p in pulls.items()])
-strips = {"noisy": given} | {name: found.images for name, found in pulls.items()}
+say_table(columns, [(name, p.with_truth, p.with_known, p.control) for name, p in bias.items()])
+strips = {"noisy": given} | {name: found.images for name, found in bias.items()}
 figure = show_denoised(
     strips | {"clean": truth}, title=f"{other_source}, denoised by those who know {source}"
 )
 
 # %% [markdown]
 # Compare the second column with the third. If the output resembles the known molecule more than the truth
-# itself does, the denoiser has pulled it there. Part of this is mere blur, which makes things alike: the row of
+# itself does, the denoiser has biased it: **model bias**. Part of this is mere blur, which makes things alike: the row of
 # the linear filter shows how much. And compare the second column with the first: where it is larger, the output
-# looks more like the molecule in memory than like the one in the image.
+# looks more like the molecule it knows than like the one in the image.
 #
 # **See for yourself.** If you run this notebook, the next cell is a test bench: choose a molecule, or nothing
 # at all, an SNR and the number of sampler steps, and a fresh particle is denoised. (On a saved page there is no
@@ -285,10 +296,10 @@ cases = {source: clean, other_source: truth, "nothing": torch.zeros_like(clean)}
 
 def bench(molecule, snr, steps, particle):
     """Frames, one a step of the sampler: noisy particle, guess and truth, and their labels."""
-    y, level = cases[molecule][particle], snr**-0.5
+    y, sigma = cases[molecule][particle], snr**-0.5
     draw = torch.Generator().manual_seed(particle)
-    x = y + level * torch.randn(y.shape, generator=draw)
-    guesses = [step.clean[0] for step in sample(network, x[None], level, steps, generator=draw)]
+    x = y + sigma * torch.randn(y.shape, generator=draw)
+    guesses = [step.clean[0] for step in sample(network, x[None], sigma, steps, generator=draw)]
     labels = [f"step {k + 1}: MSE {(g - y).square().mean():.2f}" for k, g in enumerate(guesses)]
     return [torch.cat([x / x.std(), guess, y], 1) for guess in guesses], labels
 
@@ -309,24 +320,42 @@ live_viewer(bench, controls, title="noisy | denoised | truth", limits=grey_limit
 #
 # **Question.** A biologist's question: one quarter of the molecule is missing. Would you notice?
 #
-# We cut away all density in one quadrant around the axis, denoise, and measure how much of the missing density
-# is drawn all the same: the projection of the error on the missing density, which is 0 for an honest denoiser
-# and 1 for one that completes the molecule.
+# We cut away all density in one quadrant around the axis. Projection is linear, so a particle of what is left,
+# $y$, lacks exactly the projection $q$ of what was taken. Denoise $y$ with noise, and see how much of $q$ is in
+# the error, over all particles:
+#
+# $$ s = \frac{\sum \langle f(y + \sigma n) - y,\; q\rangle}{\sum \lVert q \rVert^2}, $$
+#
+# which is 0 for an honest denoiser, and 1 for one that completes the molecule.
 
-# %% mystnb={"image": {"alt": "Particles that lack one quarter, denoised by each denoiser; below them the whole molecule, and the particles as they really are"}}
+# %%
 axis = torch.arange(box_size) - box_size // 2
 away = torch.sigmoid(axis / 1.0)  # a soft step, one pixel wide
-part = molecule * (1 - away[:, None] * away)  # the quadrant x > 0, y > 0
-share, strips = {}, {}
-for name, denoise in denoisers.items():
-    strips[name], cut, share[name] = audit.restored(denoise, molecule, part, poses, sigma, seed)
+quarter = molecule * (away[:, None] * away)  # the quadrant x > 0, y > 0
+cut, missing = project(torch.stack([molecule - quarter, quarter]), poses)  # two (n, y, x)
+
+
+def share_drawn(denoise, sigma, n=None):
+    """Images of the first n particles that lack a quarter, and the share of it that is drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    images = denoise(cut[:n] + sigma * torch.randn(cut[:n].shape, generator=generator))
+    drawn = ((images - cut[:n]) * missing[:n]).sum() / missing[:n].square().sum()
+    return images, float(drawn)
+
+
+assert abs(share_drawn(lambda x: cut, sigma)[1]) < 1e-6  # honest
+assert abs(share_drawn(lambda x: cut + missing, sigma)[1] - 1) < 1e-4  # completes all
+
+# %% mystnb={"image": {"alt": "Particles that lack one quarter, denoised by each denoiser; below them the whole molecule, and the particles as they really are"}}
+found = {name: share_drawn(denoise, sigma) for name, denoise in denoisers.items()}
+strips, share = ({name: pair[i] for name, pair in found.items()} for i in (0, 1))
 say_table(["", "share of the missing density that was drawn"], share.items())
 figure = show_denoised(strips | {"whole": clean, "clean": cut}, title="One quarter is missing")
 
 # %% [markdown]
 # Compare the last two rows of the figure: the whole molecule, and (`clean`) what was really there. Which of
 # them does each denoiser resemble? The linear filter is the control in the table: it knows no quarters, and yet
-# its blur fills the hole from both sides. What the others draw beyond that, they complete from memory.
+# its blur fills the hole from both sides. What the others draw beyond that, they complete from what they know.
 #
 # ## 5. Detail that returns
 #
@@ -348,9 +377,9 @@ columns = ["", "beyond the cutoff: with what was removed", "with what was given"
 say_table(columns, [(name, *found.beyond) for name, found in back.items()])
 
 # %% [markdown]
-# Right of the dashed line all correlation with the true detail is memory (but for the first shell or two, into
+# Right of the dashed line all correlation with the true detail comes from what the denoiser knows (but for the first shell or two, into
 # which the coarse shape spills over; the linear filter shows how far). Is that bad? If the molecule in the
-# image *is* the one in memory, the detail is right, as a textbook is right. But it is no evidence.
+# image *is* the one it was trained on, the detail is right, as a textbook is right. But it is no evidence.
 #
 # ## 6. Error bars
 #
@@ -371,9 +400,28 @@ for k in range(samples):
     rotations = pose_of(directions, exact.drawn_index[k], exact.drawn_psi_deg[k])
     drawn["exact posterior"].append(project(molecule, rotations))
     drawn["SR3"].append(methods.one_step(network, noisy, sigma, steps, seed + k))
+drawn = {name: torch.stack(images) for name, images in drawn.items()}  # (K, n, y, x)
+
+# %% [markdown]
+# All three can be read off in a few lines. Count, in each pixel of the particle, how many samples lie below the
+# truth: that is its rank. The shares of the ranks 1 to $K-1$ add up to the coverage.
+
+# %%
 inside = projected_mask(data.mask, poses)
-drawn = {name: torch.stack(images) for name, images in drawn.items()}
+
+
+def spread_coverage_ranks(samples):
+    """E|s1 - s2|^2 / E|s - y|^2, share of truths among the samples, share of each rank."""
+    rank = (samples < clean).sum(0)[inside]
+    ranks = torch.bincount(rank, minlength=len(samples) + 1) / len(rank)
+    apart = (samples[1:] - samples[:-1]).square().mean() / (samples - clean).square().mean()
+    return apart, ranks[1:-1].sum(), ranks
+
+
 judged = {name: audit.calibration(images, clean, inside) for name, images in drawn.items()}
+for name, mine in {name: spread_coverage_ranks(images) for name, images in drawn.items()}.items():
+    theirs = torch.tensor(judged[name].between_to_truth), judged[name].coverage[0]
+    assert_close(mine, (*theirs, judged[name].ranks), rtol=1e-4, atol=1e-5)
 columns = ["", "between samples ÷ to the truth", "truth among the samples", "should be"]
 rows = [(n, j.between_to_truth, j.coverage[0], j.nominal[0]) for n, j in judged.items()]
 say_table(columns, rows)
@@ -418,11 +466,20 @@ plt.show()
 
 # %% mystnb={"image": {"alt": "Squared error against power of fine detail between mean and sample"}}
 amounts, shown = np.linspace(0, 1, 6), {}
-fine = audit.power_to_truth(clean, clean).numel() * 2 * pixel_size_A / cutoff_A
+
+
+def fine_power(images):
+    """Power of detail finer than `cutoff_A`, mean over its rings, divided by the truth's."""
+    power = [torch.fft.rfft2(x.double()).abs().square().mean(0) for x in (images, clean)]
+    first = int(box_size * pixel_size_A / cutoff_A)  # ring
+    ours, true = (radial_mean(p, box_size, dims=2)[first:] for p in power)
+    return (ours / true).mean()
+
+
 for name, mean in {"exact posterior": exact.mean, "SR3": denoisers["SR3, one step"](noisy)}.items():
     between = [mean + float(a) * (drawn[name][0] - mean) for a in amounts]
-    power = [audit.power_to_truth(images, clean)[int(fine) :].mean() for images in between]
-    shown[name] = torch.tensor(power), [float(mse(images, clean).mean()) for images in between]
+    power = torch.tensor([fine_power(images) for images in between])
+    shown[name] = power, [float(mse(images, clean).mean()) for images in between]
 labels = {"x": "power of fine detail ÷ the truth's", "y": "mean squared error"}
 figure = plot_lines(shown, title="From the mean (left) to a sample (right)", **labels)
 
@@ -465,7 +522,7 @@ figure = plot_lines(shown, title="From the mean (left) to a sample (right)", **l
 # %%
 shy = lambda images: 0.2 * denoisers["template posterior"](images)  # noqa: E731
 found = audit.noise_only(shy, molecule, sigma, n, symmetry=symmetry, seed=seed)
-print(f"variation {found.energy:.3f}, resemblance {found.resemblance:.2f}")
+print(f"variation {found.variation:.3f}, resemblance {found.resemblance:.2f}")
 
 # %% [markdown]
 # The variation fell to a twenty-fifth ($0.2^2$), the resemblance did not fall at all: correlations do not care
@@ -485,15 +542,14 @@ print(f"variation {found.energy:.3f}, resemblance {found.resemblance:.2f}")
 # ````
 
 # %%
-memory = methods.memory(data, n)[1]
+remembered = methods.memory(data, n)[1]
 for ratio in (1.0, 0.1, 0.03):
-    level = ratio**-0.5
-    recall = partial(methods.recalled, memory, sigma=level)
-    value = audit.restored(recall, molecule, part, poses[:32], level, seed)[2]
+    recall = partial(methods.recalled, remembered, sigma=ratio**-0.5)
+    value = share_drawn(recall, ratio**-0.5, 32)[1]
     print(f"SNR {ratio:g}: {value:.2f} of the missing density is drawn")
 
 # %% [markdown]
-# Most of it is drawn at *every* SNR: a memory that does not contain the case cannot see it, however good the
+# Most of it is drawn at *every* SNR: a set of training images without the case cannot show it, however good the
 # image. At low SNR the share can even be smaller, but not from honesty: in doubt about the pose, the mean blurs
 # everything it draws. More signal helps a denoiser only where its knowledge leaves room for what is there.
 #
@@ -555,7 +611,7 @@ for name, denoise in (harmless | {"SR3, one step": denoisers["SR3, one step"]}).
 #
 # - A denoiser answers from the image and from what it knows. Only a control tells you which.
 # - Outputs that look like particles prove nothing: pure noise gives them, too.
-# - Half maps that share a network promise more than they keep.
+# - Half maps that share a network agree better than either agrees with the truth.
 # - Use denoised particles to look and to pick; reconstruct from the raw ones.
 #
 # **Next**: `08_experiments` asks when a difference between two methods is more than luck.
@@ -567,16 +623,19 @@ for name, denoise in (harmless | {"SR3, one step": denoisers["SR3, one step"]}).
 # %%
 results = {}
 for name in denoisers:
-    results |= {f"{name}: noise variation": alone[name].energy}
+    results |= {f"{name}: noise variation": alone[name].variation}
     results |= {f"{name}: noise resemblance": alone[name].resemblance}
     results |= {f"{name}: noise control": alone[name].control, f"{name}: gap": invented[name]}
-    results |= {f"{name}: pull": pulls[name].with_known, f"{name}: truth": pulls[name].with_truth}
+    results |= {
+        f"{name}: with known": bias[name].with_known,
+        f"{name}: truth": bias[name].with_truth,
+    }
     results |= {
         f"{name}: missing part drawn": share[name],
         f"{name}: returned": back[name].beyond[0],
     }
 results |= {f"{name}: gap": invented[name] for name in split}
-results |= {"pull control": pulls[name].control}
+results |= {"truth with known": bias[name].control}
 results |= {f"{name}: spread": found.between_to_truth for name, found in judged.items()}
 results |= {f"{name}: coverage": float(found.coverage[0]) for name, found in judged.items()}
 (run_dir / "results").mkdir(parents=True, exist_ok=True)

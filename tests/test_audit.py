@@ -14,11 +14,9 @@ from cryonb.evaluation.audit import (
     best_match,
     calibration,
     correlation,
+    model_bias,
     noise_only,
-    power_to_truth,
-    pull,
     reappearance,
-    restored,
     shuffled,
 )
 from cryonb.physics.geometry import angular_distance_deg, random_rotations
@@ -62,45 +60,33 @@ def test_a_projection_matches_itself_in_its_pose(molecule, views):
 def test_shuffled_keeps_the_power_and_nothing_else(views):
     images = views[1]
     other = shuffled(images, torch.Generator().manual_seed(0))
-    power = power_to_truth(other, images)
-    assert_close(power[1:11], torch.ones(10).double(), rtol=1e-3, atol=0)
+    before, after = (torch.fft.rfft2(x).abs() for x in (images, other))
+    assert_close(after[:, :, 1:-1], before[:, :, 1:-1], rtol=1e-2, atol=0.1)
     assert correlation(images, other).abs().mean() < 0.4
 
 
 def test_molecules_from_noise_are_found(molecule, liar):
     options = {"pixel_size_A": PIXEL, "spacing_deg": 10.0}
     found = noise_only(liar, molecule, 2.0, 40, **options)
-    assert found.energy == pytest.approx(1, rel=0.2)
+    assert found.variation == pytest.approx(1, rel=0.2)
     assert found.resemblance > 0.9 and found.resemblance > found.control + 0.05
     assert found.fsc[1][1:6].min() > 0.9 > found.fsc_control[1][1:6].mean()
     honest = noise_only(lambda noisy: 0.01 * noisy, molecule, 2.0, 40, **options)
-    assert honest.energy < 0.01
+    assert honest.variation < 0.01
     assert abs(honest.resemblance - honest.control) < 0.05
     # In poses chosen on the noise, the noise itself averages to the molecule: "Einstein".
     assert_close(honest.fsc[1], honest.fsc_control[1])
     assert honest.fsc_control[1][1:4].mean() > 0.3
 
 
-def test_a_pull_to_the_known_molecule_is_found(molecule, liar):
+def test_a_bias_to_the_known_molecule_is_found(molecule, liar):
     other = unit(phantom(BOX, seed=7, width=1.6).float())
     clean = project(other, random_rotations(40, torch.Generator().manual_seed(1)))
-    lies = pull(liar, clean, clean, molecule, spacing_deg=10.0)
+    lies = model_bias(liar, clean, clean, molecule, spacing_deg=10.0)
     assert lies.with_known > 0.9 > lies.with_truth + 0.1
-    honest = pull(lambda noisy: noisy, clean, clean, molecule, spacing_deg=10.0)
+    honest = model_bias(lambda noisy: noisy, clean, clean, molecule, spacing_deg=10.0)
     assert honest.with_truth == pytest.approx(1)
     assert honest.with_known == pytest.approx(honest.control)
-
-
-def test_a_part_that_is_put_back_is_found(molecule, views):
-    part = molecule.clone()
-    part[:, :, BOX // 2 :] = 0
-    rotations, whole = views
-    images, clean, share = restored(lambda noisy: whole, molecule, part, rotations, 1.0)
-    assert share == pytest.approx(1, abs=1e-3) and torch.equal(images, whole)
-    assert_close(clean, project(part, rotations), rtol=0, atol=1e-4)
-    honest = restored(lambda noisy: noisy, molecule, part, rotations, 0.1)[2]
-    assert abs(honest) < 0.05
-    assert restored(lambda noisy: 0 * noisy, molecule, part, rotations, 0.1)[2] < 0.1
 
 
 def test_detail_that_returns_is_found(views):

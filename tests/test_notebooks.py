@@ -189,7 +189,7 @@ def test_smoke_07_provokes(smoke):
     memory, linear = "template posterior", "best linear filter"
     assert r[f"{memory}: noise resemblance"] > r[f"{memory}: noise control"] + 0.04
     assert r[f"{memory}: noise variation"] > 1.5 * r[f"{linear}: noise variation"]
-    assert r[f"{memory}: pull"] > r["pull control"] + 0.02
+    assert r[f"{memory}: with known"] > r["truth with known"] + 0.02
     assert r[f"{memory}: missing part drawn"] > 0.5
     assert r[f"{memory}: returned"] > r[f"{linear}: returned"]
     each, shared = (r[f"{memory}, one for {whom}: gap"] for whom in ("each", "both"))

@@ -1,27 +1,27 @@
 """What a denoiser invents, measured: tests that need no trust in the denoiser.
 
 A denoiser is any function from noisy particles (n, y, x) to clean ones. Every test has a control
-beside its number. `cryonb audit` runs them all on weights or on anybody's function. Introduced in:
-07_trust.
+beside its number; `audit` gathers them into rows with a verdict. Introduced in: 07_trust.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from cryonb.evaluation.metrics import correlation, mse
-from cryonb.evaluation.resolution import frc, fsc
-from cryonb.physics.fourier import radial_mean, randomise_phases
+from cryonb.evaluation.resolution import frc, fsc, resolution_at
+from cryonb.physics.fourier import randomise_phases
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
 from cryonb.physics.reconstruct import reconstruct
 from cryonb.poses.steerable import analyse, energy, products_over_turns
 from cryonb.poses.templates import Templates, pose_of, volume_templates
 
+CUTOFF_A = 20.0  # beyond which `audit` makes phases random
 Denoiser = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -58,12 +58,11 @@ def shuffled(
     return torch.stack([randomise_phases(image, first_shell, generator) for image in images])
 
 
-@dataclass(frozen=True)
-class NoiseOnly:
+class NoiseOnly(NamedTuple):
     """What came out of pure noise, see `noise_only`."""
 
     images: torch.Tensor
-    energy: float
+    variation: float
     resemblance: float
     control: float
     fsc: tuple[torch.Tensor, torch.Tensor]
@@ -81,25 +80,16 @@ def noise_only(
     spacing_deg: float = 6.0,
     seed: int = 0,
 ) -> NoiseOnly:
-    """Denoise white noise with no particle in it, and look for the molecule in the result.
+    """Denoise n images of white noise with no particle in them, and look for the molecule.
 
-    Poses are those at which the outputs resemble the molecule most. The outputs are reconstructed
-    with them, and so is the noise itself: that control shows what choosing poses alone makes of
-    noise (Henderson 2013, "Einstein from noise").
-
-    Parameters
-    ----------
-    denoise : callable (n, y, x) -> (n, y, x)
-    volume : Tensor (z, y, x)
-        What the denoiser was trained on, clean projections of unit variance.
-    sigma : float
-    n : int
-        Images of noise.
+    Poses are those at which the outputs resemble `volume` (z, y, x) most, which the denoiser was
+    trained on. The outputs are reconstructed with them, and so is the noise itself: that control
+    shows what choosing poses alone makes of noise (Henderson 2013, "Einstein from noise").
 
     Returns
     -------
     NoiseOnly
-        `energy`: variance of the outputs about their mean image, divided by that of as many
+        `variation`: variance of the outputs about their mean image, divided by that of as many
         projections. `resemblance`: mean correlation with the most similar projection; `control`:
         the same if what differs between the outputs gets random phases. `fsc`, `fsc_control`: of
         the reconstructions from outputs, and from the noise in the same poses, with the molecule.
@@ -117,13 +107,12 @@ def noise_only(
         float(images.var(0).mean() / views.var(0).mean()),
         float(resemblance.mean()),
         float(control.mean()),
-        *(fsc(map, volume, pixel_size_A) for map in maps),
+        *(fsc(v, volume, pixel_size_A) for v in maps),
     )
 
 
-@dataclass(frozen=True)
-class Pull:
-    """How far outputs are pulled to what the denoiser knows: mean correlations, see `pull`."""
+class ModelBias(NamedTuple):
+    """Mean correlations of outputs with the truth and with what is known, see `model_bias`."""
 
     images: torch.Tensor
     with_truth: float
@@ -131,31 +120,24 @@ class Pull:
     control: float
 
 
-def pull(
+def model_bias(
     denoise: Denoiser,
     noisy: torch.Tensor,
     clean: torch.Tensor,
     volume: torch.Tensor,
     symmetry: str = "C1",
     spacing_deg: float = 6.0,
-) -> Pull:
-    """Denoise particles of a molecule that the denoiser does not know.
-
-    Parameters
-    ----------
-    noisy, clean : Tensor (n, y, x)
-        Particles of another molecule.
-    volume : Tensor (z, y, x)
-        The molecule that it was trained on.
+) -> ModelBias:
+    """Denoise particles (n, y, x) of another molecule than `volume`, which the denoiser knows.
 
     Returns
     -------
-    Pull
+    ModelBias
         Of the outputs, `with_truth` and `with_known`, the most similar projection of the known
         molecule; `control`: of the truth itself with its most similar projection of the known.
     """
     templates, images = volume_templates(volume, spacing_deg, symmetry), denoise(noisy)
-    return Pull(
+    return ModelBias(
         images,
         float(correlation(images, clean).mean()),
         float(best_match(images, volume, templates)[0].mean()),
@@ -163,42 +145,8 @@ def pull(
     )
 
 
-def restored(
-    denoise: Denoiser,
-    whole: torch.Tensor,
-    part: torch.Tensor,
-    rotations: torch.Tensor,
-    sigma: float,
-    seed: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Denoise particles of a molecule with something missing; see how much of it is put back.
-
-    Parameters
-    ----------
-    whole, part : Tensor (z, y, x)
-        The molecule that the denoiser knows, and what is left of it.
-    rotations : Tensor (n, 3, 3)
-    sigma : float
-        White noise that is added.
-
-    Returns
-    -------
-    images, clean : Tensor (n, y, x)
-        Outputs, and the true projections of `part`.
-    share : float
-        ``sum <output - clean, missing> / sum |missing|^2`` over all particles, `missing` being the
-        projections of what was taken away: 0 for an honest denoiser, 1 if all of it is drawn.
-    """
-    clean, missing = project(torch.stack([part, whole - part]), rotations)
-    generator = torch.Generator().manual_seed(seed)
-    images = denoise(clean + sigma * torch.randn(clean.shape, generator=generator))
-    share = ((images - clean) * missing).sum() / missing.square().sum()
-    return images, clean, float(share)
-
-
-@dataclass(frozen=True)
-class Reappearance:
-    """Signal that was taken away and came back, by frequency, see `reappearance`."""
+class Reappearance(NamedTuple):
+    """Detail that was taken away and came back, by frequency, see `reappearance`."""
 
     frequency_per_A: torch.Tensor
     with_removed: torch.Tensor
@@ -220,18 +168,10 @@ def reappearance(
     cutoff_A: float,
     seed: int = 0,
 ) -> Reappearance:
-    """Give particles whose phases are random beyond a resolution; see whether the detail is back.
+    """Give particles whose phases are random beyond `cutoff_A` (Å); see whether the detail is back.
 
-    Beyond `cutoff_A` nothing of the molecule is left in the input. What correlates there with the
-    particle as it was comes from memory (after Chen et al. 2013).
-
-    Parameters
-    ----------
-    clean : Tensor (n, y, x)
-    sigma : float
-        White noise that is added.
-    cutoff_A : float
-        In Å; coarser detail stays.
+    Beyond it nothing of the molecule is left in the input. What correlates there with the particle
+    as it was, `clean` (n, y, x), is the denoiser's knowledge (after Chen et al. 2013).
 
     Returns
     -------
@@ -244,16 +184,11 @@ def reappearance(
     given = shuffled(clean, generator, shell)
     images = denoise(given + sigma * torch.randn(clean.shape, generator=generator))
     frequency, removed = frc(images, clean, pixel_size_A)
-    return Reappearance(
-        frequency,
-        removed.mean(0),
-        frc(images, given, pixel_size_A)[1].mean(0),
-        shell / (clean.shape[-1] * pixel_size_A),
-    )
+    kept = frc(images, given, pixel_size_A)[1].mean(0)
+    return Reappearance(frequency, removed.mean(0), kept, shell / (clean.shape[-1] * pixel_size_A))
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """Whether posterior samples spread as the truth does, see `calibration`.
 
     Attributes
@@ -293,11 +228,82 @@ def calibration(samples: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor) 
     return Calibration(float(pairs / to_truth), nominal, covered, ranks)
 
 
-def power_to_truth(images: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """Mean power of images (n, y, x) by ring, divided by that of the truth: (y // 2 + 1,)."""
-    box = images.shape[-1]
-    power = [
-        radial_mean(torch.fft.rfft2(x.double()).abs().square(), box, dims=2).mean(0)
-        for x in (images, clean)
+class Row(NamedTuple):
+    """A line of the audit: the question, what was found, what a control gives, the outcome."""
+
+    test: str
+    found: str
+    control: str
+    passed: bool
+
+
+def audit(
+    denoise: Denoiser,
+    volume: torch.Tensor,
+    clean: torch.Tensor,
+    unknown: tuple[torch.Tensor, torch.Tensor],
+    sigma: float,
+    pixel_size_A: float,
+    symmetry: str,
+    seed: int = 0,
+) -> list[Row]:
+    """Run the tests that any denoiser can take.
+
+    Parameters
+    ----------
+    volume : Tensor (z, y, x)
+        The molecule that the denoiser knows, its clean projections of unit variance.
+    clean : Tensor (n, y, x)
+        Particles of it.
+    unknown : (Tensor (n, y, x), Tensor (n, y, x))
+        Particles of another molecule, noisy and clean.
+    sigma : float
+        Standard deviation of the white noise.
+    """
+    options = {"symmetry": symmetry, "pixel_size_A": pixel_size_A, "seed": seed}
+    noise = noise_only(denoise, volume, sigma, len(clean), **options)
+    fall_A, fall_control_A = (resolution_at(*c, 0.5) for c in (noise.fsc, noise.fsc_control))
+    bias = model_bias(denoise, *unknown, volume, symmetry)
+    back = reappearance(denoise, clean, sigma, pixel_size_A, CUTOFF_A, seed)
+    removed, given = back.beyond
+    return [
+        Row(
+            "noise alone: like the molecule?",
+            f"outputs vary {noise.variation:.2f} times as much as particles, resemblance "
+            f"{noise.resemblance:.2f}",
+            f"resemblance {noise.control:.2f} with random phases",
+            noise.variation < 0.1 and noise.resemblance < noise.control + 0.05,
+        ),
+        Row(
+            "noise alone: a map of the molecule?",
+            f"FSC with the molecule falls to 0.5 at {fall_A:.0f} Å",
+            f"{fall_control_A:.0f} Å from the noise itself in the same poses (inf: never above)",
+            fall_A >= 0.9 * fall_control_A,
+        ),
+        Row(
+            "another molecule: drawn like the known one?",
+            f"correlation {bias.with_truth:.2f} with the truth, {bias.with_known:.2f} with the "
+            "known molecule",
+            f"the truth itself: {bias.control:.2f} with the known molecule",
+            bias.with_known < max(bias.with_truth, bias.control + 0.05),
+        ),
+        Row(
+            f"detail beyond {CUTOFF_A:g} Å taken away: does it return?",
+            f"correlation {removed:.2f} with what was taken away",
+            f"{given:.2f} with what was given",
+            removed < 0.1 or removed < given,
+        ),
     ]
-    return power[0] / power[1]
+
+
+def audit_samples(samples: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor) -> Row:
+    """Calibration as a line of the audit; arguments as in `calibration`."""
+    found = calibration(samples, clean, mask)
+    nominal, covered = float(found.nominal[0]), float(found.coverage[0])
+    return Row(
+        "samples: as far apart as from the truth?",
+        f"distance between them ÷ to the truth {found.between_to_truth:.2f}; the truth lies among "
+        f"{len(samples)} samples in {covered:.0%} of the pixels",
+        f"exact sampler: 1 and {nominal:.0%}",
+        found.between_to_truth > 0.8 and covered > nominal - 0.1,
+    )
