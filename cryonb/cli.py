@@ -1,30 +1,34 @@
-"""The command line: ``cryonb run``, ``check``, ``fetch``, ``train``, ``denoise`` and others.
+"""The command line: one function for each subcommand, its help from signature and docstring.
 
-A subcommand is a function that adds its arguments to a parser and sets ``call``, the function that
-takes the parsed arguments and returns an exit code. What it needs is imported when it is called.
+What a command needs is imported when it is called, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
-import importlib
 import signal
 import sys
-from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
 
-# Subcommands whose module reads its own arguments: name -> (module of cryonb, function, help).
-DELEGATED = {
-    "sweep": ("running.sweep", "sweep_main", "run an experiment, here or on a cluster"),
-    "results": ("running.experiment", "results_main", "gather a sweep's results into one table"),
-    "fetch": ("data.fetch", "fetch_main", "get real data by name, and print its path"),
-    "train": ("learning.pretrain", "train_main", "train the weights that come with cryonb"),
-    "denoise": ("commands.denoise", "denoise_main", "denoise particles of a STAR file or stack"),
-    "reconstruct": ("commands.tools", "reconstruct_main", "make a map from a particle STAR file"),
-    "audit": ("commands.report", "audit_main", "what a denoiser invents: a report with verdicts"),
-    "clean": ("commands.tools", "clean_main", "take noise and detergent out of a map"),
-    "fsc": ("commands.tools", "fsc_main", "resolution of half maps, or against a reference"),
-}
+from cyclopts import App, CycloptsError, Parameter
+
+from cryonb import __version__
+from cryonb.base.options import DenoiseOptions, TrainOptions
+
+Flag = Annotated[bool, Parameter(negative="")]  # --force, without a --no-force
+Pairs = list[tuple[str, str]] | None  # -p NAME VALUE, as often as needed
+Settings = Annotated[Pairs, Parameter(("--set", "-p"), negative="", allow_leading_hyphen=True)]
+
+app = App(
+    "cryonb",
+    help="Denoise single-particle cryo-EM images, run the notebooks that teach it.",
+    help_epilogue="Every command takes --debug: show the whole traceback of an error.",
+    help_format="plaintext",
+    version=__version__,
+    default_parameter=Parameter(negative_none=""),
+    suppress_keyboard_interrupt=False,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,17 +44,17 @@ def main(argv: list[str] | None = None) -> int:
     int
         Exit code.
     """
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in DELEGATED:
-        parser.error(f"unknown argument: {' '.join(rest)}")
+    words = sys.argv[1:] if argv is None else argv
+    given = [word for word in words if word != "--debug"]
+    quiet = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
     try:
-        return args.call(rest if args.command in DELEGATED else args) or 0
+        code = app(given, **quiet)
+        return (code or 0) if given else 2  # no command at all: the help is shown
     except KeyboardInterrupt:
         print("cryonb: stopped; run the same command again to go on", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
-        if args.debug:
+    except (CycloptsError, ValueError, OSError) as error:
+        if "--debug" in words:
             raise
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         hint = "; free some space and run the same command again" if full else ""
@@ -58,71 +62,62 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    debug = argparse.ArgumentParser(add_help=False)
-    debug.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the whole traceback"
-    )
-    parser = argparse.ArgumentParser(prog="cryonb", description=__doc__.splitlines()[0])
-    parser.set_defaults(debug=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    _add_run(commands.add_parser("run", parents=[debug], help="run the notebooks in order"))
-    check = commands.add_parser(
-        "check", parents=[debug], help="is this machine ready, and how fast?"
-    )
-    check.add_argument(
-        "--fast", action="store_true", help="without the ten seconds that measure its speed"
-    )
-    check.set_defaults(call=_check)
-    for name, (module, function, text) in DELEGATED.items():
-        command = commands.add_parser(name, help=text, add_help=False)
-        command.set_defaults(call=partial(_delegate, f"cryonb.{module}", function))
-    return parser
+@app.command
+def run(
+    *notebook: str,
+    profile: str = "quick",
+    run_dir: Path | None = None,
+    given: Settings = None,
+    notebooks: Path | None = None,
+    cell_timeout: float | None = None,
+    force: Flag = False,
+    allow_cpu: Flag = False,
+) -> int:
+    """Run the notebooks in order; what is finished and unchanged is skipped.
 
-
-def _delegate(module: str, function: str, rest: list[str]) -> int | None:
-    return getattr(importlib.import_module(module), function)(rest)
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("notebook", nargs="*", help="name, number or path; default: all of them")
-    add("--profile", default="quick", help="size of the run, see notebooks/profiles.yml")
-    add("--run-dir", help="run folder (default runs/PROFILE)")
-    add(
-        "-p",
-        "--set",
-        dest="given",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter of all notebooks that have it, or of one: 02_train_sr3.steps",
-    )
-    add("--notebooks", help="folder of the notebooks (default ./notebooks)")
-    add("--cell-timeout", type=float, metavar="S", help="longest time for one cell, in seconds")
-    add("--force", action="store_true", help="run again, even in a folder of another configuration")
-    add("--allow-cpu", action="store_true", help="run a profile that needs a GPU without one")
-    parser.set_defaults(call=_run)
-
-
-def _run(args) -> int:
-    from cryonb.running.runner import run
+    Parameters
+    ----------
+    notebook
+        Name, number or path; by default all of them.
+    profile
+        Size of the run, see notebooks/profiles.yml.
+    run_dir
+        Run folder, by default runs/PROFILE.
+    given
+        NAME VALUE: a parameter of all notebooks that have it, or of one: 02_train_sr3.steps 4.
+    notebooks
+        Folder of the notebooks, by default ./notebooks.
+    cell_timeout
+        Longest time for one cell, in seconds.
+    force
+        Run again, even in a folder of another configuration.
+    allow_cpu
+        Run a profile that needs a GPU without one.
+    """
+    from cryonb.running import runner
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as by Ctrl-C
-    return run(
-        args.notebook,
-        profile=args.profile,
-        run_dir=args.run_dir,
-        given=dict(args.given),
-        notebooks=args.notebooks,
-        cell_timeout_s=args.cell_timeout,
-        force=args.force,
-        allow_cpu=args.allow_cpu,
+    return runner.run(
+        notebook,
+        profile=profile,
+        run_dir=run_dir,
+        given=dict(given or ()),
+        notebooks=notebooks,
+        cell_timeout_s=cell_timeout,
+        force=force,
+        allow_cpu=allow_cpu,
     )
 
 
-def _check(args) -> int:
+@app.command
+def check(*, fast: Flag = False) -> int:
+    """Say whether this machine is ready, and how long the notebooks will take here.
+
+    Parameters
+    ----------
+    fast
+        Without the ten seconds that measure its speed.
+    """
     from cryonb.running import calibrate as speed
     from cryonb.running.check import environment_report
 
@@ -132,8 +127,279 @@ def _check(args) -> int:
         if item.advice:
             print(f"    {'':14} {item.advice}")
     if times := speed.read_times():
-        if not args.fast and (busy := speed.busy_percent()) > speed.BUSY_PERCENT:
+        if not fast and (busy := speed.busy_percent()) > speed.BUSY_PERCENT:
             print(f"\n{busy:.0f} % of the processor is busy: without other programs it takes less")
-        here = None if args.fast else speed.calibrate()
+        here = None if fast else speed.calibrate()
         print(f"\nall notebooks together take\n{speed.say_times(times, here)}")
     return 0 if all(item.ok for item in report) else 1
+
+
+@app.command
+def sweep(
+    experiment: Path,
+    /,
+    *,
+    run_dir: Path | None = None,
+    notebooks: Path | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    cluster: Literal["slurm"] | None = None,
+    force: Flag = False,
+    dry_run: Flag = False,
+) -> int:
+    """Run an experiment, here or on a cluster; what is finished is skipped.
+
+    Parameters
+    ----------
+    experiment
+        YAML file, see experiments/.
+    run_dir
+        Sweep folder, by default runs/NAME.
+    notebooks
+        Folder of the notebooks, by default ./notebooks.
+    workers
+        Runs at a time, by default as cores and memory allow.
+    scheduler
+        tcp://HOST:PORT of a running dask scheduler.
+    cluster
+        Submit jobs, with the options of the YAML's slurm.
+    force
+        Run again, even in a folder of another experiment.
+    dry_run
+        Print the plan and run nothing.
+    """
+    from cryonb.running.experiment import read_experiment
+    from cryonb.running.sweep import sweep as call
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = {"workers": workers, "scheduler": scheduler, "cluster": cluster}
+    options |= {"notebooks": notebooks, "force": force, "dry_run": dry_run}
+    return call(read_experiment(experiment), run_dir, **options)
+
+
+@app.command
+def results(sweep: Path, /) -> None:
+    """Gather the results of a sweep into tables.
+
+    Parameters
+    ----------
+    sweep
+        Folder of the sweep, or the experiment's YAML file.
+    """
+    from cryonb.running.experiment import read_experiment, write_results
+
+    if sweep.suffix in (".yml", ".yaml"):
+        sweep = Path("runs") / read_experiment(sweep).name
+    for path in write_results(sweep):
+        print(f"wrote {path}")
+
+
+@app.command
+def fetch(
+    name: str,
+    /,
+    *,
+    max_images: int | None = None,
+    cache: Path | None = None,
+    mirror: str | None = None,
+    timeout: float | None = None,
+) -> None:
+    """Get real data by name, and print its path.
+
+    Parameters
+    ----------
+    name
+        EMD-1234, a PDB identifier, EMPIAR-12345/FILE.star, or the name of a micrograph.
+    max_images
+        Of EMPIAR only the first so many particles.
+    cache
+        Folder to keep files in, by default $CRYONB_CACHE, or the system's cache.
+    mirror
+        Address before the archives' paths, by default $CRYONB_MIRROR, or EMBL-EBI.
+    timeout
+        Longest silence of a server, in seconds.
+    """
+    from cryonb.data import fetch as data
+
+    path = data.fetch(
+        name,
+        max_images=max_images,
+        cache=cache,
+        mirror=mirror,
+        timeout_s=data.TIMEOUT_S if timeout is None else timeout,
+    )
+    if name in data.MICROGRAPHS:
+        note = f"{data.MICROGRAPHS[name].header}; what the sample is, is not stated"
+        print(f"{name}: {note}", file=sys.stderr)
+    print(path)
+
+
+@app.command
+def train(source: str, /, *, options: TrainOptions = TrainOptions()) -> None:
+    """Train the weights that come with cryonb.
+
+    Parameters
+    ----------
+    source
+        channel, prestin, a file, many, or map-cleaner.
+    """
+    from cryonb.learning.pretrain import train_weights
+
+    train_weights(source, options)
+
+
+@app.command
+def denoise(particles: Path, /, *, out: Path, options: DenoiseOptions = DenoiseOptions()) -> None:
+    """Denoise particles of a STAR file or stack; rows, columns, box and CTF stay as they are.
+
+    Parameters
+    ----------
+    particles
+        STAR file of RELION, or a stack (.mrcs, .mrc).
+    out
+        STAR file, or stack if the input is one; never the input.
+    """
+    from cryonb.commands.denoise import denoise_file
+
+    denoise_file(particles, out, **vars(options))
+
+
+@app.command
+def reconstruct(
+    particles: Path,
+    /,
+    *,
+    out: Path,
+    half: Literal[1, 2] | None = None,
+    symmetry: str = "C1",
+    ctf: Literal["auto", "on", "off"] = "auto",
+    batch_size: int = 256,
+) -> None:
+    """Reconstruct a map from particles with known poses.
+
+    Parameters
+    ----------
+    particles
+        STAR file of RELION.
+    out
+        The map, .mrc.
+    half
+        Only half set 1 or 2 (rlnRandomSubset).
+    symmetry
+        Point group: C1, C4, D2 ...
+    ctf
+        Correct for the CTF; auto: if the file says that images carry it, or lists defocus.
+    batch_size
+        Particles at a time.
+    """
+    from cryonb.commands.tools import reconstruct_file
+
+    reconstruct_file(particles, out, half, symmetry, ctf, batch_size=batch_size)
+
+
+@app.command
+def audit(
+    denoiser: str,
+    /,
+    *,
+    data: Path,
+    other: str = "prestin",
+    images: int = 128,
+    samples: int = 8,
+    steps: int = 8,
+    seed: int = 0,
+    out: Path = Path("audit.md"),
+) -> None:
+    """Test what a denoiser invents, and write a report with verdicts.
+
+    On noise alone, on another molecule, on particles without detail; and whether a diffusion
+    model's samples spread as they should.
+
+    Parameters
+    ----------
+    denoiser
+        SR3 weights (.safetensors), or module:function (n, y, x) -> (n, y, x).
+    data
+        Folder of a data set, such as runs/quick/data/white.
+    other
+        A molecule that the denoiser does not know.
+    images
+        Particles in each test.
+    samples
+        Posterior samples for each particle.
+    steps
+        Network evaluations of each.
+    seed
+        Of everything random.
+    out
+        The report, Markdown.
+    """
+    from cryonb.commands.report import write_audit
+
+    counts = {"images": images, "samples": samples, "steps": steps, "seed": seed}
+    print(write_audit(denoiser, data, out, other=other, **counts))
+
+
+@app.command
+def clean(
+    map: Path,
+    /,
+    *,
+    out: Path,
+    weights: Path | None = None,
+    mask: str = "none",
+    overwrite: Flag = False,
+) -> None:
+    """Take noise and detergent out of a map, to look at it or to trace a model in it.
+
+    Not for FSC between half maps: what the network does to both would count as signal.
+
+    Parameters
+    ----------
+    map
+        A cubic map (.mrc, .map, also .gz), the molecule bright.
+    out
+        The cleaned map, .mrc, with the header of the map.
+    weights
+        Of `cryonb train map-cleaner`, by default those that come with cryonb.
+    mask
+        Besides: a soft mask (.mrc), an atomic model, auto or none.
+    overwrite
+        Replace the output if it is there already.
+    """
+    from cryonb.commands.tools import clean_file
+
+    clean_file(map, out, weights, mask, overwrite=overwrite)
+
+
+@app.command
+def fsc(
+    map: Path,
+    half2: Path | None = None,
+    /,
+    *,
+    reference: str | None = None,
+    mask: str = "auto",
+    out: str = "fsc",
+    seed: int = 0,
+) -> None:
+    """Compare two half maps, or a map and a reference, by Fourier shell correlation.
+
+    Parameters
+    ----------
+    map
+        Half map 1, or a map (.mrc).
+    half2
+        Half map 2 (.mrc).
+    reference
+        A map or an atomic model, in the frame of the map, instead of half map 2.
+    mask
+        A soft mask (.mrc), auto (made from the maps) or none.
+    out
+        Writes OUT.csv and OUT.png.
+    seed
+        Of the random phases.
+    """
+    from cryonb.commands.tools import fsc_files
+
+    fsc_files(map, half2, reference, mask, out, seed=seed)

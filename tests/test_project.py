@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from cyclopts import CycloptsError
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import cryonb
-from cryonb.cli import DELEGATED, _parser
-from cryonb.commands import denoise as command
-from cryonb.commands import report, tools
-from cryonb.data import fetch
-from cryonb.learning import pretrain
-from cryonb.running import experiment, sweep
+from cryonb.cli import app, main
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name: ours
 SKIPPED = {".git", ".venv", "runs", "exercises", "wheels", "cache", "build", "_build", "dist"}
 SKIPPED |= {"__pycache__", ".ruff_cache", ".pytest_cache"}
-
-
-PARSERS = {  # of the subcommands that read their own arguments
-    "train": pretrain.train_parser,
-    "denoise": command.denoise_parser,
-    "reconstruct": tools.reconstruct_parser,
-    "fetch": fetch.fetch_parser,
-    "audit": report.audit_parser,
-    "clean": tools.clean_parser,
-    "sweep": sweep.sweep_parser,
-    "results": experiment.results_parser,
-    "fsc": tools.fsc_parser,
-}
 
 
 def required() -> dict[str, SpecifierSet]:
@@ -182,19 +167,64 @@ def test_commands_of_readme_and_book_exist(page):
     commands = [shlex.split(line, comments=True) for line in commands]
     commands = [[words[0].removeprefix(".venv/bin/"), *words[1:]] for words in commands if words]
     assert commands and (page != "README.md" or ["make", "test"] in commands)
-    assert PARSERS.keys() == DELEGATED.keys()
     for words in commands:
         if words[:1] == ["make"]:
             assert make("-n", *words[1:]).returncode == 0, words
-        elif words[0] == "cryonb" and words[1] in PARSERS:
-            PARSERS[words[1]]().parse_args(words[2:])
         elif words[:1] == ["cryonb"]:
-            _parser().parse_known_args(words[1:])
+            app.parse_args(words[1:], exit_on_error=False, print_error=False)
         for word in words:
             if re.fullmatch(
                 r"(?:\./)?(?:notebooks|benchmarks|tests|cryonb|experiments)/[\w./]+", word
             ):
                 assert (ROOT / word).exists(), words
+
+
+COMMANDS = [name for name in app if not name.startswith("-")]
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_is_quick_and_says_what_each_option_is(command):
+    """Under half a second of CPU, since nothing is imported that a command alone needs."""
+    before = os.times()
+    words = [sys.executable, "-m", "cryonb", *([command] if command else []), "--help"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    after = os.times()
+    spent = after.children_user + after.children_system
+    assert spent - before.children_user - before.children_system < 0.5
+    assert done.returncode == 0 and f"Usage: cryonb {command or 'COMMAND'}" in done.stdout
+    for line in done.stdout.splitlines():
+        if re.match(r"│[ *]+-", line):
+            assert re.match(r"│[ *]+-[-\w]+( -\w)?( [^ ]+)*  +\w", line), f"says nothing: {line}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run --no-such", "Unknown option: --no-such"),
+        ("denoise p.star --out o.star --sampels 3", "Did you mean --samples?"),
+        ("denoise p.star --out o.star --samples few", 'unable to convert "few" into int'),
+        ("denoise p.star", "--out requires an argument"),
+        ("reconstruct p.star --out o.mrc --half 3", "Choose from: 1, 2"),
+        ("fly", 'Unknown command "fly"'),
+        ("fsc a.mrc", "give a second half map, or --reference"),
+        ("denoise p.star --out o.star", "p.star does not exist"),
+    ],
+)
+def test_what_a_command_does_not_take_is_one_line(words, said, capsys):
+    assert main(words.split()) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and shown.startswith("cryonb: ") and shown.count("\n") == 1
+    with pytest.raises((CycloptsError, ValueError, OSError), match=re.escape(said)):
+        main([*words.split(), "--debug"])
+
+
+def test_a_parameter_is_given_by_name_and_value():
+    words = "run 00 -p snr -1 --set 01_second.text --x 03 --profile smoke"
+    _, found, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    assert found.args == ("00", "03")
+    assert found.kwargs == {"given": [("snr", "-1"), ("01_second.text", "--x")], "profile": "smoke"}
 
 
 def test_no_path_of_one_machine():

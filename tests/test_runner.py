@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -311,24 +310,6 @@ def test_git_state_is_recorded(book):
     (book / "notebooks/profiles.yml").write_text(PROFILES + "more: {}\n")
     assert main(["run", "01", "--profile", "small", "--run-dir", "out"]) == 0
     assert status(book, "01_second", "out")["git"] == before | {"dirty": True}
-
-
-def test_unexpected_words_and_help(capsys):
-    for words, code in [(["run", "--no-such"], 2), (["fly"], 2), (["--help"], 0)]:
-        with pytest.raises(SystemExit) as end:
-            main(words)
-        assert end.value.code == code
-    assert "run the notebooks in order" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError):
-        main(["run", "--debug", "--profile", "no-such", "--notebooks", "no-such"])
-
-
-def test_train_hands_its_arguments_on(monkeypatch):
-    seen = []
-    module = SimpleNamespace(train_main=seen.extend)
-    monkeypatch.setitem(sys.modules, "cryonb.learning.pretrain", module)
-    assert main(["train", "--steps", "3", "channel", "--help"]) == 0
-    assert seen == ["--steps", "3", "channel", "--help"]
 
 
 def test_planning_a_run_does_not_wait_for_torch():

@@ -8,7 +8,6 @@ run that was cut off finds it and goes on, and only a whole stack gets the final
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -27,35 +26,6 @@ from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.weights import MANY, load_model
 
 MEASURED = 1000  # images, spread over the file, that the noise is measured on
-
-
-def denoise_parser() -> argparse.ArgumentParser:
-    """Options of `cryonb denoise`."""
-    parser = argparse.ArgumentParser(
-        prog="cryonb denoise",
-        description="Denoise particles; rows, columns, box and CTF stay those of the input.",
-    )
-    add = parser.add_argument
-    add("particles", help="STAR file of RELION, or a stack (.mrcs, .mrc)")
-    add("--out", required=True, help="STAR file, or stack if the input is one; never the input")
-    add("--checkpoint", help="SR3 weights (default: the model for any molecule that cryonb has)")
-    add("--samples", type=int, default=0, help="draw this many: mean, and deviation in OUT_std")
-    add("--steps", type=int, default=8, help="sampler steps for --samples (default 8)")
-    add("--diameter", type=float, help="of the particle in Å (default 0.75 of the box)")
-    add("--contrast", choices=("auto", "bright", "dark"), default="auto", help="of the particles")
-    add("--device", help="cpu, cuda, mps (default: the fastest there is)")
-    add("--batch-size", type=int, help="default 64, on a GPU 512")
-    add("--seed", type=int, default=0)
-    add("--shards", type=int, help="parts that are denoised at the same time, by processes")
-    add("--scheduler", metavar="tcp://HOST:PORT", help="the dask workers that take the shards")
-    return parser
-
-
-def denoise_main(arguments: list[str]) -> int:
-    """Denoise a particle file with these command-line arguments."""
-    args = vars(denoise_parser().parse_args(arguments))
-    denoise_file(args.pop("particles"), args.pop("out"), diameter_A=args.pop("diameter"), **args)
-    return 0
 
 
 def denoise_file(

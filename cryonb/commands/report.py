@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
+import os
 from functools import partial
 
 import torch
@@ -19,53 +19,37 @@ from cryonb.simulation.dataset import read_dataset
 from cryonb.simulation.simulate import clean_scale, projected_mask
 
 
-def audit_parser() -> argparse.ArgumentParser:
-    """Options of `cryonb audit`."""
-    parser = argparse.ArgumentParser(
-        prog="cryonb audit",
-        description="Test what a denoiser invents: on noise alone, on another molecule, on "
-        "particles without detail; and whether a diffusion model's samples spread as they should.",
-    )
-    add = parser.add_argument
-    add("denoiser", help="SR3 weights (.safetensors), or module:function (n, y, x) -> (n, y, x)")
-    add("--data", required=True, help="folder of a data set, such as runs/quick/data/white")
-    add("--other", default="prestin", help="a molecule that the denoiser does not know")
-    add("--images", type=int, default=128, help="particles in each test")
-    add("--samples", type=int, default=8, help="posterior samples for each particle")
-    add("--steps", type=int, default=8, help="network evaluations of each")
-    add("--seed", type=int, default=0)
-    add("--out", default="audit.md", help="the report, Markdown")
-    return parser
-
-
-def audit_main(arguments: list[str]) -> int:
-    """Audit a denoiser, with these command-line arguments."""
-    args = audit_parser().parse_args(arguments)
-    data = read_dataset(args.data)
-    model = None
-    if args.denoiser.endswith(".safetensors"):
-        model = load_model(args.denoiser, SR3)[0]
-        denoise = partial(one_step, model, sigma=data.sigma)
-    else:
-        denoise = _function(args.denoiser)
-    noisy, clean = (x.images[: args.images] for x in (data.test.noisy, data.test.clean))
-    other = load_volume(args.other, clean.shape[-1], data.pixel_size_A)
-    generator = torch.Generator().manual_seed(args.seed)
-    rotations = random_rotations(args.images, generator)
-    truth = project(other.map / clean_scale(other), rotations)
-    unknown = truth + data.sigma * torch.randn(truth.shape, generator=generator), truth
-    about = data.sigma, data.pixel_size_A, data.manifest["symmetry"], args.seed
-    rows = audit(denoise, data.volume, clean, unknown, *about)
-    if model is not None:
-        seeds = range(args.seed, args.seed + args.samples)
-        draws = torch.stack([one_step(model, noisy, data.sigma, args.steps, s) for s in seeds])
-        inside = projected_mask(data.mask, data.test.clean.rotations[: args.images])
+def write_audit(
+    denoiser: str,
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    other: str = "prestin",
+    images: int = 128,
+    samples: int = 8,
+    steps: int = 8,
+    seed: int = 0,
+) -> str:
+    """Audit a denoiser on a folder of data, see `cryonb audit`; returns the page that it wrote."""
+    given = read_dataset(data)
+    model = load_model(denoiser, SR3)[0] if denoiser.endswith(".safetensors") else None
+    denoise = partial(one_step, model, sigma=given.sigma) if model else _function(denoiser)
+    noisy, clean = (x.images[:images] for x in (given.test.noisy, given.test.clean))
+    unknown = load_volume(other, clean.shape[-1], given.pixel_size_A)
+    generator = torch.Generator().manual_seed(seed)
+    truth = project(unknown.map / clean_scale(unknown), random_rotations(images, generator))
+    unseen = truth + given.sigma * torch.randn(truth.shape, generator=generator), truth
+    about = given.sigma, given.pixel_size_A, given.manifest["symmetry"], seed
+    rows = audit(denoise, given.volume, clean, unseen, *about)
+    if model:
+        seeds = range(seed, seed + samples)
+        draws = torch.stack([one_step(model, noisy, given.sigma, steps, s) for s in seeds])
+        inside = projected_mask(given.mask, given.test.clean.rotations[:images])
         rows.append(audit_samples(draws, clean, inside))
-    text = _page(args.denoiser, args.data, rows)
-    with beside(args.out) as part:
+    text = _page(denoiser, data, rows)
+    with beside(out) as part:
         part.write_text(text)
-    print(text)
-    return 0
+    return text
 
 
 def _function(name: str) -> Denoiser:
@@ -79,7 +63,7 @@ def _function(name: str) -> Denoiser:
         ) from error
 
 
-def _page(denoiser: str, data: str, rows: list[Row]) -> str:
+def _page(denoiser: str, data: str | os.PathLike, rows: list[Row]) -> str:
     """The report in Markdown."""
     lines = [
         f"| {test} | {found} | {control} | {'passed' if passed else '**FAILED**'} |"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import time
@@ -24,35 +23,6 @@ from cryonb.physics.reconstruct import reconstruct_batches
 from cryonb.simulation.masks import model_mask, soft_mask
 
 NOT_FOR_FSC = "not for FSC between half maps: what the network does to both would count as signal"
-
-
-def reconstruct_parser() -> argparse.ArgumentParser:
-    """Options of `cryonb reconstruct`."""
-    parser = argparse.ArgumentParser(
-        prog="cryonb reconstruct",
-        description="Reconstruct a map from particles with known poses (a STAR file of RELION).",
-    )
-    add = parser.add_argument
-    add("particles", help="STAR file")
-    add("--out", required=True, help="the map, .mrc")
-    add("--half", type=int, choices=(1, 2), help="only half set 1 or 2 (rlnRandomSubset)")
-    add("--symmetry", default="C1", help="point group, C1, C4, D2 ... (default C1)")
-    add(
-        "--ctf",
-        nargs="?",
-        const="on",
-        default="auto",
-        choices=("auto", "on", "off"),
-        help="correct for the CTF; auto: if the file says that images carry it, or lists defocus",
-    )
-    add("--batch-size", type=int, default=256, help="particles at a time")
-    return parser
-
-
-def reconstruct_main(arguments: list[str]) -> int:
-    """Reconstruct a map from a particle STAR file, with these command-line arguments."""
-    reconstruct_file(**vars(reconstruct_parser().parse_args(arguments)))
-    return 0
 
 
 def reconstruct_file(
@@ -105,45 +75,40 @@ def _ctf_of(particles: Particles, ctf: str) -> torch.Tensor | None:
     if ctf == "auto":
         return particles.ctf
     if particles.defocus_um is None:
-        raise ValueError("--ctf needs rlnDefocusU and rlnDefocusV in the STAR file: use --ctf off")
+        raise ValueError("--ctf on needs rlnDefocusU and rlnDefocusV in the file: use --ctf off")
     return particles.with_ctf(True).ctf
 
 
-def fsc_parser() -> argparse.ArgumentParser:
-    """Options of `cryonb fsc`."""
-    parser = argparse.ArgumentParser(
-        prog="cryonb fsc",
-        description="Fourier shell correlation of two half maps, or of a map and a reference.",
-    )
-    add = parser.add_argument
-    add("map", help="half map 1, or a map (.mrc)")
-    add("half2", nargs="?", help="half map 2 (.mrc)")
-    add("--reference", help="a map or an atomic model, in the frame of the map, instead of half2")
-    add("--mask", default="auto", help="a soft mask (.mrc), auto (made from the maps) or none")
-    add("--out", default="fsc", help="writes OUT.csv and OUT.png (default fsc)")
-    add("--seed", type=int, default=0, help="of the random phases")
-    return parser
+def fsc_files(
+    map: str | os.PathLike,
+    half2: str | os.PathLike | None,
+    reference: str | None,
+    mask: str,
+    out: str,
+    *,
+    seed: int = 0,
+) -> None:
+    """FSC of two half maps, or of a map with a reference; writes OUT.csv and OUT.png.
 
-
-def fsc_main(arguments: list[str]) -> int:
-    """FSC of half maps, or of a map with a reference, with these command-line arguments."""
-    parser = fsc_parser()
-    args = parser.parse_args(arguments)
-    if (args.half2 is None) == (args.reference is None):
-        parser.error("give a second half map, or --reference")
-    check_writable(args.out)
-    first, pixel = read_map(args.map)
-    if args.reference:
-        loaded = load_volume(args.reference, first.shape[-1], pixel, centre=False)
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        One line that says what is wrong with the maps, the mask or the output.
+    """
+    if (half2 is None) == (reference is None):
+        raise ValueError("give a second half map, or --reference")
+    check_writable(out)
+    first, pixel = read_map(map)
+    if reference:
+        loaded = load_volume(reference, first.shape[-1], pixel, centre=False)
         second, goal = loaded.map, FSC_TRUTH
     else:
-        second, other_pixel = read_map(args.half2)
-        _check_alike(first, pixel, second, other_pixel, args.half2)
+        second, other_pixel = read_map(half2)
+        _check_alike(first, pixel, second, other_pixel, half2)
         goal = FSC_HALF_MAPS
-    mask = _mask(args.mask, (first + second) / 2 if args.half2 else first, pixel)
-    curves = fsc_curves(first, second, mask, pixel, half_maps=goal == FSC_HALF_MAPS, seed=args.seed)
-    _report(curves, args.out, goal)
-    return 0
+    soft = _mask(mask, (first + second) / 2 if half2 else first, pixel)
+    curves = fsc_curves(first, second, soft, pixel, half_maps=goal == FSC_HALF_MAPS, seed=seed)
+    _report(curves, out, goal)
 
 
 def _check_alike(a, pixel_a: float, b, pixel_b: float, name: str) -> None:
@@ -224,28 +189,6 @@ def _report(curves: pd.DataFrame, out: str, goal: float) -> None:
     )
     figure.savefig(f"{out}.png", dpi=150, bbox_inches="tight")
     print(f"wrote {out}.csv and {out}.png")
-
-
-def clean_parser() -> argparse.ArgumentParser:
-    """Options of `cryonb clean`."""
-    parser = argparse.ArgumentParser(
-        prog="cryonb clean",
-        description="Take noise and detergent out of a map, to look at it or to trace a model in "
-        f"it; {NOT_FOR_FSC}.",
-    )
-    add = parser.add_argument
-    add("map", help="a cubic map (.mrc, .map, also .gz), the molecule bright")
-    add("--out", required=True, help="the cleaned map, .mrc, with the header of the map")
-    add("--weights", help="of `cryonb train map-cleaner` (default: those that come with cryonb)")
-    add("--mask", default="none", help="besides: a soft mask (.mrc), an atomic model, auto or none")
-    add("--overwrite", action="store_true", help="replace the output if it is there already")
-    return parser
-
-
-def clean_main(arguments: list[str]) -> int:
-    """Clean a map, with these command-line arguments."""
-    clean_file(**vars(clean_parser().parse_args(arguments)))
-    return 0
 
 
 def clean_file(

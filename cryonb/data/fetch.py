@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import os
 import re
@@ -137,37 +136,6 @@ def fetch(
 def is_volume(name: str) -> bool:
     """Whether a name is that of an entry of EMDB or the PDB: a map, or a model to make one of."""
     return bool(re.fullmatch(r"EMD-\d{4,6}|(?!\d{4})\d[A-Z0-9]{3}", name, ANY_CASE))
-
-
-def fetch_parser() -> argparse.ArgumentParser:
-    """Options of `cryonb fetch`."""
-    parser = argparse.ArgumentParser(
-        prog="cryonb fetch", description="Get real data by name and print where the file lies."
-    )
-    add = parser.add_argument
-    add("name", help=NAMES)
-    add("--max-images", type=int, metavar="N", help="of EMPIAR only the first N particles")
-    add("--cache", help="folder to keep files in (default $CRYONB_CACHE, or the system's cache)")
-    add("--mirror", help="address before the archives' paths (default $CRYONB_MIRROR, or EMBL-EBI)")
-    add("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="longest silence of a server")
-    return parser
-
-
-def fetch_main(arguments: list[str]) -> int:
-    """Get data by name, with these command-line arguments; standard output is the path alone."""
-    args = fetch_parser().parse_args(arguments)
-    path = fetch(
-        args.name,
-        max_images=args.max_images,
-        cache=args.cache,
-        mirror=args.mirror,
-        timeout_s=args.timeout,
-    )
-    if args.name in MICROGRAPHS:
-        note = f"{MICROGRAPHS[args.name].header}; what the sample is, is not stated"
-        print(f"{args.name}: {note}", file=sys.stderr)
-    print(path)
-    return 0
 
 
 def _fetch_micrograph(name: str, folder: Path) -> Path:

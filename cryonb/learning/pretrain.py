@@ -10,7 +10,6 @@ uses. ``cryonb train map-cleaner`` trains the network that takes noise and deter
 
 from __future__ import annotations
 
-import argparse
 import copy
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from cryonb.base.draws import by, generator_on
+from cryonb.base.options import TrainOptions
 from cryonb.base.workers import count_cores
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.metrics import correlation, psnr
@@ -39,43 +39,16 @@ CHUNK = 20_000  # particles that are simulated at a time
 REFINER = {"inputs": "sample+noisy", "widths": (64, 128), "transformers": 2}
 
 
-def train_parser() -> argparse.ArgumentParser:
-    """Options of `cryonb train`."""
-    parser = argparse.ArgumentParser(prog="cryonb train", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("source", help="channel, prestin, a file, many, or map-cleaner")
-    add("--setting", default="white", help="white or structural")
-    add("--snr", type=float, default=0.1, help="signal variance / noise variance")
-    add("--box-size", type=int, default=64, help="pixels")
-    add("--pixel-size", dest="pixel_size_A", type=float, default=3.0, help="Å per pixel")
-    add("--projections", type=int, default=16000, help="training poses; for map-cleaner molecules")
-    add("--images", type=int, default=230000, help="images the SR3 model sees")
-    add("--refine-images", type=int, default=60000, help="images the U-Net sees")
-    add("--refine-steps", type=int, default=1, help="sampler steps whose output the U-Net refines")
-    add("--start", type=float, default=0.5, help="share of the first step")
-    add("--init", help="SR3 weights to start from")
-    add("--curriculum", type=float, default=0.6, help="share of the run with less noise than asked")
-    add("--batch-size", type=int, default=32, help="more on a GPU, such as 512")
-    add(
-        "--learning-rate", type=float, help="default 1e-3, with --init 5e-4; more for large batches"
-    )
-    add("--compile", action="store_true", help="have torch.compile make the network faster (GPUs)")
-    add("--seed", type=int, default=0)
-    add("--out", default="kept", help="folder for weights and checkpoints")
-    return parser
+def train_weights(source: str, options: TrainOptions) -> None:
+    """Train the networks of a source, see `cryonb train`, and write their weights."""
+    {"many": many, "map-cleaner": map_cleaner}.get(source, both_stages)(source, options)
 
 
-def train_main(arguments: list[str]) -> int:
-    """Run `cryonb train` with these command-line arguments."""
-    args = train_parser().parse_args(arguments)
-    return {"many": many, "map-cleaner": map_cleaner}.get(args.source, both_stages)(args)
-
-
-def both_stages(args: argparse.Namespace) -> int:
+def both_stages(source: str, args: TrainOptions) -> None:
     """Train SR3 and the U-Net for one protein; a run that was cut off goes on where it was."""
-    out, name = Path(args.out), f"{Path(args.source).stem}-{args.setting}"
+    out, name = args.out, f"{Path(source).stem}-{args.setting}"
     sigma, amounts = noise_sigma(args.snr), setting(args.setting)
-    volume = load_volume(args.source, args.box_size, args.pixel_size_A)
+    volume = load_volume(source, args.box_size, args.pixel_size_A)
     scale = clean_scale(volume)
 
     def stacks(n: int, part: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,7 +60,7 @@ def both_stages(args: argparse.Namespace) -> int:
             made.append((images.clean, images.observed(volume.pixel_size_A)))
         return tuple(torch.cat(stack) for stack in zip(*made, strict=True))
 
-    manifest = _manifest(args) | {"scale": scale, "sigma": sigma}
+    manifest = _manifest(source, args) | {"scale": scale, "sigma": sigma}
     sr3_path = out / f"{name}-sr3.safetensors"
     if not sr3_path.is_file():
         given = stacks(args.projections, 0, own_device())
@@ -104,12 +77,11 @@ def both_stages(args: argparse.Namespace) -> int:
     result = evaluate(model, refiner, *stacks(512, 2), sigma, args.refine_steps)
     save_model(out / f"{name}-refine.safetensors", refiner, manifest | {"test": result}, half=True)
     print(name, result, flush=True)
-    return 0
 
 
-def many(args: argparse.Namespace) -> int:
+def many(source: str, args: TrainOptions) -> None:
     """Train one model for any molecule; the report is on the two that it has never seen."""
-    out = Path(args.out) / "many-sr3.safetensors"
+    out = args.out / "many-sr3.safetensors"
     molecules = args.projections // VIEWS
     stacks = training_images(molecules, VIEWS, args.box_size, args.seed, workers=count_cores())
     stacks = [images.to(own_device()) for images in stacks]
@@ -122,11 +94,10 @@ def many(args: argparse.Namespace) -> int:
         white = setting("white")
         clean = simulate_images(volume, 256, white, generator, scale=clean_scale(volume)).clean
         result[name] = evaluate(model, None, clean, clean, noise_sigma(args.snr))
-    manifest = _manifest(args)
+    manifest = _manifest(source, args)
     manifest["options"]["snr_range"] = MANY_SNR
     save_model(out, model, manifest | {"test": result}, half=True)
     print("many", result, flush=True)
-    return 0
 
 
 def own_device() -> torch.device:
@@ -134,8 +105,9 @@ def own_device() -> torch.device:
     return Accelerator().device
 
 
-def _manifest(args: argparse.Namespace) -> dict:
-    options = {k: v for k, v in vars(args).items() if isinstance(v, str | int | float)}
+def _manifest(source: str, args: TrainOptions) -> dict:
+    options = {"source": source} | {k: v for k, v in vars(args).items() if v is not None}
+    options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
     name = torch.cuda.get_device_name() if own_device().type == "cuda" else own_device().type
     return {"made_by": "cryonb train", "options": options, "device": name}
 
@@ -161,9 +133,9 @@ def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Re
     return _run(args, "U-Net", refiner, draw, loss, args.refine_images, checkpoint)
 
 
-def map_cleaner(args: argparse.Namespace) -> int:
+def map_cleaner(source: str, args: TrainOptions) -> None:
     """Train the map cleaner on random molecules; the report is on others, drawn alike."""
-    out = Path(args.out) / "map-cleaner.safetensors"
+    out = args.out / "map-cleaner.safetensors"
     grid = {"box_size": args.box_size, "pixel_size_A": args.pixel_size_A}
     volumes = training_volumes(args.projections, **grid, seed=args.seed)
     torch.manual_seed(args.seed)
@@ -177,7 +149,6 @@ def map_cleaner(args: argparse.Namespace) -> int:
     manifest = {"made_by": "cryonb train map-cleaner", "options": options, "test": result}
     save_model(out, model, manifest, half=True)
     print("map-cleaner", result, flush=True)
-    return 0
 
 
 @torch.no_grad()

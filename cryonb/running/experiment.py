@@ -6,7 +6,6 @@ sweep folder holds one for each, ``sweep.json`` that lists them, and the tables 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -286,20 +285,3 @@ def write_results(folder: str | Path) -> list[Path]:
         print(f"not finished: {line}")
     print(f"{table['run'].nunique()} runs, {len(table):,} values")
     return written
-
-
-def results_main(arguments: list[str]) -> int:
-    """`cryonb results`: gather the results of a sweep into tables."""
-    where = Path(results_parser().parse_args(arguments).sweep)
-    if where.suffix in (".yml", ".yaml"):
-        where = Path("runs") / read_experiment(where).name
-    for path in write_results(where):
-        print(f"wrote {path}")
-    return 0
-
-
-def results_parser() -> argparse.ArgumentParser:
-    """Options of `cryonb results`."""
-    parser = argparse.ArgumentParser(prog="cryonb results", description=results_main.__doc__)
-    parser.add_argument("sweep", help="folder of the sweep, or the experiment's YAML file")
-    return parser

@@ -10,7 +10,6 @@ A sweep that stops takes away the file ``.running`` in its folder; workers see i
 
 from __future__ import annotations
 
-import argparse
 import errno
 import importlib.util
 import os
@@ -30,7 +29,7 @@ import psutil
 from tqdm.auto import tqdm
 
 from cryonb.base.workers import INSTALL, connect, count_cores
-from cryonb.running.experiment import Experiment, Run, plan_runs, read_experiment
+from cryonb.running.experiment import Experiment, Run, plan_runs
 from cryonb.running.runner import check_folder, lock, read_json, write_json
 
 TRIES = 2  # of a run whose process was killed
@@ -302,27 +301,3 @@ def run_here(arguments: list[str]) -> int:
             break
         time.sleep(0.5)
     return main(["run", *arguments])
-
-
-def sweep_parser() -> argparse.ArgumentParser:
-    """Options of `cryonb sweep`."""
-    parser = argparse.ArgumentParser(
-        prog="cryonb sweep", description="Run an experiment; what is finished is skipped."
-    )
-    add = parser.add_argument
-    add("experiment", help="YAML file, see experiments/")
-    add("--run-dir", dest="folder", help="sweep folder (default runs/NAME)")
-    add("--notebooks", help="folder of the notebooks (default ./notebooks)")
-    add("--workers", type=int, help="runs at a time (default: as cores and memory allow)")
-    add("--scheduler", metavar="tcp://HOST:PORT", help="a running dask scheduler")
-    add("--cluster", choices=["slurm"], help="submit jobs, with the options of the YAML's slurm")
-    add("--force", action="store_true", help="run again, even in a folder of another experiment")
-    add("--dry-run", action="store_true", help="print the plan and run nothing")
-    return parser
-
-
-def sweep_main(arguments: list[str]) -> int:
-    """`cryonb sweep` with these command-line arguments."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as by Ctrl-C
-    args = vars(sweep_parser().parse_args(arguments))
-    return sweep(read_experiment(args.pop("experiment")), **args)
