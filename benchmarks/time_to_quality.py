@@ -15,7 +15,6 @@ import argparse
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from cryonb.evaluation.metrics import psnr
 from cryonb.learning.diffusion import SR3, one_step
 from cryonb.learning.pretrain import REFINER, STEPS
 from cryonb.learning.refine import Refiner, refine, refine_loss
-from cryonb.learning.train import Progress, draw_batch, images_within, sr3_loss, train
+from cryonb.learning.train import Progress, draw_batch, sr3_loss, train
 from cryonb.simulation.simulate import clean_scale, noise_sigma, setting, simulate_images
 
 SIMULATED = 0.1  # of the budget, at most
@@ -63,18 +62,25 @@ def simulated(n: int, seed: int, box: int, seconds: float = float("inf")) -> tor
     return torch.cat(parts)[:n]
 
 
+def seconds_per_batch(steps: Iterator[Progress], trial_s: float) -> float:
+    """CPU seconds a step, found from the first ones; the very first, which sets up, is left out."""
+    next(steps)
+    clock, k = Clock(), 0
+    while k < 4 or clock.cpu_s < trial_s:
+        next(steps)
+        k += 1
+    return clock.cpu_s / k
+
+
 def trained(model, stacks, loss, seconds: float, args, seed: int):
     """The average of a model that was trained for so much CPU time."""
     average, draw = copy.deepcopy(model), partial(draw_batch, stacks)
     options = {"batch_size": args.batch_size, "seed": seed}
 
-    def trial(*copies) -> Iterator[Progress]:
-        clock = Clock()
-        for progress in train(*copies, draw, loss, 10**7, **options):
-            yield replace(progress, seconds=clock.cpu_s)
-
     trial_s = min(3.0, seconds / 8)
-    n = images_within(max(seconds - trial_s, 0.1), trial, model, average, trial_seconds=trial_s)
+    copies = copy.deepcopy((model, average))
+    each = seconds_per_batch(train(*copies, draw, loss, 10**7, **options), trial_s)
+    n = args.batch_size * max(1, int(max(seconds - trial_s, 0.1) / each))
     for _ in tqdm(train(model, average, draw, loss, n, **options), total=n // args.batch_size):
         pass
     return average.eval()

@@ -45,7 +45,7 @@
 #
 # **Inputs**: the data sets of `01_simulate` (made here if they are missing). **Outputs**: tables
 # `run_dir/tables/compare-*.csv` and `.md`, networks in `run_dir/models`, a figure in
-# `run_dir/figures`. **Hardware**: two CPU cores; `train_seconds` sets the length of the run, and
+# `run_dir/figures`. **Hardware**: two CPU cores; `train_images` sets the length of the run, and
 # `make tutorial` prints a table with the time and memory the last run took. BM3D, CWF and Topaz are
 # other people's programs: `pip install 'cryonb[peers]'` installs them; without them their rows say so.
 
@@ -89,7 +89,7 @@ n_validation = 1000  # particles kept apart for settings and second stages
 n_test = 512  # particles that no method ever sees in training
 limit_images = 128  # test particles whose Bayes limit is computed
 slow_images = 64  # particles given to what takes long for each image; 4 or more
-train_seconds = 60.0  # wall time in seconds that each learned row may train
+train_images = 2000  # images that SR3 sees; the other learned rows train at its cost
 held_out = 300  # validation particles that the second stage learns from
 batch_size = 16  # images per training step
 samples = 8  # samples averaged in the row "mean of samples"
@@ -204,7 +204,7 @@ posterior_viewer(*seen, symmetry=volume.symmetry, title="Where is this particle 
 #
 # **Question.** How do you compare denoisers fairly?
 #
-# Give them the same particles, the same metrics and the same clock. `Comparison` holds the rows. A method is any
+# Give them the same particles, the same metrics and the same work to train with. `Comparison` holds the rows. A method is any
 # function from noisy particles `(n, y, x)` to clean ones, and you enter it in one line: **put your own here.**
 
 # %%
@@ -242,10 +242,11 @@ figure = plot_lines({"blur": (widths, errors)}, title="Choose on validation", **
 # micrographs, so we bring its output to scale with one factor and one offset, fitted on validation particles,
 # and try both contrasts.
 #
-# ### Learned methods, each with the same wall time
+# ### Learned methods, each at the same cost
 #
 # All see the same training images, turned and mirrored, with fresh noise in each step. "Equal cost" means
-# equal *time*: a smaller network may see more images.
+# equal *work*, counted in floating-point operations (1 TFLOP is $10^{12}$): a smaller network may see more
+# images. Seconds would depend on what else the machine is doing.
 #
 # - **U-Net, clean targets**: the control that the paper leaves out. It is SR3's own network, fed the noisy
 #   image and asked for the clean one. (The paper's Noise2Noise, retrained on clean targets, amounts to this.)
@@ -274,7 +275,7 @@ trainings, rows, memories = {}, {}, {}
 for name, table in tables.items():
     part, folder = data[name], run_dir / "models" / name
     stacks = part.train.clean.images, part.train.observed
-    trainings[name] = methods.Training(part, train_seconds, stacks, folder, batch_size, seed)
+    trainings[name] = methods.Training(part, train_images, stacks, folder, batch_size, seed)
     rows[name] = methods.classical(part, slow_images)
     rows[name] |= methods.learned(trainings[name], steps, samples, held_out)
     rows[name] |= methods.kept(part) if use_kept else {}
@@ -406,11 +407,12 @@ figure = plot_lines(lines, ticks=sweep, theory="Bayes limit", **labels)
 # ## 5. Two stages, honestly
 #
 # **Does SR3 → U-Net beat the direct U-Net at equal cost?** We plot the quality on validation particles against
-# the training time. Two-stage curves start late, because the time of their first stage counts.
+# the cost of training. Two-stage curves start late, because the cost of their first stage counts.
 
-# %% mystnb={"image": {"alt": "PSNR on validation particles against training time, for each method"}}
-ticks = train_seconds * 2.0 ** np.arange(-5, 1)
-labels = {"x": "training time (s)", "y": "PSNR (dB), validation", "theory": "best linear filter"}
+# %% mystnb={"image": {"alt": "PSNR on validation particles against the cost of training, for each method"}}
+tflop = trainings["white"].tflop
+ticks = tflop * 2.0 ** np.arange(-5, 1)
+labels = {"x": "training (TFLOP)", "y": "PSNR (dB), validation", "theory": "best linear filter"}
 for name, methods_of in rows.items():
     lines = {t: tuple(zip(*m.curve, strict=True)) for t, m in methods_of.items() if m.curve}
     lines["best linear filter"] = ticks[[0, -1]], [tables[name].psnr_dB["best linear filter"]] * 2
@@ -419,7 +421,7 @@ plt.show()
 two = [dB[f"SR3 → U-Net, sees {inputs}"] for inputs in ("sample", "sample+noisy")]
 direct, most = dB["U-Net, clean targets"], max(two)
 winner = "Two stages win" if most > direct else "The direct U-Net wins"
-say(f"After {train_seconds:g} s each, on the test particles: direct U-Net **{direct:.2f} dB**; SR3 → U-Net **{two[0]:.2f} dB** in "
+say(f"After {tflop:.3g} TFLOP each, on the test particles: direct U-Net **{direct:.2f} dB**; SR3 → U-Net **{two[0]:.2f} dB** in "
     f"the paper's form and **{two[1]:.2f} dB** when it also sees the noisy image; SR3 alone, in one step, {dB['SR3, one step']:.2f} dB. "
     f"{winner} by {abs(most - direct):.2f} dB.")  # fmt: skip
 
@@ -434,10 +436,10 @@ say(f"After {train_seconds:g} s each, on the test particles: direct U-Net **{dir
 
 # %%
 curve = rows["white"]["SR3, one step"].curve
-when = [f"after {t:.0f} s" for t, quality in curve if quality >= most] + ["not in that time"]
+when = [f"after {t:.2g} TFLOP" for t, quality in curve if quality >= most] + ["not at that cost"]
 sample_dB = dB[f"SR3, one {steps}-step sample"]
 say(f"SR3's one-step mean reaches the best two-stage result ({most:.2f} dB) **{when[0]}**; its sample is still at "
-    f"{sample_dB:.2f} dB after {train_seconds:g} s.")  # fmt: skip
+    f"{sample_dB:.2f} dB after {tflop:.3g} TFLOP.")  # fmt: skip
 
 # %% [markdown]
 # **Is a sample's error twice the mean's, and how does the error of the mean of K samples fall?** Theory says
@@ -636,10 +638,10 @@ print(f"differ by {change:.4f} of the signal's variance")
 # ```
 #
 # **3.** What is a fair budget when one stage is compared with two? (a) the same number of parameters (b) the
-# same number of epochs (c) the same time for everything that is trained
+# same number of epochs (c) the same work for everything that is trained
 #
 # ```{dropdown} Answer
-# **c.** An epoch costs a different time for each network, and a second stage is not free just because it comes later.
+# **c.** An epoch costs a different amount for each network, and a second stage is not free just because it comes later.
 # ```
 #
 # ## Recap

@@ -96,7 +96,7 @@ n_test = 512  # particles that no denoiser ever sees in training
 trust_images = 128  # particles, or images of noise, in each experiment
 samples = 8  # posterior samples for each particle
 steps = 8  # network evaluations of each
-half_seconds = 30.0  # wall time in seconds that each of the two networks of section 2 may train
+half_images = 1000  # images that each of the two networks of section 2 sees
 cutoff_A = 20.0  # Å; finer detail is taken away in section 5
 use_kept = True  # prefer the weights that come with cryonb, where they fit these parameters
 seed = 0  # of the data and of all noise
@@ -232,9 +232,7 @@ say_table(["", "mean gap"], invented.items())
 apart = {"U-Net": [], "template posterior": []}
 for k, share in enumerate((slice(0, n_train // 2), slice(n_train // 2, None))):
     stacks = data.train.clean.images[share], data.train.observed[share]
-    training = methods.Training(
-        data, half_seconds, stacks, run_dir / "models/halves", seed=seed + k
-    )
+    training = methods.Training(data, half_images, stacks, run_dir / "models/halves", seed=seed + k)
     apart["U-Net"].append(methods.direct(training).denoise)
     recall = partial(methods.recalled, image_templates(stacks[0]), sigma=sigma)
     apart["template posterior"].append(recall)

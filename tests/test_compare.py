@@ -73,7 +73,7 @@ def test_a_method_may_learn_from_more_particles_and_do_only_a_few(data):
     table = Comparison(data)
     table.add("learner", methods.Method(denoise, "by heart", 12.0, first=4, also=more))
     assert seen == [4 + 24] and len(table.images["learner"]) == 4
-    assert table.rows["learner"]["train_seconds"] == 12.0
+    assert table.rows["learner"]["train_tflop"] == 12.0
     assert table.settings["learner"] == "by heart"
 
 
@@ -134,25 +134,20 @@ def test_peak_memory_leaves_out_pages_of_mapped_files(tmp_path):
     assert total == 50 * 2**18 and peak[0] < 20
 
 
-def test_training_time_does_not_count_what_is_evaluated():
-    """Steps of 1 s by the clock in Progress; the evaluation between them takes real time."""
+def test_a_budget_buys_so_many_images_and_is_looked_at_on_the_way():
+    """A network of one product of 2 × 4 FLOP an image, forward alone: 512 buy 64 images."""
+    layer = torch.nn.Linear(4, 1, bias=False).requires_grad_(False)
 
-    def start(n_images):
-        begun = time.perf_counter()
-        n = min(n_images, 64)
-        for k in range(1, n + 1):
-            yield Progress(k, k, k / n, 1.0, 1e-3, k + time.perf_counter() - begun)
+    def start(model, n_images):
+        n = min(n_images, 128)
+        for k in range(4, n + 1, 4):
+            model(torch.zeros(4, 4))
+            yield Progress(k // 4, k, k / n, 1.0, 1e-3, 0.0)
 
-    def evaluate():
-        time.sleep(0.05)
-        return 7.0
-
-    curve = train_for(64.0, start, evaluate=evaluate, title="fake")
-    times = torch.tensor([t for t, _ in curve])
-    assert_close(times, torch.tensor([2.0, 4, 8, 16, 32, 64]), rtol=0, atol=1.1)  # a step
-    assert abs(times[-1] - times[-1].round()) < 0.05  # six evaluations took 0.3 s
+    curve = train_for(512e-12, start, layer, evaluate=lambda: 7.0, title="fake")
+    assert [t * 1e12 for t, _ in curve] == pytest.approx([32, 64, 128, 256, 512])
     assert {quality for _, quality in curve} == {7.0}
-    assert math.isnan(train_for(64.0, start)[0][1])
+    assert math.isnan(train_for(512e-12, start, layer)[0][1])
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +207,7 @@ def test_kept_rows_are_for_the_data_they_were_made_for(data):
 
 def test_a_run_that_was_cut_off_finds_its_networks_again(data, tmp_path, monkeypatch):
     stacks = data.train.clean.images, data.train.observed
-    training = methods.Training(data, 0.2, stacks, tmp_path, batch_size=4)
+    training = methods.Training(data, 4, stacks, tmp_path, batch_size=4)
     first = methods.direct(training)
     with monkeypatch.context() as patch:
         patch.setattr(methods, "train_for", None)  # nothing is trained again
@@ -224,14 +219,14 @@ def test_a_run_that_was_cut_off_finds_its_networks_again(data, tmp_path, monkeyp
     monkeypatch.setattr(
         methods, "train_for", lambda *a, **k: trained.append(k) or train_for(*a, **k)
     )
-    methods.direct(methods.replace(training, seconds=0.3))  # asked for something else
+    methods.direct(methods.replace(training, images=8))  # asked for something else
     assert len(trained) == 1
 
 
 def test_outliers_do_not_touch_the_training_set(data):
     stacks = data.train.clean.images, data.train.observed
     before = stacks[0].clone()
-    rows = methods.with_outliers(methods.Training(data, 0.2, stacks, batch_size=4), 0.5)
+    rows = methods.with_outliers(methods.Training(data, 4, stacks, batch_size=4), 0.5)
     assert list(rows) == ["U-Net, clean targets", "DenoiseGAN", "RobustGAN"]
     assert torch.equal(stacks[0], before)
     for method in rows.values():

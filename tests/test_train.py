@@ -21,10 +21,10 @@ from cryonb.base.precision import KEPT_BYTES, M_TRIM_THRESHOLD, fast_precision, 
 from cryonb.learning.diffusion import SR3
 from cryonb.learning.refine import INPUTS, Refiner, refine, refine_loss
 from cryonb.learning.train import (
-    Progress,
+    count_flops,
     curriculum_sigma,
     draw_batch,
-    images_within,
+    flops_per_image,
     sr3_loss,
     train,
 )
@@ -250,45 +250,44 @@ def test_curriculum_grows_to_the_target():
     assert curriculum_sigma(0.0, 0.1) == pytest.approx(0.1)  # never above the target
 
 
-def test_images_within_counts_steps_after_the_first():
-    """A first step of 2 s, then 0.5 s for each batch of 8: 20 batches in 10 s."""
-    taken = []
+def test_cost_of_an_image_is_that_of_its_convolution_forward_and_back():
+    """4 channels of 3 × 3 on 8 × 8 pixels: a product and a sum each; then the same for weights."""
 
-    def steps():
-        for k in range(1, 100):
-            taken.append(k)
-            yield Progress(k, 8 * k, k / 100, 1.0, 1e-3, 2 + 0.5 * (k - 1))
+    class Net(torch.nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x[:, None])[:, 0]
 
-    assert images_within(10.0, steps) == 160 and len(taken) == 7  # 3 s, the first not counted
-    assert images_within(10.0, steps, trial_seconds=0.1) == 160 and len(taken) == 7 + 4
-    assert images_within(0.01, steps) == 8  # a batch at least
-    with pytest.raises(ValueError, match="positive"):
-        images_within(0.0, steps)
-    with pytest.raises(ValueError, match="fewer than two"):
-        images_within(1.0, lambda: iter([Progress(1, 8, 1.0, 1.0, 1e-3, 1.0)]))
-
-
-def test_images_within_leaves_networks_and_the_run_as_they_were():
-    images = blobs()
     torch.manual_seed(0)
-    model = SR3(**SMALL)
-    average, before = copy.deepcopy(model), copy.deepcopy(model)
-    draw, loss = partial(draw_batch, (images, images)), partial(sr3_loss, sigma=SIGMA)
-    options = dict(batch_size=16, precision="no")
+    model, images = Net(1, 4, 3, padding=1), torch.randn(6, 8, 8)
+    before = copy.deepcopy(model)
+    draw = partial(draw_batch, (images,))
 
-    def steps(*copies):
-        assert all(c is not m for c in copies for m in (model, average))
-        return train(*copies, draw, loss, 1600, **options)
+    def start(*copies):
+        assert all(c is not model for c in copies)
+        return train(*copies, draw, lambda m, batch, *_: m(batch[0]).mean(), 10**6, batch_size=4)
 
-    n_images = images_within(60.0, steps, model, average, trial_seconds=0.1)
-    assert n_images % 16 == 0 and n_images >= 16
-    assert equal(model, before) and equal(average, before)
-    losses = [p.loss for p in train(model, average, draw, loss, 320, **options)]
-    assert losses == run()[1]
+    each = 2 * 8 * 8 * 9 * 4
+    assert flops_per_image(start, model, model) == 2 * each
+    assert count_flops(lambda: model(images)) == 6 * each
+    assert equal(model, before)  # trained on copies
 
 
-def test_precision_is_one_of_two():
-    assert fast_precision() in ("bf16", "no") and fast_precision() == fast_precision()
+def test_attention_is_counted_in_the_cost():
+    inputs = torch.zeros(1, 1, 16, 16), torch.zeros(1, 2)
+    nets = [UNet(1, **SMALL | {"transformers": k}) for k in (1, 0)]
+    with_attention, without = (count_flops(partial(net, *inputs)) for net in nets)
+    n, w = (16 // 8) ** 2, SMALL["widths"][1]  # positions; queries, keys, values, out, MLP, scores
+    embedding = SMALL["embedding"] * 4 * w
+    assert with_attention - without == 2 * (n * (4 + 6) * w**2 + 2 * n**2 * w + embedding)
+
+
+def test_precision_is_what_the_processor_can_do(monkeypatch):
+    for can, name in (({"amx_bf16": True}, "bf16"), ({"avx512_bf16": False}, "no"), ({}, "no")):
+        fast_precision.cache_clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert fast_precision() == name
+    fast_precision.cache_clear()
 
 
 def test_freed_memory_is_kept():

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import time
 from functools import cache
 
 import torch
-from torch import nn
 
 KEPT_BYTES = 2**30  # of freed memory at most
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -16,21 +14,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 @cache
 def fast_precision() -> str:
-    """Return "bf16" where it is found faster than float32 in a short trial, else "no"."""
+    """Return "bf16" where the processor computes in it, else "no".
+
+    What it can do, not how fast a trial ran: so that the load of a machine changes no result.
+    """
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    x, conv = torch.ones(16, 64, 16, 16), nn.Conv2d(64, 64, 3, padding=1)
-    x = x.contiguous(memory_format=torch.channels_last)
-    seconds = {}
-    for bf16 in (False, True):
-        trials = []
-        for _ in range(4):
-            start = time.perf_counter()
-            with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                conv(x).sum().backward()
-            trials.append(time.perf_counter() - start)
-        seconds[bf16] = min(trials)
-    return "bf16" if seconds[True] < 0.8 * seconds[False] else "no"
+    can = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none
+    return "bf16" if can.get("avx512_bf16") or can.get("amx_bf16") else "no"
 
 
 @cache

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from cryonb.base.files import beside
 from cryonb.evaluation.metrics import mse
 from cryonb.learning.diffusion import sample
-from cryonb.learning.train import Progress, images_within
+from cryonb.learning.train import Progress, flops_per_image
 from cryonb.simulation.dataset import Dataset, score_test
 
 COLUMNS = {  # key of a row: heading, format
@@ -36,7 +36,7 @@ COLUMNS = {  # key of a row: heading, format
     "mse_mask": ("MSE in mask", ".4f"),
     "residual": ("micelle residual", ".2f"),
     "over_limit": ("MSE ÷ limit", ".1f"),
-    "train_seconds": ("training (s)", ".0f"),
+    "train_tflop": ("training (TFLOP)", ".2f"),
     "ms_per_image": ("ms per image", ".1f"),
     "peak_MiB": ("peak memory (MiB)", ".0f"),
     "images": ("images", ".0f"),
@@ -84,18 +84,19 @@ class Method:
     denoise : callable (n, y, x) -> (n, y, x)
     settings : str
         What it was set to, and where that comes from.
-    train_seconds : float
+    train_tflop : float
+        Cost of its training, in 10^12 floating-point operations.
     first : int or None
         Only so many particles are worth the time.
     also : Tensor (m, y, x) or None
         More noisy particles that it learns from.
-    curve : list of (seconds, PSNR)
+    curve : list of (TFLOP, PSNR)
         On validation particles, while it was trained.
     """
 
     denoise: Callable[[torch.Tensor], torch.Tensor]
     settings: str = ""
-    train_seconds: float = 0.0
+    train_tflop: float = 0.0
     first: int | None = None
     also: torch.Tensor | None = None
     curve: list = field(default_factory=list)
@@ -185,7 +186,7 @@ class Comparison:
             n, clean = min(len(images), len(self.limit)), self.data.test.clean.images
             best = mse(self.limit[:n], clean[:n]).mean()
             row["over_limit"] = float(mse(images[:n], clean[:n]).mean() / best)
-        row |= {"train_seconds": method.train_seconds, "ms_per_image": 1e3 * seconds / len(given)}
+        row |= {"train_tflop": method.train_tflop, "ms_per_image": 1e3 * seconds / len(given)}
         self.rows[name] = row | {"peak_MiB": peak[0], "images": len(images)}
 
     @property
@@ -227,44 +228,35 @@ class Comparison:
 
 
 def train_for(
-    seconds: float,
+    tflop: float,
     start: Callable[..., Iterator[Progress]],
     *modules: nn.Module,
     evaluate: Callable[[], float] | None = None,
     title: str = "",
 ) -> list[tuple[float, float]]:
-    """Train for a wall time: for methods that are compared at equal cost.
-
-    The length of the run, in images, is found from a short trial, so that a schedule of the
-    learning rate comes to its end.
+    """Train at a cost, in 10^12 floating-point operations: for methods that are compared.
 
     Parameters
     ----------
     start : callable (*modules, n_images) -> iterator of Progress
         Such as ``lambda model, average, n: train(model, average, draw, loss, n)``.
     evaluate : callable () -> float, optional
-        Quality of what has been trained so far; called at 1/32, 1/16 ... 1 of the run. Its time
-        does not count.
+        Quality of what has been trained so far; called at 1/32, 1/16 ... 1 of the run.
 
     Returns
     -------
-    list of (seconds, quality)
+    list of (TFLOP, quality)
         The last one is the end; quality is NaN without `evaluate`.
     """
-    trial = min(3.0, seconds / 4)
-    n_images = images_within(
-        seconds, lambda *copies: start(*copies, 10**7), *modules, trial_seconds=trial
-    )
-    points = [2.0**-k for k in range(5, -1, -1)]
-    curve, elsewhere = [], 0.0
+    each = 1e-12 * flops_per_image(lambda *copies: start(*copies, 10**9), *modules)
+    n_images = max(1, round(tflop / each))
+    points, curve = [2.0**-k for k in range(5, -1, -1)], []
     with tqdm(total=n_images, desc=title, unit="image") as bar:
         for progress in start(*modules, n_images):
             bar.update(min(progress.images, n_images) - bar.n)
             while points and progress.fraction >= points[0]:
                 points = [p for p in points if p > progress.fraction]
-                spent, began = progress.seconds - elsewhere, time.perf_counter()
-                curve.append((spent, evaluate() if evaluate else math.nan))
-                elsewhere += time.perf_counter() - began
+                curve.append((each * progress.images, evaluate() if evaluate else math.nan))
     return curve
 
 

@@ -7,9 +7,8 @@ the test. Introduced in: 04_compare_methods.
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,14 @@ from cryonb.denoisers.peers import bm3d, cwf, topaz_to_scale
 from cryonb.evaluation.metrics import mse, psnr
 from cryonb.learning.diffusion import SR3, fuse, one_step
 from cryonb.learning.refine import Refiner, refine, refine_loss
-from cryonb.learning.train import draw_batch, sr3_loss, train
+from cryonb.learning.train import count_flops, draw_batch, flops_per_image, sr3_loss, train
 from cryonb.learning.weights import MANY, load_kept, load_model, save_model
 from cryonb.poses.posterior import posterior
 from cryonb.poses.templates import Templates, image_templates
 from cryonb.simulation.dataset import Dataset
 from cryonb.simulation.simulate import noise_sigma
 
-SR3_SHARE = 0.6  # of the time of two stages that the first gets
+SR3_SHARE = 0.6  # of the cost of two stages that the first gets
 LOSSES = {"U-Net, clean targets": supervised_loss, "Noise2Noise": noise2noise_loss}
 GANS = {"DenoiseGAN": "denoise", "RobustGAN": "robust"}
 
@@ -78,10 +77,9 @@ def untrained(noisy, clean, sigma: float, few: int, also=None) -> dict[str, Meth
 
 def linear(data: Dataset) -> Method:
     """Row of the exact linear filter, from the training images of `data`."""
-    start = time.perf_counter()
     fitted = linear_filter(data.train.clean.images, data.train.observed, data.sigma)
     settings = "covariance of the clean training images, in all turns"
-    return Method(fitted, settings, time.perf_counter() - start)
+    return Method(fitted, settings)
 
 
 def memory(data: Dataset, first: int, most: int = 16_000) -> tuple[Method, Templates]:
@@ -89,12 +87,11 @@ def memory(data: Dataset, first: int, most: int = 16_000) -> tuple[Method, Templ
 
     At 64 px a thousand images take 60 MB, and a particle a tenth of a second of two cores.
     """
-    start = time.perf_counter()
     clean, seen = data.train.clean.images[:most], data.train.observed[:most]
     templates = image_templates(clean, None if torch.equal(clean, seen) else seen)
     settings = f"{len(clean)} training images, mirrored, {templates.turns} turns"
     recall = partial(recalled, templates, sigma=data.sigma)
-    return Method(recall, settings, time.perf_counter() - start, first), templates
+    return Method(recall, settings, first=first), templates
 
 
 def recalled(templates: Templates, noisy: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -149,8 +146,9 @@ class Training:
     Attributes
     ----------
     data : Dataset
-    seconds : float
-        Wall time of training that each row gets.
+    images : int
+        Training images that SR3 sees; every row trains at the cost of these, in floating-point
+        operations, so that the same options give the same networks on every machine.
     stacks : (Tensor, Tensor), each (n, y, x)
         Clean and observed training images.
     folder : Path or None
@@ -159,21 +157,28 @@ class Training:
     """
 
     data: Dataset
-    seconds: float
+    images: int
     stacks: tuple[torch.Tensor, torch.Tensor]
     folder: Path | None = None
     batch_size: int = 16
     seed: int = 0
 
-    def run(self, tag: str, networks, start, denoise, seconds: float | None = None):
-        """Train networks for a time; returns the moving average of the first, and its curve.
+    @cached_property
+    def tflop(self) -> float:
+        """Cost of each row, in 10^12 floating-point operations."""
+        start, model = self.plain(self.stacks, sr3_loss), SR3()
+        each = flops_per_image(lambda *copies: start(*copies, 10**9), model, model)
+        return 1e-12 * self.images * each
+
+    def run(self, tag: str, networks, start, denoise, tflop: float | None = None):
+        """Train networks at a cost; returns the moving average of the first, and its curve.
 
         `start(*networks, average, n_images)` yields Progress; `denoise(average, noisy)`.
         """
         name = f"{tag.replace(' ', '-')}-{self.seed}.safetensors"
         path = self.folder / name if self.folder else None
         asked = {k: v for k, v in self.data.manifest.items() if k != "scale"}
-        asked |= {"seconds": round(self.seconds, 1), "batch_size": self.batch_size}
+        asked |= {"images": self.images, "batch_size": self.batch_size}
         if path and path.is_file():
             average, manifest = load_model(path, type(networks[0]))
             if manifest["asked"] == asked:
@@ -184,8 +189,8 @@ class Training:
         def evaluate():
             return float(psnr(denoise(average.eval(), noisy), clean).mean())
 
-        seconds = seconds or self.seconds
-        curve = train_for(seconds, start, *networks, average, evaluate=evaluate, title=tag)
+        tflop = tflop or self.tflop
+        curve = train_for(tflop, start, *networks, average, evaluate=evaluate, title=tag)
         if path:
             save_model(path, average, {"asked": asked, "curve": curve})
         return average.eval(), curve
@@ -204,7 +209,7 @@ def direct(training: Training, name: str = "U-Net, clean targets") -> Method:
     start = training.plain(training.stacks, LOSSES[name])
     model, curve = training.run(name, [Denoiser()], start, apply)
     settings = "SR3's network on the noisy image, SNR 3 down to the data's"
-    return Method(partial(apply, model), settings, training.seconds, curve=curve)
+    return Method(partial(apply, model), settings, training.tflop, curve=curve)
 
 
 def gan(training: Training, kind: str) -> Method:
@@ -221,7 +226,7 @@ def gan(training: Training, kind: str) -> Method:
     networks = Generator(kind, shrink), Discriminator(kind, shrink)
     model, curve = training.run(f"GAN {kind}", networks, start, apply)
     settings = f"widths 1/{shrink} of the published, SNR 3 down to the data's"
-    return Method(partial(apply, model), settings, training.seconds, curve=curve)
+    return Method(partial(apply, model), settings, training.tflop, curve=curve)
 
 
 def diffusion(training: Training, steps: int, samples: int) -> dict[str, Method]:
@@ -235,7 +240,7 @@ def diffusion(training: Training, steps: int, samples: int) -> dict[str, Method]
     def mean(noisy):
         return torch.stack([sample(noisy, seed=s) for s in range(samples)]).mean(0)
 
-    settings, spent = "clean-image form, SNR 3 down to the data's", training.seconds
+    settings, spent = "clean-image form, SNR 3 down to the data's", training.tflop
     return {
         "SR3, one step": Method(best, settings, spent, curve=curve),
         f"SR3, one {steps}-step sample": Method(sample, "second-order solver", spent),
@@ -246,35 +251,36 @@ def diffusion(training: Training, steps: int, samples: int) -> dict[str, Method]
 def two_stages(training: Training, steps: int, held_out: int) -> dict[str, Method]:
     """Rows of SR3 → U-Net, trained one after the other.
 
-    SR3 gets `SR3_SHARE` of the time; then its samples of `held_out` validation particles are drawn,
-    and a U-Net is trained on these for what is left.
+    SR3 gets `SR3_SHARE` of the cost; then its samples of `held_out` validation particles are drawn,
+    and a U-Net is trained on these at what is left, a tenth of the cost at least.
     """
     torch.manual_seed(training.seed)
-    sigma, seconds, held = training.data.sigma, training.seconds, training.data.validation
+    sigma, tflop, held = training.data.sigma, training.tflop, training.data.validation
     once, start = partial(one_step, sigma=sigma), training.plain(training.stacks, sr3_loss)
-    first, _ = training.run("SR3 first", [SR3()], start, once, SR3_SHARE * seconds)
-    began, noisy = time.perf_counter(), held.noisy.images[:held_out]
+    first, _ = training.run("SR3 first", [SR3()], start, once, SR3_SHARE * tflop)
+    noisy = held.noisy.images[:held_out]
     drawn = one_step(first, noisy, sigma, steps)
-    left = max(0.1 * seconds, (1 - SR3_SHARE) * seconds - (time.perf_counter() - began))
+    spent = 1e-12 * len(noisy) * count_flops(lambda: one_step(first, noisy[:1], sigma, steps))
+    left = max(0.1 * tflop, (1 - SR3_SHARE) * tflop - spent)
     start = training.plain((held.clean.images[:held_out], drawn, noisy), refine_loss)
 
     def both(second, noisy):
         return refine(second, one_step(first, noisy, sigma, steps), noisy, sigma)
 
     rows = {}
-    settings = f"{SR3_SHARE:.0%} of the time SR3; {steps}-step samples of {held_out} held out"
+    settings = f"{SR3_SHARE:.0%} of the cost SR3; {steps}-step samples of {held_out} held out"
     for inputs in ("sample", "sample+noisy"):
         networks = [Refiner(inputs, widths=(64, 128), transformers=2)]
         tag = f"refine {inputs} {steps} {held_out}"
         second, last = training.run(tag, networks, start, both, left)
-        curve = [(seconds - left + t, quality) for t, quality in last]
-        method = Method(partial(both, second), settings, seconds, curve=curve)
+        curve = [(tflop - left + t, quality) for t, quality in last]
+        method = Method(partial(both, second), settings, tflop, curve=curve)
         rows[f"SR3 → U-Net, sees {inputs}"] = method
     return rows
 
 
 def learned(training: Training, steps: int, samples: int, held_out: int) -> dict[str, Method]:
-    """All learned rows, each trained for `training.seconds`."""
+    """All learned rows, each trained at the cost `training.tflop`."""
     rows = {name: direct(training, name) for name in LOSSES}
     rows |= {name: gan(training, kind) for name, kind in GANS.items()}
     return rows | diffusion(training, steps, samples) | two_stages(training, steps, held_out)

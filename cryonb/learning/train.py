@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from cryonb.base.draws import by, generator_on
 from cryonb.base.precision import autocast
@@ -190,48 +192,27 @@ def train(
             write_checkpoint(checkpoint, run, step, modules, optimiser)
 
 
-def images_within(
-    seconds: float,
-    make_steps: Callable[..., Iterator[Progress]],
-    *modules: nn.Module,
-    trial_seconds: float = 3.0,
-) -> int:
-    """Find how many images a training run manages in `seconds`, from its first steps.
+def count_flops(call: Callable[[], object]) -> int:
+    """Count the floating-point operations of a call: those of matrix products and convolutions.
 
-    For comparing methods at equal time. The steps are taken on copies: `modules` are left as they
-    are. The first step, which sets things up, is not timed.
+    A multiplication and an addition are two. The count depends on shapes alone, so that methods
+    which are compared at equal cost get the same lengths of training on every machine.
+    """
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        call()  # attention as matrix products: its fused forms are not all counted
+    return counter.get_total_flops()
+
+
+def flops_per_image(start: Callable[..., Iterator[Progress]], *modules: nn.Module) -> float:
+    """Count what one image costs in training, forward and back, see `count_flops`.
 
     Parameters
     ----------
-    seconds : float
-        Wall time of the run that is planned.
-    make_steps : callable (*copies) -> iterator of Progress
-        Starts a run on copies of `modules`, such as ``lambda model, average: train(model, average,
-        draw, loss, n_images, **options)``; `n_images` of any size, no checkpoint.
-    trial_seconds : float
-        Least length of the trial, which also takes four steps at least if the run has them.
-
-    Returns
-    -------
-    int
-        A whole number of batches, at least one.
-
-    Raises
-    ------
-    ValueError
-        `seconds` is not positive, or the run has fewer than two steps.
+    start : callable (*copies) -> iterator of Progress
+        Begins a run on copies of `modules`; its first step is counted.
     """
-    if not seconds > 0:
-        raise ValueError(f"seconds is {seconds}: give a positive time.")
-    first = last = None
-    for last in make_steps(*map(copy.deepcopy, modules)):
-        first = first or last
-        if last.step >= 4 and last.seconds - first.seconds >= trial_seconds:
-            break
-    if first is None or last.step == first.step:
-        raise ValueError("The trial run has fewer than two steps: let make_steps plan more images.")
-    each = (last.seconds - first.seconds) / (last.step - first.step)
-    return first.images * max(1, int(seconds / each))
+    steps, done = start(*map(copy.deepcopy, modules)), []
+    return count_flops(lambda: done.append(next(steps))) / done[0].images
 
 
 def _channels_last(model: nn.Module) -> nn.Module:
