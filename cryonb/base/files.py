@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PureWindowsPath
+
+from filelock import FileLock, Timeout
 
 # Statistics of an MRC2014 header that say "not determined": max < min, mean < max, rms < 0.
 NOT_DETERMINED = {"dmin": 0, "dmax": -1, "dmean": -2, "rms": -1}
@@ -22,6 +24,30 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole(path: str | os.PathLike) -> Iterator[None]:
+    """Let no other process do the same to `path` at the same time; OSError where one does."""
+    lock = Path(path).with_name(f".{Path(path).name}.lock")
+    try:
+        held = FileLock(lock).acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"{path} is being written by another process: wait for it") from None
+    with held:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes it itself, once it is released
+                lock.unlink()
+
+
+def below(folder: str | os.PathLike, name: str) -> Path:
+    """Path of a file named by somebody else; ValueError if it does not lie below the folder."""
+    parts = PureWindowsPath(name)  # knows both kinds of slash, and drives
+    if parts.anchor or not parts.parts or ".." in parts.parts:
+        raise ValueError(f"{name!r} is no name of a file below {folder}: give one without .. or /")
+    return Path(folder, name)
 
 
 def existing(path: str | os.PathLike) -> Path:

@@ -11,16 +11,28 @@ import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
+import numpy as np
 import pooch
 
-from cryonb.base.cache import check_sha256, keep
-from cryonb.base.download import OFFLINE, TIMEOUT_S, connect, download, used
-from cryonb.data.empiar import Rows, fetch_images, read_rows
+from cryonb.base.download import (
+    OFFLINE,
+    RETRY,
+    TIMEOUT_S,
+    Client,
+    check_sha256,
+    discard,
+    download,
+    keep,
+    shown,
+)
+from cryonb.base.files import below
+from cryonb.data.empiar import fetch_images, image_rows, write_first
+from cryonb.data.mrc import HEADER, parse_header
 
 # A source distribution with two micrographs in its test data. pip checks its sha256 before it runs
 # anything of it.
@@ -31,7 +43,6 @@ EMDB, PDB, EMPIAR = (
     "pub/databases/pdb/data/structures/divided/mmCIF/{1}/{0}.cif.gz",
     "empiar/world_availability",
 )
-MAP_MARK, CIF_MARK = (208, b"MAP "), (0, b"data_")  # what must stand where in the file
 SHA256 = {  # of files as their archive sends them, where known
     "emd_8511.map.gz": "1f03ec4a0cadb407b6b972c803ffe1e97ff5087d4c2ce9fec2c404747a7fb3fe",
 }
@@ -114,23 +125,35 @@ def fetch(
         a full disk, or a cache that cannot be written to.
     """
     folder = Path(cache or os.environ.get("CRYONB_CACHE") or pooch.os_cache("cryonb"))
-    base = (mirror or os.environ.get("CRYONB_MIRROR") or MIRROR).rstrip("/")
+    base = _address(mirror or os.environ.get("CRYONB_MIRROR") or MIRROR)
+    client = Client(timeout_s)
     particles = re.fullmatch(r"(EMPIAR-(\d{5,6}))(?:/([\w./-]+\.star))?", name, ANY_CASE)
     if max_images is not None and (max_images < 1 or not particles):
         raise ValueError("max_images is a number above 0, and only for an entry of EMPIAR")
     if name in MICROGRAPHS:
         return _fetch_micrograph(name, folder)
     if is_volume(name):
-        return _fetch_volume(connect(timeout_s), base, name, folder)
+        return _fetch_volume(client, base, name, folder)
     if particles:
         entry, number, star = particles.groups()
         star = star or STARS.get(number)
-        if not star or ".." in star:
+        if not star:
             raise ValueError(f"name the particle file of {entry}, as {entry}/data/particles.star")
-        source = f"{base}/{EMPIAR}/{number}/{star}"
-        path = folder / entry.upper() / star
-        return _fetch_particles(connect(timeout_s), source, path, max_images)
+        path = below(folder / entry.upper(), star)
+        return _fetch_particles(client, f"{base}/{EMPIAR}/{number}/{star}", path, max_images)
     raise ValueError(f"unknown name {name!r}: give {NAMES}")
+
+
+def _address(mirror: str) -> str:
+    """Check the address of a mirror; it may hold a password, and no message repeats it."""
+    try:
+        parts = urlsplit(mirror)
+        good = parts.scheme in ("http", "https") and parts.hostname and not parts.query
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("the mirror is no address, such as https://ftp.ebi.ac.uk")
+    return mirror.rstrip("/")
 
 
 def is_volume(name: str) -> bool:
@@ -140,8 +163,7 @@ def is_volume(name: str) -> bool:
 
 def _fetch_micrograph(name: str, folder: Path) -> Path:
     member, sha256, _ = MICROGRAPHS[name]
-    source = f"{member} of {SDIST[0]} {SDIST[1]}"
-    return keep(folder / f"{name}.mrc", partial(_unpack_micrograph, member), source, sha256)
+    return keep(folder / f"{name}.mrc", partial(_unpack_micrograph, member), sha256)
 
 
 def _unpack_micrograph(member: str, path: Path) -> None:
@@ -169,59 +191,63 @@ def _unpack_micrograph(member: str, path: Path) -> None:
                 shutil.copyfileobj(inside, file)
 
 
-def _fetch_volume(get: Callable, base: str, name: str, folder: Path) -> Path:
+def _fetch_volume(client: Client, base: str, name: str, folder: Path) -> Path:
     key = name.lower().removeprefix("emd-")
-    path, mark = (PDB, CIF_MARK) if len(key) == len(name) else (EMDB, MAP_MARK)
-    url = f"{base}/{path.format(key, key[1:3])}"
-    return keep(folder / Path(url).stem, partial(_unzip, get, url, mark), url)
+    path = (PDB if len(key) == len(name) else EMDB).format(key, key[1:3])
+    return keep(folder / Path(path).stem, partial(_unzip, client, f"{base}/{path}"))
 
 
-def _unzip(get: Callable, url: str, mark: tuple[int, bytes], path: Path) -> None:
-    """Download a gzip file and write what is in it, which must bear its mark."""
+def _unzip(client: Client, url: str, path: Path) -> None:
+    """Download a gzip file and write the map or model in it, at most as long as that says it is."""
     name = Path(url).name
-    part = _part(path.parent, name)
-    download(get, url, part)
-    with used(part):
-        check_sha256(name, pooch.file_hash(part), SHA256.get(name))
-        try:
-            with gzip.open(part) as packed, open(path, "wb") as file:
-                shutil.copyfileobj(packed, file)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"{url} came as something else than a whole gzip file ({error}), perhaps as an "
-                "error page: run the same command again, or try another --mirror"
-            ) from error
-        with open(path, "rb") as file:
-            file.seek(mark[0])
-            if file.read(len(mark[1])) != mark[1]:
-                raise ValueError(f"{url} holds something else than it is named for")
+    packed = path.with_name(f".{name}.part")
+    download(client, url, packed)
+    try:
+        check_sha256(packed, SHA256.get(name))
+        with gzip.open(packed) as source, open(path, "wb") as file:
+            chunk = source.read(HEADER)
+            most = _most_bytes(shown(url), chunk, packed.stat().st_size)
+            while chunk and file.tell() <= most:
+                file.write(chunk)
+                chunk = source.read(1 << 20)
+        if chunk:
+            raise ValueError(f"{shown(url)} unpacks to more than {most:,} bytes, and is not kept")
+    except ValueError:
+        discard(packed)
+        raise
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        discard(packed)
+        raise ValueError(
+            f"{shown(url)} came as something else than a whole gzip file ({error}), perhaps as an "
+            f"error page: {RETRY}"
+        ) from error
+    discard(packed)
 
 
-def _fetch_particles(get: Callable, url: str, star: Path, max_images: int | None) -> Path:
+def _most_bytes(url: str, head: bytes, packed_bytes: int) -> int:
+    """How long a file may be that begins like this; ValueError if it is no map or model."""
+    if url.endswith(".cif.gz") and head.startswith(b"data_"):
+        return 100 * packed_bytes + HEADER  # text is packed to a fifth or so
+    try:
+        mrc = parse_header(url, head, sys.maxsize)
+    except ValueError:
+        raise ValueError(f"{url} holds something else than it is named for") from None
+    return mrc.offset + int(np.prod(mrc.shape)) * mrc.dtype.itemsize + (1 << 20)
+
+
+def _fetch_particles(client: Client, url: str, star: Path, max_images: int | None) -> Path:
     """Get the STAR file at `url`, then its first images as one stack and a STAR that names them."""
-    rows = read_rows(keep(star, partial(_get_star, get, url), url)).first(max_images)
-    first = star.with_name(f"{star.stem}_first_{len(rows.names)}.star")
+    keep(star, partial(_get_star, client, url))
+    images = [(int(name[1]), name[2]) for name in image_rows(star)[1].values()][:max_images]
+    first = star.with_name(f"{star.stem}_first_{len(images)}.star")
     stack = first.with_suffix(".mrcs")
     folders = [url.rpartition("/")[0]]
     while not folders[-1].endswith(EMPIAR):
         folders.append(folders[-1].rpartition("/")[0])
-    keep(stack, partial(_get_stack, get, rows, folders, _part(stack.parent, stack.name)), url)
-    return keep(first, partial(rows.write, stack.name), url)
+    keep(stack, partial(fetch_images, client, images, folders))
+    return keep(first, partial(write_first, star, len(images), stack.name))
 
 
-def _get_star(get: Callable, url: str, path: Path) -> None:
-    part = _part(path.parent, Path(url).name)
-    download(get, url, part)
-    with used(part):
-        read_rows(part)
-        os.replace(part, path)
-
-
-def _get_stack(get: Callable, rows: Rows, folders: list[str], part: Path, path: Path) -> None:
-    fetch_images(get, rows, folders, part)
-    with used(part):
-        os.replace(part, path)
-
-
-def _part(folder: Path, name: str) -> Path:
-    return folder / f".{name}.part"
+def _get_star(client: Client, url: str, part: Path) -> None:
+    download(client, url, part)
+    image_rows(part)  # or ValueError

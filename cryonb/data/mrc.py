@@ -98,6 +98,17 @@ def open_mrc(path: str | os.PathLike, quiet: bool = False) -> Mrc:
         size = _unpacked_size(path)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or cut short ({error}): get it again") from error
+    mrc = parse_header(path, raw, size)
+    if mrc.odd and not quiet:
+        print(f"note: {path} has {mrc.odd}; its length fits, so it is read", file=sys.stderr)
+    return mrc
+
+
+def parse_header(path: str | os.PathLike, raw: bytes, size: int) -> Mrc:
+    """Read the first 1024 bytes of a file of so many bytes, which may lie on a server.
+
+    ValueError as in `open_mrc`.
+    """
     if len(raw) < HEADER:
         raise ValueError(
             f"{path} is damaged or cut short ({size} bytes, an MRC header has {HEADER}): "
@@ -108,20 +119,17 @@ def open_mrc(path: str | os.PathLike, quiet: bool = False) -> Mrc:
     for order in (stamped or "<", ">" if (stamped or "<") == "<" else "<"):
         header = np.frombuffer(raw, np.dtype(HEADER_DTYPE).newbyteorder(order))[0]
         offsets = [HEADER + int(header["nsymbt"])] + [HEADER] * (not named)
-        found = found or _fitting(path, header, size, offsets)
+        found = found or _fitting(header, size, offsets)
     if found is None:
         raise ValueError(_why_not(path, raw, stamped or "<", size))
     header, shape, dtype, offset = found
     odd = [*(["no 'MAP ' identifier"] * (not named))]
     if stamped != ("<" if header.dtype["nx"] == np.dtype("<i4") else ">"):
         odd.append(f"the machine stamp {raw[212:216].hex(' ')}")
-    mrc = Mrc(path, header, shape, dtype, offset, " and ".join(odd))
-    if odd and not quiet:
-        print(f"note: {path} has {mrc.odd}; its length fits, so it is read", file=sys.stderr)
-    return mrc
+    return Mrc(path, header, shape, dtype, offset, " and ".join(odd))
 
 
-def _fitting(path: Path, header: np.void, size: int, offsets: list[int]):
+def _fitting(header: np.void, size: int, offsets: list[int]):
     """Header, shape, dtype and offset if the dimensions fit so many bytes, or None."""
     shape = tuple(int(header[name]) for name in ("nz", "ny", "nx"))
     mode = int(header["mode"])
