@@ -24,7 +24,7 @@ import torch
 from timing import in_turn, measure, report
 
 from cryonb.commands.denoise import denoise_file, measured_noise
-from cryonb.data.stacks import open_source
+from cryonb.data.particle_file import open_particles
 from cryonb.data.whitening import from_network, to_network
 from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.weights import MANY, load_model
@@ -46,14 +46,14 @@ def write_stack(path: Path, n: int, box: int) -> Path:
 def parts(folder: Path, n: int, box: int, repeats: int) -> None:
     """Time everything but the network, and the network, on the same images."""
     model, _ = load_model(MANY, SR3)
-    source = open_source(write_stack(folder / "parts.mrcs", n, box))
+    source = open_particles(write_stack(folder / "parts.mrcs", n, box))
     noise = measured_noise(source, 64, None, 1)
-    given = source.read(range(n), 64)
+    given = source.read().resampled(64)
     white, deviation = to_network(given, noise)
 
     def around() -> None:
         for first in range(0, n, 64):
-            part = source.read(range(first, min(first + 64, n)), 64)
+            part = source.read(range(first, min(first + 64, n))).resampled(64)
             images, deviations = to_network(part, noise)
             back = from_network(images, deviations, part, noise)
             type(part)(back, part.optics, part.table).resampled(box)

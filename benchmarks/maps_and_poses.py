@@ -23,7 +23,8 @@ from timing import in_turn, measure, report
 
 from cryonb.commands.tools import reconstruct_file
 from cryonb.data.maps import read_map, write_map
-from cryonb.data.particles import particles_from_arrays, read_particles, write_particles
+from cryonb.data.particle_file import read_particles
+from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.resolution import fsc
 from cryonb.physics.ctf import apply_ctf, ctf

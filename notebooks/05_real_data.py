@@ -58,7 +58,8 @@ import torch
 
 from cryonb.commands.denoise import denoise_file
 from cryonb.data import micrographs
-from cryonb.data.particles import particles_from_arrays, stream_particles, write_particles
+from cryonb.data.particle_file import stream_particles
+from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
 from cryonb.data.whitening import amplitude, from_network, level, measure_noise, to_network
 from cryonb.denoisers.baselines import linear_filter

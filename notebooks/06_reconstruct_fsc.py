@@ -59,7 +59,7 @@ from torch.testing import assert_close
 from tqdm.auto import tqdm
 
 from cryonb.data.maps import write_map
-from cryonb.data.particles import read_particles
+from cryonb.data.particle_file import read_particles
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers import methods
 from cryonb.evaluation.metrics import fit_parts

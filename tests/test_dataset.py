@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryonb.data.particles import read_particles
+from cryonb.data.particle_file import read_particles
 from cryonb.data.volumes import load_volume
 from cryonb.physics.geometry import angular_distance_deg
 from cryonb.simulation import dataset

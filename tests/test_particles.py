@@ -11,13 +11,8 @@ import pytest
 import starfile
 import torch
 
-from cryonb.data.particles import (
-    CTF_APPLIED,
-    Particles,
-    particles_from_arrays,
-    read_particles,
-    write_particles,
-)
+from cryonb.data.particle_file import read_particles
+from cryonb.data.particles import CTF_APPLIED, Particles, particles_from_arrays, write_particles
 from cryonb.physics.geometry import angular_distance_deg, random_rotations
 
 
@@ -158,7 +153,6 @@ def test_impossible_particles_are_refused(tmp_path):
         _ = strange.rotations
 
 
-@pytest.mark.filterwarnings("ignore:Data array contains NaN")
 def test_damaged_files_are_refused(tmp_path):
     p = make()
     star, stack = tmp_path / "p.star", tmp_path / "p.mrcs"
@@ -171,20 +165,19 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="lists no particles"):
         read_particles(tmp_path / "garbage.star")
     starfile.write({"particles": blocks["particles"]}, tmp_path / "old.star")
-    with pytest.raises(ValueError, match="relion_convert_star"):
-        read_particles(tmp_path / "old.star")
+    assert read_particles(tmp_path / "old.star").pixel_size_A == pytest.approx(1.7)  # the stack's
     table = blocks["particles"].drop(columns="rlnAngleTilt")
     starfile.write(blocks | {"particles": table}, tmp_path / "lacking.star")
     with pytest.raises(ValueError, match="rlnAngleTilt"):
-        read_particles(tmp_path / "lacking.star")
-    table = blocks["particles"].assign(rlnImageName="p.mrcs")
+        _ = read_particles(tmp_path / "lacking.star").rotations
+    table = blocks["particles"].assign(rlnImageName="000@p.mrcs")
     starfile.write(blocks | {"particles": table}, tmp_path / "unnumbered.star")
     with pytest.raises(ValueError, match="000001@stack"):
         read_particles(tmp_path / "unnumbered.star")
     table = blocks["particles"].copy()
     table.loc[2, "rlnImageName"] = "000007@p.mrcs"
     starfile.write(blocks | {"particles": table}, tmp_path / "past.star")
-    with pytest.raises(ValueError, match="image 7 of p.mrcs, which holds 6"):
+    with pytest.raises(ValueError, match="image 7 of .*p.mrcs, which holds 6"):
         read_particles(tmp_path / "past.star")
     write_particles(make(2, box=11), tmp_path / "other.star")
     table.loc[2, "rlnImageName"] = "000001@other.mrcs"
@@ -202,9 +195,9 @@ def test_damaged_files_are_refused(tmp_path):
     stack.unlink()
     with pytest.raises(FileNotFoundError, match="p.mrcs, named in"):
         read_particles(star)
-    bad = p.images.clone()
-    bad[4, 0, 0] = torch.nan
-    write_particles(p.with_images(bad, ctf_applied=True), star)
+    write_particles(p, star)
+    with mrcfile.mmap(stack, "r+") as mrc:
+        mrc.data[4, 0, 0] = np.nan
     with pytest.raises(ValueError, match="first in row 5"):
         read_particles(star)
 

@@ -15,12 +15,8 @@ from scipy.ndimage import affine_transform
 from test_projection import phantom
 
 from cryonb.data.maps import write_map
-from cryonb.data.particles import (
-    CTF_APPLIED,
-    particles_from_arrays,
-    read_particles,
-    write_particles,
-)
+from cryonb.data.particle_file import read_particles
+from cryonb.data.particles import CTF_APPLIED, particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.resolution import fsc, fsc_mask_corrected
 from cryonb.physics.ctf import apply_ctf, ctf

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from cryonb.cli import main
 from cryonb.data.maps import read_map, write_map
-from cryonb.data.particles import particles_from_arrays, stream_particles, write_particles
+from cryonb.data.particle_file import stream_particles
+from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.evaluation.resolution import fsc, fsc_mask_corrected, resolution_at
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.geometry import random_rotations

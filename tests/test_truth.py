@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_projection import phantom
 
-from cryonb.data.particles import particles_from_arrays, stream_particles, write_particles
+from cryonb.data.particle_file import stream_particles
+from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
 from cryonb.data.whitening import amplitude, measure_noise, to_network
 from cryonb.evaluation.metrics import correlation

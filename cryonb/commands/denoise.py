@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from cryonb.base.files import check_room
 from cryonb.commands.shards import denoise_shards
+from cryonb.commands.writer import StackWriter, stack_paths, write_star
+from cryonb.data.particle_file import ParticleFile, open_particles
 from cryonb.data.particles import Particles
-from cryonb.data.stacks import Source, StackWriter, open_source, stack_paths, write_star
 from cryonb.data.whitening import NoiseModel, from_network, measure_noise, to_network
 from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.weights import MANY, load_model
@@ -73,7 +74,7 @@ def denoise_file(
     FileNotFoundError, ValueError, OSError
         One line that says what is wrong with the input, the options or the disk.
     """
-    source, out = open_source(particles), Path(out)
+    source, out = open_particles(particles), Path(out)
     paths = stack_paths(source, out, samples)
     batch_size = batch_size or (64 if (device or best_device()) == "cpu" else 512)
     options = {"checkpoint": checkpoint, "samples": samples, "steps": steps, "contrast": contrast}
@@ -90,11 +91,11 @@ def denoise_file(
 
 def _denoise_part(particles: Path, options: dict, places: list[Path], rows: range) -> None:
     """Denoise some rows on a worker; the stacks keep their hidden names until all are joined."""
-    denoise_rows(open_source(particles), places, rows, quiet=True, **options)
+    denoise_rows(open_particles(particles), places, rows, quiet=True, **options)
 
 
 def denoise_rows(
-    source: Source,
+    source: ParticleFile,
     paths: list[Path],
     rows: range,
     *,
@@ -123,7 +124,7 @@ def denoise_rows(
     """
     model, manifest = load_model(checkpoint or MANY, SR3)
     model = model.to(device or best_device())
-    box = _network_box(source.stacks.box[0], manifest)
+    box = _network_box(source.stacks.box, manifest)
     noise = measured_noise(source, box, diameter_A, {"auto": 0, "bright": 1, "dark": -1}[contrast])
     if not quiet:
         _say(source, box, noise, manifest)
@@ -150,12 +151,14 @@ def denoise_rows(
     return writers
 
 
-def _batches(source: Source, model, noise: NoiseModel, box: int, rows: range, options) -> Iterator:
+def _batches(
+    source: ParticleFile, model, noise: NoiseModel, box: int, rows: range, options
+) -> Iterator:
     """Denoised images (and deviations of samples) of each batch of rows, full size."""
     size, sigma = options["batch_size"], noise.sigma
     count = max(1, options["samples"])
     for first in rows[::size]:
-        given = source.read(range(first, min(first + size, rows.stop)), box)
+        given = source.read(range(first, min(first + size, rows.stop))).resampled(box)
         noisy, deviation = to_network(given, noise)
         drawn = []
         for k in range(count):
@@ -165,7 +168,7 @@ def _batches(source: Source, model, noise: NoiseModel, box: int, rows: range, op
             drawn.append(from_network(torch.cat(list(batch)), deviation, given, noise))
         drawn = torch.stack(drawn)
         images = [drawn.mean(0), *([drawn.std(0)] if count > 1 else [])]
-        full = source.stacks.box[0]
+        full = source.stacks.box
         yield [Particles(i, given.optics, given.table).resampled(full).images for i in images]
 
 
@@ -177,18 +180,19 @@ def _network_box(box: int, manifest: dict) -> int:
     return min(known, box // 8 * 8)
 
 
-def measured_noise(source: Source, box: int, diameter_A: float | None, sign: int) -> NoiseModel:
+def measured_noise(
+    source: ParticleFile, box: int, diameter_A: float | None, sign: int
+) -> NoiseModel:
     """Noise of a file, from rows spread over all of it, in a box of the network."""
     rows = np.unique(np.linspace(0, len(source.table) - 1, MEASURED).round().astype(int))
-    given = source.read(rows, box)
-    pixel_A = given.pixel_size_A  # one for all, or this says so
-    radius_px = None if diameter_A is None else diameter_A / 2 / pixel_A
+    given = source.read(rows).resampled(box)
+    radius_px = None if diameter_A is None else diameter_A / 2 / given.pixel_size_A
     return measure_noise(given, radius_px, sign=sign)
 
 
-def _say(source: Source, box: int, noise: NoiseModel, manifest: dict) -> None:
+def _say(source: ParticleFile, box: int, noise: NoiseModel, manifest: dict) -> None:
     """Print what was found, and where it lies outside what the network was trained on."""
-    full = source.stacks.box[0]
+    full = source.stacks.box
     pixel_A = float(source.optics["rlnImagePixelSize"].iloc[0])
     contrast = "bright" if noise.sign > 0 else "dark (turned for the network, and back)"
     print(

@@ -17,12 +17,14 @@ from tqdm.auto import tqdm
 
 from cryonb.base.files import beside, check_room
 from cryonb.base.workers import connect, count_cores, process_pool
-from cryonb.data.stacks import HEADER, Source, hidden, write_header
+from cryonb.commands.writer import hidden, write_header
+from cryonb.data.mrc import HEADER
+from cryonb.data.particle_file import ParticleFile
 
 
 def denoise_shards(
     work: Callable[[list[Path], range], None],
-    source: Source,
+    source: ParticleFile,
     paths: list[Path],
     batch_size: int,
     shards: int,
@@ -34,7 +36,7 @@ def denoise_shards(
     ----------
     work : callable
         Writes some rows to stacks of these paths, under their `hidden` names; can be pickled.
-    source : Source
+    source : ParticleFile
     paths : list of Path
         Stacks to write.
     batch_size : int
@@ -51,7 +53,7 @@ def denoise_shards(
     """
     if shards < 1:
         raise ValueError(f"shards is {shards}: ask for one or more")
-    room = 2 * len(paths) * 4 * source.stacks.box[0] ** 2 * len(source.table)
+    room = 2 * len(paths) * 4 * source.stacks.box**2 * len(source.table)
     check_room(paths[0].resolve().parent, room, "or choose another folder")
     parts = split(len(source.table), batch_size, shards)
     places = [[_part_of(path.resolve(), k) for path in paths] for k in range(len(parts))]
@@ -91,7 +93,7 @@ def _part_of(path: Path, k: int) -> Path:
     return path.with_name(f"{path.stem}.shard{k}{path.suffix}")
 
 
-def _join(path: Path, source: Source, pieces) -> None:
+def _join(path: Path, source: ParticleFile, pieces) -> None:
     """Write the whole stack beside its place, rename it, and drop its parts."""
     with beside(path) as whole:
         write_header(whole, len(source.table), source)

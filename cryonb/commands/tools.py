@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from cryonb.base.files import beside, check_writable
 from cryonb.data.maps import check_one_cube, read_map, read_placed_map, write_map, write_map_like
-from cryonb.data.particles import Particles, stream_particles
+from cryonb.data.particle_file import stream_particles
+from cryonb.data.particles import Particles
 from cryonb.data.volumes import MODEL_SUFFIXES, load_volume, read_atoms
 from cryonb.evaluation.resolution import fsc, fsc_mask_corrected, resolution_at
 from cryonb.learning.mapclean import MapCleaner, clean_map

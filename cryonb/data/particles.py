@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import starfile
 import torch
 
-from cryonb.base.files import beside
 from cryonb.data.maps import write_stack
-from cryonb.data.star import ANGLES, ORIGINS, Stacks, image_names, read_tables
+from cryonb.data.star import ANGLES, CTF_APPLIED, DEFOCUS, ORIGINS, image_names, write_star
 from cryonb.physics.ctf import ctf
 from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.geometry import euler_to_matrix, matrix_to_euler
 
-DEFOCUS = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"]
-# Our own column of the optics block: 1 if the images carry the CTF (reconstruct with it), 0 if
-# they do not (without). RELION keeps columns that it does not know.
-CTF_APPLIED = "cryonbCtfApplied"
+SAME_PIXEL = 1e-4  # relative difference of pixel sizes that are taken as one
 
 
 @dataclass(frozen=True)
@@ -76,9 +70,11 @@ class Particles:
 
     @property
     def pixel_size_A(self) -> float:
-        """Å per pixel; ValueError if the optics groups differ."""
+        """Å per pixel; ValueError if unknown, or if groups differ by more than one in 10,000."""
         sizes = sorted(set(self.optics["rlnImagePixelSize"].astype(float)))
-        if len(sizes) != 1:
+        if not sizes[0] > 0:
+            raise ValueError("no pixel size is stated, in the table or a header: give --pixel-size")
+        if sizes[-1] > (1 + SAME_PIXEL) * sizes[0]:
             raise ValueError(f"optics groups have pixel sizes {sizes} Å: select one of the groups")
         return sizes[0]
 
@@ -229,6 +225,7 @@ def particles_from_arrays(
     if defocus_um is not None:
         defocus_A = torch.as_tensor(defocus_um).double().cpu().numpy() * 1e4
         table[DEFOCUS] = np.stack([defocus_A, defocus_A, np.zeros(n)], axis=1)
+        table["rlnPhaseShift"] = 0.0  # without it, cryoDRGN 4.3 makes a map of NaN
     if half is not None:
         table["rlnRandomSubset"] = torch.as_tensor(half).cpu().numpy().astype(int)
     optics = {
@@ -273,57 +270,6 @@ def write_particles(particles: Particles, star_path: str | os.PathLike) -> Path:
         "particles": particles.table.assign(rlnImageName=names),
     }
     star_path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(star_path) as part:
-        starfile.write(blocks, part)
-        write_stack(stack_path, particles.images, particles.pixel_size_A)
+    write_stack(stack_path, particles.images, particles.pixel_size_A)
+    write_star(star_path, blocks)
     return star_path
-
-
-def read_particles(star_path: str | os.PathLike) -> Particles:
-    """Read a RELION 3.1 particle STAR file and its stacks; rows and columns keep their order.
-
-    Parameters
-    ----------
-    star_path : path
-        Image names are looked up from its folder, then from the working directory.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the STAR file or a stack is missing.
-    ValueError
-        If a block or column is missing, a stack is damaged or too short, box sizes are mixed, or
-        pixels are not finite.
-    """
-    optics, table = read_tables(star_path)
-    return Particles(Stacks(table["rlnImageName"], star_path).read(slice(None)), optics, table)
-
-
-def stream_particles(
-    star_path: str | os.PathLike, *, half: int | None = None, batch_size: int = 256
-) -> Iterator[Particles]:
-    """Read a particle STAR file as `read_particles` does, some rows at a time.
-
-    Stacks are memory-mapped, so the memory does not grow with their length.
-
-    Parameters
-    ----------
-    star_path : path
-    half : int, optional
-        Only the rows of half set 1 or 2 (rlnRandomSubset).
-    batch_size : int
-        Particles at a time.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `read_particles`, before the first batch; no such half set.
-    """
-    optics, table = read_tables(star_path)
-    stacks, rows = Stacks(table["rlnImageName"], star_path), np.arange(len(table))
-    if half is not None:
-        if "rlnRandomSubset" not in table or not (table["rlnRandomSubset"] == half).any():
-            raise ValueError(f"{star_path} has no half set {half} (rlnRandomSubset): leave it out")
-        rows = rows[table["rlnRandomSubset"] == half]
-    for part in np.split(rows, range(batch_size, len(rows), batch_size)):
-        yield Particles(stacks.read(part), optics, table.iloc[part].reset_index(drop=True))

@@ -1,168 +1,145 @@
-"""Particle files of any length, opened without reading them, and stacks written piece by piece.
-
-A stack is appended to under a hidden name, with a record of what was asked for beside it; a run
-that was cut off finds both and goes on, and only a whole stack gets its name.
-"""
+"""Images that particle files name, read row by row from memory-mapped stacks."""
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
+import sys
+from functools import lru_cache
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 import pandas as pd
-import starfile
 import torch
 
-from cryonb.base.files import NOT_DETERMINED, beside, check_writable, existing
-from cryonb.data.particles import CTF_APPLIED, Particles
-from cryonb.data.star import (
-    Stacks,
-    image_names,
-    modern_tables,
-    open_stack,
-    particle_block,
-    read_blocks,
-)
+from cryonb.data.mrc import Mrc, open_mrc
 
-STACKS = (".mrcs", ".mrc", ".st")
-HEADER = 1024  # bytes of an MRC header
+OPEN = 64  # memory maps that are kept open
 
 
-@dataclass(frozen=True)
-class Source:
-    """A particle file, opened: its blocks as they stand, tables in modern words, and pixels."""
+class Stacks:
+    """Images of a particle file, in the order of its rows.
 
-    path: Path
-    blocks: dict[str, pd.DataFrame]
-    optics: pd.DataFrame
-    table: pd.DataFrame
-    stacks: Stacks
+    Headers of all stacks are looked at when it is made, so that what is missing, cut short or of
+    another box is known before any work begins; pixels are read, and looked at for NaN, when asked
+    for.
 
-    def read(self, rows, box: int) -> Particles:
-        """Particles of some rows, Fourier-cropped to a box."""
-        table = self.table.iloc[rows].reset_index(drop=True)
-        return Particles(self.stacks.read(rows), self.optics, table).resampled(box)
-
-
-def open_source(path: str | os.PathLike) -> Source:
-    """Open a STAR file or a bare stack, and look at all of its stacks.
-
-    FileNotFoundError or ValueError for what is missing or damaged, mixed boxes and volumes; see
-    `cryonb.data.star.Stacks`.
-    """
-    path = Path(path)
-    if path.suffix not in STACKS:
-        blocks = read_blocks(path)
-        optics, table = modern_tables(blocks, path)
-        return Source(path, blocks, optics, table, Stacks(table["rlnImageName"], path))
-    with open_stack(path.name, existing(path)) as mrc:
-        count, pixel_A = (len(mrc.data) if mrc.data.ndim == 3 else 1), float(mrc.voxel_size.x)
-    table = pd.DataFrame({"rlnImageName": image_names(count, path.name), "rlnOpticsGroup": 1})
-    group = {"rlnOpticsGroup": 1, "rlnImagePixelSize": pixel_A or 1.0, CTF_APPLIED: 0}
-    optics = pd.DataFrame([group])
-    return Source(path, {}, optics, table, Stacks(table["rlnImageName"], path))
-
-
-def hidden(path: Path) -> tuple[Path, Path]:
-    """Names of a stack that is not whole yet, and of the record of what was asked for."""
-    return path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.run.json")
-
-
-class StackWriter:
-    """A stack that is appended to and renamed when whole; MRC mode 2.
+    Parameters
+    ----------
+    names : pandas.Series of str
+        As RELION writes them: ``000001@stack.mrcs``, or a file that holds one image.
+    path : path
+        Of the file that lists them, in whose folder, and those above it, stacks are looked for.
+    root : path, optional
+        Another folder to look in, first.
 
     Attributes
     ----------
-    done : int
-        Images that an earlier run with the same parameters has left.
+    box : int
+        Pixels a side of every image.
+    paths : list of Path
+        Files of the stacks.
+    pixel_A : numpy.ndarray (n,)
+        Å per pixel in the header of each image's stack; 0 where it does not say.
     """
 
-    def __init__(self, path: Path, source: Source, count: int, asked: dict):
-        self.path, self.count, self.box = path, count, source.stacks.box[0]
-        self.part, self.record = hidden(path)
-        self.done = 0
-        if self.part.is_file() and self.record.is_file():
-            if json.loads(self.record.read_text()) != asked:
+    def __init__(self, names: pd.Series, path: str | os.PathLike, root=None):
+        self.path = Path(path)
+        if len(names) == 0:
+            raise ValueError(f"{path} lists no particles: choose another file")
+        parts = names.astype(str).str.extract(r"^(?:(\d+)@)?([^@].*)$")
+        wrong = parts[1].isna().to_numpy()
+        numbers = pd.to_numeric(parts[0].fillna("1")).to_numpy()
+        if (wrong | (numbers < 1)).any():
+            bad = names.iloc[int(np.argmax(wrong | (numbers < 1)))]
+            raise ValueError(
+                f"image name {bad!r} in {path}: write it as 000001@stack.mrcs; numbers begin at 1"
+            )
+        self._number = numbers.astype(np.int64) - 1
+        self._stack, stacks = pd.factorize(parts[1])
+        folders = _folders(self.path, root)
+        self.paths = [_find(stack, folders, path) for stack in stacks]
+        mrcs = [open_mrc(each, quiet=True) for each in self.paths]
+        self._check(mrcs)
+        self.box = mrcs[0].shape[1]
+        self.pixel_A = np.array([mrc.voxel_A[2] for mrc in mrcs])[self._stack]
+        self._map = lru_cache(OPEN)(lambda k: open_mrc(self.paths[k], quiet=True).data)
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def _check(self, mrcs: list[Mrc]) -> None:
+        last = pd.Series(self._number).groupby(self._stack).max()
+        for mrc, number in zip(mrcs, last, strict=True):
+            _check_images(mrc)
+            if number >= mrc.shape[0]:
                 raise ValueError(
-                    f"{self.part} is an unfinished run with other options or another input: give "
-                    f"those to go on, or delete it to start anew"
+                    f"{self.path} asks for image {number + 1} of {mrc.path}, which holds "
+                    f"{mrc.shape[0]}: use the stack that belongs to it"
                 )
-            self.done = max(0, self.part.stat().st_size - HEADER) // (4 * self.box**2)
-            return
-        try:
-            write_header(self.part, self.count, source)
-            self.record.write_text(json.dumps(asked))
-        except OSError as error:
-            raise OSError(
-                f"cannot write to {path.parent} ({error.strerror}): choose another folder"
-            ) from error
+        boxes = sorted({mrc.shape[1] for mrc in mrcs})
+        if len(boxes) > 1:
+            raise ValueError(
+                f"{self.path} mixes box sizes {' and '.join(map(str, boxes))} px: "
+                "rescale to one with relion_image_handler, or read them apart"
+            )
+        odd = [mrc for mrc in mrcs if mrc.odd]
+        if odd:
+            more = f" (and {len(odd) - 1} more)" if odd[1:] else ""
+            text = f"{odd[0].path}{more} has {odd[0].odd}; its length fits, so it is read"
+            print(f"note: {text}", file=sys.stderr)
 
-    @property
-    def missing_bytes(self) -> int:
-        """Room that the rest of the stack needs."""
-        return 4 * self.box**2 * (self.count - self.done)
-
-    def write(self, first: int, images: torch.Tensor) -> None:
-        """Write images (n, y, x) at row `first`; ValueError if they are not finite."""
-        if not torch.isfinite(images).all():
-            raise ValueError(f"{self.path} is not written: NaN after image {first}")
-        try:
-            with open(self.part, "r+b") as file:
-                file.truncate(HEADER + 4 * self.box**2 * first)
-                file.seek(0, os.SEEK_END)
-                file.write(np.ascontiguousarray(images.numpy(), dtype="<f4").tobytes())
-        except OSError as error:
-            kept = f"{self.path}: {error.strerror}; {first:,} images are kept"
-            raise OSError(error.errno, kept) from error
-
-    def finish(self) -> None:
-        """Give the whole stack its name."""
-        os.replace(self.part, self.path)
-        self.record.unlink()
+    def read(self, rows=slice(None)) -> torch.Tensor:
+        """Images (n, y, x), float32, of rows of the table; ValueError if one holds NaN."""
+        rows = np.arange(len(self))[rows]
+        images = np.empty((len(rows), self.box, self.box), dtype=np.float32)
+        for stack in pd.unique(self._stack[rows]):
+            its = np.flatnonzero(self._stack[rows] == stack)
+            images[its] = self._map(int(stack))[self._number[rows[its]]]
+        bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))
+        if len(bad):
+            raise ValueError(
+                f"{len(bad)} images of {self.path} hold NaN or infinite pixels, the first in "
+                f"row {rows[bad[0]] + 1}: remove these rows or make the images again"
+            )
+        return torch.from_numpy(images)
 
 
-def write_header(path: Path, count: int, source: Source) -> None:
-    """MRC2014 header of a float32 image stack, its statistics marked as not determined."""
-    pixel_A = float(source.optics["rlnImagePixelSize"].iloc[0])
-    with mrcfile.new(path, overwrite=True) as mrc:
-        mrc.set_data(np.zeros((1, *source.stacks.box), dtype=np.float32))
-        mrc.set_image_stack()
-        mrc.voxel_size = pixel_A
-        header = mrc.header.copy()
-    for name, value in ({"nz": count} | NOT_DETERMINED).items():
-        header[name] = value
-    path.write_bytes(header.tobytes())
+def _check_images(mrc: Mrc) -> None:
+    """ValueError unless a file holds real square images, and no volume."""
+    sections, rows, columns = mrc.shape
+    if mrc.dtype.kind == "c":
+        raise ValueError(
+            f"{mrc.path} holds a Fourier transform (complex numbers): give real images"
+        )
+    if rows != columns:
+        raise ValueError(
+            f"{mrc.path} holds images of {rows} × {columns} px: particles are square; extract "
+            "them from the micrograph first"
+        )
+    group = int(mrc.header["ispg"])
+    if sections == rows > 1 and group != 0 and mrc.path.suffix != ".mrcs":
+        raise ValueError(
+            f"{mrc.path} is a volume ({sections}³, space group {group}): give a stack of "
+            "particles; if it is one, rename it to .mrcs"
+        )
 
 
-def stack_paths(source: Source, out: Path, samples: int) -> list[Path]:
-    """Stacks to write, of means and deviations; none of another kind, or in place of the input."""
-    if samples < 0:
-        raise ValueError(f"samples is {samples}: ask for none (the posterior mean), one or more")
-    if source.blocks and out.suffix != ".star":
-        raise ValueError(f"{out}: the input is a STAR file, so end the output in .star")
-    if not source.blocks and out.suffix not in STACKS:
-        raise ValueError(f"{out}: the input is a stack, so end the output in .mrcs")
-    if len(out.name.split()) != 1:
-        raise ValueError(f"{out.name!r} has blanks, at which RELION would cut it: choose another")
-    check_writable(out)
-    stack = out.with_suffix(".mrcs") if source.blocks else out
-    paths = [stack, *([stack.with_name(f"{stack.stem}_std{stack.suffix}")] if samples > 1 else [])]
-    taken = {source.path.resolve(), *(p.resolve() for p in source.stacks.paths)}
-    if taken & {p.resolve() for p in (out, *paths)}:
-        raise ValueError(f"{out} would replace the input, which is never touched: choose another")
-    return paths
+def _folders(path: Path, root) -> list[Path]:
+    """Where stacks are looked for: programs name them from their project's folder."""
+    here = path.resolve().parent
+    given = [] if root is None else [Path(root)]
+    return list(dict.fromkeys([*given, here, *here.parents[:2], Path.cwd()]))
 
 
-def write_star(out: Path, source: Source, paths: list[Path]) -> None:
-    """Write the input's blocks with the names of the new images, and say what was written."""
-    if source.blocks:
-        key = particle_block(source.blocks, source.path)
-        names = image_names(len(source.table), paths[0].name)
-        blocks = source.blocks | {key: source.blocks[key].assign(rlnImageName=names)}
-        with beside(out) as part:
-            starfile.write(blocks, part)
-    print(f"wrote {out}" + "".join(f" and {path}" for path in paths if path != out))
+def _find(stack: str, folders: list[Path], path) -> Path:
+    name = stack.removeprefix(">")  # cryoSPARC marks some of its paths so
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    moved = folders[0] / Path(name).name
+    if moved.is_file():  # beside the file that lists it, or in --root, without its old folder
+        return moved
+    looked = ", ".join(map(str, folders))
+    raise FileNotFoundError(
+        f"{stack}, named in {path}, is in none of {looked}: say where with --root"
+    )

@@ -1,207 +1,189 @@
-"""STAR files and stacks of RELION, read with every check."""
+"""STAR files: read with every check; what is not changed is written as it was, byte for byte.
+
+The lines of a file are kept. Only columns that are computed with become numbers; all others stay
+the text that they are (starfile makes 1 of ``001`` and 100000.0 of ``1e5``).
+"""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import re
+from dataclasses import dataclass
 
-import mrcfile
 import numpy as np
 import pandas as pd
 import starfile
-import torch
 
-from cryonb.base.files import existing
+from cryonb.base.files import beside, existing
 
 ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
-OPTICS = ["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]
 ORIGINS = ["rlnOriginYAngst", "rlnOriginXAngst"]  # (y, x), as in shifts_px
+DEFOCUS = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"]
+MICROSCOPE = ["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]
+# Our own column of the optics block: 1 if the images carry the CTF (reconstruct with it), 0 if
+# they do not (without). RELION keeps columns that it does not know.
+CTF_APPLIED = "cryonbCtfApplied"
+NUMBERS = {
+    *(ANGLES + ORIGINS + DEFOCUS + MICROSCOPE),
+    *("rlnOriginY", "rlnOriginX", "rlnOpticsGroup", "rlnRandomSubset", CTF_APPLIED),
+    *("rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor", "rlnBeamTiltX", "rlnBeamTiltY"),
+    *("rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize", "rlnMagnification"),
+    *("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11"),
+    *("rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied", "rlnImageSize"),
+    *("rlnImageDimensionality", "rlnParticleSelectionType"),
+}
+TOKEN = re.compile(rb"""#.*|'(?:[^']|'(?=\S))*'(?=\s|$)|"(?:[^"]|"(?=\S))*"(?=\s|$)|\S+""")
+CHUNK = 20_000  # rows that are taken apart at a time
+
+
+@dataclass
+class StarTable:
+    """One table of a STAR file: its labels, and the lines that its rows stand on.
+
+    A table without ``loop_`` has one row, each of whose values stands on a line of its own.
+    """
+
+    name: str
+    loop: bool
+    labels: list[str]
+    rows: list[int]
+
+
+class StarFile:
+    """A STAR file as lines, and the tables in them.
+
+    Parameters
+    ----------
+    path : path
+        FileNotFoundError if it does not exist; ValueError for tables that cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = existing(path)
+        raw = self.path.read_bytes()
+        self.lines = raw.split(b"\n")
+        try:
+            raw.decode()
+            self.encoding = "utf-8"
+        except UnicodeDecodeError:
+            self.encoding = "latin-1"
+        self.tables = self._find_tables()
+        for table in self.tables:
+            twice = [name for name in table.labels if table.labels.count(name) > 1]
+            if twice:
+                raise ValueError(f"{path}: table {table.name!r} has {twice[0]} twice: remove one")
+
+    def _find_tables(self) -> list[StarTable]:
+        tables, block, now = [], "", None
+        for number, line in enumerate(self.lines):
+            first = line[:80].split(None, 1)[:1]
+            if not first or first[0].startswith(b"#"):
+                continue
+            is_label = first[0].startswith(b"_") and not (now and now.loop and now.rows)
+            if first[0].startswith(b"data_") and len(_tokens(line)) == 1:
+                block, now = self._text(first[0][5:]), None
+            elif first[0] == b"loop_":
+                now = StarTable(block, True, [], [])
+                tables.append(now)
+            elif is_label:
+                if now is None:
+                    now = StarTable(block, False, [], [])
+                    tables.append(now)
+                now.labels.append(self._text(_tokens(line)[0][1:]))
+                now.rows.extend([] if now.loop else [number])
+            elif now is not None and now.loop:
+                now.rows.append(number)
+        return [table for table in tables if table.labels]
+
+    def _text(self, token: bytes) -> str:
+        """Value of a token, without the quotes around it."""
+        quoted = len(token) > 1 and token[:1] in (b"'", b'"') and token[:1] == token[-1:]
+        return (token[1:-1] if quoted else token).decode(self.encoding)
+
+    def only(self, name: str) -> StarTable | None:
+        """Table of a name, or None; ValueError if there are several."""
+        found = [table for table in self.tables if table.name == name]
+        if len(found) > 1:
+            raise ValueError(f"{self.path} has {len(found)} tables {name!r}: keep one of them")
+        return found[0] if found else None
+
+    def _cells(self, table: StarTable, rows: list[int]) -> list[list[bytes]]:
+        """Values of some rows; ValueError that names line and label of a row of another length."""
+        if not table.loop:
+            pairs = [_tokens(self.lines[row]) for row in table.rows]
+            short = [pair[0] for pair in pairs if len(pair) != 2]
+            if short:
+                raise ValueError(
+                    f"{self.path}: {self._text(short[0])} has not one value: correct it"
+                )
+            return [[pair[1] for pair in pairs]]
+        cells = [_tokens(self.lines[row]) for row in rows]
+        width = len(table.labels)
+        for row, values in zip(rows, cells, strict=True):
+            if len(values) != width:
+                odd = (
+                    f"none for {table.labels[len(values)]}"
+                    if len(values) < width
+                    else f"{self._text(values[width])!r} has no label"
+                )
+                raise ValueError(
+                    f"{self.path}, line {row + 1}: {len(values)} values for the {width} labels of "
+                    f"table {table.name!r}, {odd}: correct or remove this line"
+                )
+        return cells
+
+    def frame(self, table: StarTable) -> pd.DataFrame:
+        """Table with the columns of `NUMBERS` as numbers (NaN where they are none), others text."""
+        pieces: dict[str, list] = {name: [] for name in table.labels}
+        for first in range(0, len(table.rows) if table.loop else 1, CHUNK):
+            cells = self._cells(table, table.rows[first : first + CHUNK])
+            for name, values in zip(table.labels, zip(*cells, strict=True), strict=True):
+                piece = self._numbers(values) if name in NUMBERS else map(self._text, values)
+                pieces[name].append(pd.Series(piece, dtype=None if name in NUMBERS else "str"))
+        return pd.DataFrame({name: pd.concat(p or [pd.Series()]) for name, p in pieces.items()})
+
+    def _numbers(self, values: tuple[bytes, ...]) -> np.ndarray:
+        for kind in (np.int64, np.float64):
+            try:
+                return np.array(values).astype(kind)
+            except (ValueError, OverflowError):
+                continue
+        return pd.to_numeric(np.array([self._text(v) for v in values], object), errors="coerce")
+
+    def write(
+        self, path: str | os.PathLike, table: StarTable, label: str, values: list[str]
+    ) -> None:
+        """Write the file with other values in one column; all else stays as it was read."""
+        lines, at = list(self.lines), table.labels.index(label)
+        places = [(row, at) for row in table.rows] if table.loop else [(table.rows[at], 1)]
+        for (row, token), value in zip(places, values, strict=True):
+            old = list(_token_matches(lines[row]))[token]
+            new = value.encode(self.encoding)
+            lines[row] = lines[row][: old.start()] + new + lines[row][old.end() :]
+        with beside(path) as part:
+            part.write_bytes(b"\n".join(lines))
+
+
+def _token_matches(line: bytes) -> list[re.Match]:
+    """Where the values of a line stand; a comment begins with # after a blank."""
+    found = list(TOKEN.finditer(line))
+    comment = next((k for k, token in enumerate(found) if token[0].startswith(b"#")), None)
+    return found[:comment]
+
+
+def _tokens(line: bytes) -> list[bytes]:
+    """Values of a line, with their quotes if they have any."""
+    if any(mark in line for mark in (b"'", b'"', b"#")):
+        return [token[0] for token in _token_matches(line)]
+    return line.split()
+
+
+def write_star(path: str | os.PathLike, tables: dict[str, pd.DataFrame]) -> None:
+    """Write tables as STAR loops, beside their place first; numbers with all of their digits."""
+    with beside(path) as part:
+        part.write_bytes(starfile.to_string(tables, float_format=None).encode())
 
 
 def image_names(n: int, stack: str) -> list[str]:
     """Names of all images of a stack: 000001@stack, 000002@stack, ..."""
     return [f"{i:06d}@{stack}" for i in range(1, n + 1)]
-
-
-def read_blocks(star_path: str | os.PathLike) -> dict[str, pd.DataFrame]:
-    """Return all tables of a STAR file as they stand; FileNotFoundError, ValueError if none."""
-    try:
-        blocks = starfile.read(existing(star_path), always_dict=True)
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{star_path} is not a readable STAR file ({error})") from error
-    return {
-        name: block if isinstance(block, pd.DataFrame) else pd.DataFrame([block])
-        for name, block in blocks.items()
-    }
-
-
-def particle_block(blocks: dict[str, pd.DataFrame], star_path: str | os.PathLike) -> str:
-    """Name of the block that lists the particles, in RELION 3.1's words or those of 3.0."""
-    listing = [name for name, table in blocks.items() if "rlnImageName" in table]
-    if "particles" in listing or len(listing) == 1:
-        return "particles" if "particles" in listing else listing[0]
-    raise ValueError(f"{star_path} lists no particles (rlnImageName): choose another file")
-
-
-def modern_tables(
-    blocks: dict[str, pd.DataFrame], star_path: str | os.PathLike
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Optics and particle table in the words of RELION 3.1, also of a file of RELION 3.0.
-
-    ValueError without optics and pixel size, or if an optics group is not listed.
-    """
-    table = blocks[particle_block(blocks, star_path)]
-    optics = blocks.get("optics")
-    if optics is None:
-        optics, table = _upgraded(table, star_path)
-    _require(["rlnOpticsGroup"], table, star_path)
-    _require(["rlnOpticsGroup", "rlnImagePixelSize"], optics, star_path)
-    unknown = set(table["rlnOpticsGroup"]) - set(optics["rlnOpticsGroup"])
-    if unknown:
-        raise ValueError(f"{star_path} has particles of optics group {unknown}, not listed: add it")
-    return optics, table
-
-
-def _require(columns: list[str], table: pd.DataFrame, star_path) -> None:
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise ValueError(f"{star_path} lacks {', '.join(missing)}: add these columns")
-
-
-def _upgraded(table: pd.DataFrame, star_path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Optics groups and shifts in Å for a table of RELION 3.0, which has neither."""
-    if "rlnImagePixelSize" in table:
-        pixel = table["rlnImagePixelSize"].astype(float)
-    elif {"rlnDetectorPixelSize", "rlnMagnification"} <= set(table):  # µm on the detector
-        pixel = 1e4 * table["rlnDetectorPixelSize"] / table["rlnMagnification"]
-    else:
-        raise ValueError(
-            f"{star_path} lacks the optics block of RELION 3.1, and the pixel size of 3.0 "
-            "(rlnDetectorPixelSize, rlnMagnification): convert it with relion_convert_star"
-        )
-    kept = [name for name in OPTICS if name in table]
-    groups = table[kept].assign(rlnImagePixelSize=pixel.round(6)).astype(float)
-    optics = groups.drop_duplicates().reset_index(drop=True)
-    optics["rlnOpticsGroup"] = np.arange(1, len(optics) + 1)
-    number = groups.merge(optics, how="left")["rlnOpticsGroup"].to_numpy()
-    in_px = {"rlnOriginYAngst": "rlnOriginY", "rlnOriginXAngst": "rlnOriginX"}
-    shifts = {new: table[old] * pixel for new, old in in_px.items() if old in table}
-    return optics, table.assign(rlnOpticsGroup=number, **shifts)
-
-
-def read_tables(star_path: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return optics and particle table with poses; see `cryonb.data.particles.read_particles`."""
-    optics, table = modern_tables(read_blocks(star_path), star_path)
-    _require([*ANGLES, *ORIGINS], table, star_path)
-    return optics, table
-
-
-class Stacks:
-    """Images that a STAR file names, read row by row from memory-mapped stacks.
-
-    All stacks are looked at when it is made, so that what is missing, cut short or of another box
-    is known before any work begins; pixels are read, and looked at for NaN, when asked for.
-
-    Attributes
-    ----------
-    box : (int, int)
-        Pixels (y, x) of every image.
-    """
-
-    def __init__(self, names: pd.Series, star_path: str | os.PathLike):
-        self.star_path = Path(star_path)
-        parts = names.astype(str).str.extract(r"^(\d+)@(.+)$")
-        if parts.isna().any(axis=None):
-            bad = names[parts.isna().any(axis=1)].iloc[0]
-            raise ValueError(f"image name {bad!r} in {star_path}: write it as 000001@stack.mrcs")
-        if len(parts) == 0:
-            raise ValueError(f"{star_path} lists no particles: choose another file")
-        self._number = parts[0].astype(int).to_numpy() - 1
-        self._stack = parts[1].to_numpy()
-        boxes = {self._check(stack) for stack in dict.fromkeys(self._stack)}
-        if len(boxes) > 1:
-            listed = " and ".join(map(str, sorted(boxes)))
-            raise ValueError(
-                f"{star_path} mixes box sizes {listed} px: "
-                "rescale to one with relion_image_handler, or read them apart"
-            )
-        self.box = boxes.pop()
-
-    def __len__(self) -> int:
-        return len(self._number)
-
-    @property
-    def paths(self) -> list[Path]:
-        """Files of the stacks."""
-        return [_path_of(stack, self.star_path) for stack in dict.fromkeys(self._stack)]
-
-    def _check(self, stack: str) -> tuple[int, int]:
-        numbers = self._number[self._stack == stack]
-        with open_stack(stack, self.star_path) as mrc:
-            _check_images(mrc, stack)
-            count, *box = _three_axes(mrc.data).shape
-        if numbers.max() >= count or numbers.min() < 0:
-            raise ValueError(
-                f"{self.star_path} asks for image {numbers.max() + 1} of {stack}, which holds "
-                f"{count}: use the stack that belongs to the STAR file"
-            )
-        return tuple(box)
-
-    def read(self, rows) -> torch.Tensor:
-        """Images (n, y, x), float32, of rows of the table; ValueError if one holds NaN."""
-        rows = np.arange(len(self))[rows]
-        images = np.empty((len(rows), *self.box), dtype=np.float32)
-        for stack in dict.fromkeys(self._stack[rows]):
-            its = np.flatnonzero(self._stack[rows] == stack)
-            with open_stack(stack, self.star_path) as mrc:
-                images[its] = _three_axes(mrc.data)[self._number[rows[its]]]
-        bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))
-        if len(bad):
-            raise ValueError(
-                f"{len(bad)} images of {self.star_path} hold NaN or infinite pixels, the first in "
-                f"row {rows[bad[0]] + 1}: remove these rows or make the images again"
-            )
-        return torch.from_numpy(images)
-
-
-def _check_images(mrc, name: str) -> None:
-    """ValueError unless an open file holds real square images, and no volume."""
-    data = _three_axes(mrc.data)
-    if np.iscomplexobj(data):
-        raise ValueError(f"{name} holds a Fourier transform (complex numbers): give real images")
-    if data.ndim != 3 or data.shape[1] != data.shape[2]:
-        raise ValueError(
-            f"{name} holds images of {' × '.join(map(str, data.shape[1:]))} px: particles are "
-            "square; extract them from the micrograph first"
-        )
-    cubic = data.shape[0] == data.shape[1] > 1
-    if cubic and mrc.is_volume() and not name.endswith(".mrcs"):
-        raise ValueError(
-            f"{name} is a volume ({len(data)}³, space group {int(mrc.header.ispg)}): give a stack "
-            "of particles; if it is one, rename it to .mrcs"
-        )
-
-
-def _three_axes(data: np.ndarray) -> np.ndarray:
-    return data if data.ndim == 3 else data[None]
-
-
-def _path_of(stack: str, star_path: Path) -> Path:
-    path = next((p for p in (star_path.parent / stack, Path(stack)) if p.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"{stack}, named in {star_path}, exists neither beside it nor here: "
-            "put the stack there or run in RELION's project folder"
-        )
-    return path
-
-
-def open_stack(stack: str, star_path: Path):
-    """Open a stack, named relative to its STAR file, as a memory map; clear errors if not whole."""
-    path = _path_of(stack, star_path)
-    try:
-        return mrcfile.mmap(path, mode="r")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged or cut short ({error}): copy or make it again"
-        ) from error

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from cryonb.data.maps import read_map, read_mrc, write_map, write_stack
-from cryonb.data.particles import Particles, particles_from_arrays, read_particles, write_particles
+from cryonb.data.particle_file import read_particles
+from cryonb.data.particles import Particles, particles_from_arrays, write_particles
 from cryonb.data.volumes import Volume
 from cryonb.evaluation.metrics import score, structural_noise_residual
 from cryonb.simulation.masks import micelle, soft_mask
