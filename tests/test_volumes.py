@@ -16,13 +16,15 @@ from cryonb.data import molecules
 from cryonb.data.maps import read_map, resample, write_map
 from cryonb.data.molecules import Atoms
 from cryonb.data.volumes import (
+    DISPLACED_A3,
+    ICE_V,
     Volume,
     from_atoms,
     load_volume,
     read_atoms,
 )
 from cryonb.evaluation.resolution import fsc
-from cryonb.physics.fourier import fourier_crop
+from cryonb.physics.fourier import fourier_crop, radial_mean
 from cryonb.simulation.masks import micelle, soft_mask
 
 VOLT_A2 = 47.878
@@ -79,6 +81,31 @@ def test_potential_is_that_of_its_atoms(channel):
     """The integral of the map is the sum of scattering factors at zero angle."""
     total = sum(sum(gemmi.Element(e).c4322.a) for e in molecules.channel().element) * VOLT_A2
     assert float(channel.map.sum()) * 27 == pytest.approx(total, rel=5e-3)  # tails cut at 1e-5
+
+
+def test_displaced_ice_is_volume_times_the_potential_of_ice():
+    water = gemmi.Element("O").c4322, gemmi.Element("H").c4322
+    at_zero = sum(water[0].a) + 2 * sum(water[1].a)  # Å
+    per_A3 = 0.93 / 18.015 * 0.6022  # molecules, from g/cm³
+    assert pytest.approx(at_zero * per_A3 * VOLT_A2, abs=0.01) == ICE_V
+    n, pixel = 32, 1.5
+    for element, volume_A3 in DISPLACED_A3.items():
+        atom = atoms_at([[0, 0, 0]], element)
+        vacuum, ice = (from_atoms(atom, n, pixel, solvent=s).map for s in (False, True))
+        lost = (vacuum - ice) * pixel**3
+        assert float(lost.sum()) == pytest.approx(volume_A3 * ICE_V, rel=2e-3)  # tails are cut
+        ft = torch.fft.rfft(torch.fft.ifftshift(lost.sum((0, 1))))
+        k2, b = torch.fft.rfftfreq(n, pixel) ** 2, float(atom.b_factor[0])
+        law = volume_A3 * ICE_V * torch.exp(-(torch.pi * volume_A3 ** (2 / 3) + b / 4) * k2)
+        assert torch.allclose(ft.real[: n // 2], law[: n // 2], atol=2e-3 * float(law[0]))
+
+
+def test_ice_halves_the_lowest_frequencies_of_a_protein(channel):
+    ice = load_volume("channel", 63, 3.0, solvent=True).map
+    power = [radial_mean(torch.fft.rfftn(m).abs().square(), 63, dims=3) for m in (ice, channel.map)]
+    kept = (power[0] / power[1]).sqrt()
+    assert kept[:4] == pytest.approx(0.49, abs=0.02)  # 1 - 4.53 V / 8.8 V
+    assert kept[31] == pytest.approx(0.65, abs=0.03)  # at 6 Å
 
 
 def test_finer_grid_cropped_is_the_coarser_grid():
