@@ -76,16 +76,6 @@ def test_a_model_elsewhere_is_refused():
         model_mask(np.full((5, 3), 500.0), (16, 16, 16), 2.0)
 
 
-def test_a_map_mask_keeps_the_largest_piece():
-    map = torch.zeros(40, 40, 40)
-    map[8:20, 8:20, 8:20], map[30:34, 30:34, 30:34] = 1.0, 1.5
-    options = {"low_pass_A": 4.0, "threshold": 0.5, "extend_A": 0.0, "soft_edge_A": 4.0}
-    whole = soft_mask(map, 1.0, **options)
-    largest = soft_mask(map, 1.0, largest=True, **options)
-    assert whole[31, 31, 31] == largest[14, 14, 14] == 1 and largest[31, 31, 31] == 0
-    assert_close(whole[:24, :24, :24], largest[:24, :24, :24])
-
-
 # The network
 
 

@@ -11,7 +11,7 @@ from cryonb.data.volumes import load_volume
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.projection import project
 from cryonb.simulation.dataset import read_dataset, write_dataset
-from cryonb.simulation.masks import micelle
+from cryonb.simulation.masks import micelle, soft_mask
 from cryonb.simulation.simulate import (
     SETTINGS,
     StructuralNoise,
@@ -187,3 +187,25 @@ def test_projected_mask_holds_the_particle_in_every_pose(volume):
     expected = torch.zeros_like(mask)
     expected[c - 2 : c + 3, c - 2 : c + 3] = True
     assert mask.dtype == torch.bool and torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize("big", [slice(8, 20), slice(24, 36)])
+def test_a_mask_keeps_the_largest_piece_wherever_it_lies(big):
+    small = slice(44 - big.stop, 48 - big.stop) if big.start < 20 else slice(6, 10)
+    density = torch.zeros(44, 44, 44)
+    density[big, big, big], density[small, small, small] = 1.0, 1.5
+    options = {"low_pass_A": 4.0, "extend_A": 0.0, "soft_edge_A": 4.0}
+    whole, largest = (soft_mask(density, 1.0, largest=k, **options) for k in (False, True))
+    in_big, in_small = (big.start + 6,) * 3, (small.start + 2,) * 3
+    assert whole[in_big] == whole[in_small] == largest[in_big] == 1 and largest[in_small] == 0
+    torch.testing.assert_close(whole[big, big, big], largest[big, big, big])
+
+
+def test_a_mask_falls_by_half_a_cosine():
+    """A slab of 9 voxels: 1 to `extend_A` beyond it, then (1 + cos(π d / edge)) / 2."""
+    density = torch.zeros(48, 48, 48)
+    density[:, :, 10:19] = 1.0
+    mask = soft_mask(density, 2.0, low_pass_A=0.4, extend_A=4.0, soft_edge_A=10.0)
+    d = torch.clamp((torch.arange(48.0) - 18) * 2.0 - 4.0, 0, 10)  # Å beyond the flat part
+    expected = (1 + torch.cos(math.pi * d / 10)) / 2
+    torch.testing.assert_close(mask[24, 24, 14:], expected[14:])

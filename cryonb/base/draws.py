@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 
 
-def by(generator: torch.Generator | None) -> dict:
+def draw_options(generator: torch.Generator | None) -> dict:
     """Keywords for ``torch.rand`` and its like: the generator, and the device it draws on."""
     return {"generator": generator, "device": generator.device if generator else "cpu"}
+
+
+by = draw_options  # until its last users have the new name
 
 
 def generator_on(device: torch.device | str) -> torch.Generator:

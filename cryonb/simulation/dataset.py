@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from cryonb.base.files import sole
 from cryonb.data.maps import read_map, read_mrc, write_map, write_stack
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import Particles, particles_from_arrays, write_particles
@@ -113,7 +114,7 @@ def write_dataset(
     """
     folder = Path(folder)
     amounts = setting(noise) if isinstance(noise, str) else noise
-    sigma = noise_sigma(snr)
+    noise_sigma(snr)  # or ValueError
     if sorted(counts) != sorted(SPLITS) or min(counts.values()) < 2:
         raise ValueError(f"counts is {counts}: give two or more particles for each of {SPLITS}.")
     manifest = {
@@ -130,28 +131,48 @@ def write_dataset(
     }
     if _holds(folder, manifest, volume):
         return folder
-    pixel = volume.pixel_size_A
-    manifest["scale"] = scale = clean_scale(volume)
+    manifest["scale"] = clean_scale(volume)
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        for i, split in enumerate(SPLITS):
-            generator = torch.Generator().manual_seed(seed * len(SPLITS) + i)
-            images = simulate_images(
-                volume, counts[split], amounts, generator, scale=scale, defocus_um=defocus_um
-            )
-            _write_split(part, split, images, pixel, sigma, generator)
-        write_map(part / "volume.mrc", volume.map / scale, pixel)
-        write_map(part / "mask.mrc", soft_mask(volume.map, pixel), pixel)
-        belt = amounts.micelle * micelle(volume) if amounts.micelle else volume.map * 0
-        write_map(part / "micelle.mrc", belt / scale, pixel)
-        (part / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        os.replace(part, folder)
-    except BaseException:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with sole(folder):
         shutil.rmtree(part, ignore_errors=True)
-        raise
+        part.mkdir()
+        try:
+            _simulate(part, volume, amounts, manifest)
+            if folder.exists():
+                folder.rmdir()  # it is empty; Windows replaces no folder
+            os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _simulate(folder: Path, volume: Volume, noise: StructuralNoise, manifest: dict) -> None:
+    """Write all files of a data set."""
+    pixel, scale = volume.pixel_size_A, manifest["scale"]
+    for i, split in enumerate(SPLITS):
+        generator = torch.Generator().manual_seed(manifest["seed"] * len(SPLITS) + i)
+        images = simulate_images(
+            volume, manifest["counts"][split], noise, generator,
+            scale=scale, defocus_um=manifest["defocus_um"],
+        )  # fmt: skip
+        observed, defocus = images.observed(pixel), images.defocus_um
+        white = torch.randn(observed.shape, generator=generator)
+        noisy = observed + noise_sigma(manifest["snr"]) * white
+        half = torch.arange(len(noisy)) % 2 + 1
+        particles = particles_from_arrays(
+            noisy, images.rotations, pixel, half=half, defocus_um=defocus
+        )
+        write_particles(particles, folder / f"{split}_noisy.star")
+        clean = particles.with_images(images.clean, ctf_applied=False)
+        write_particles(clean, folder / f"{split}_clean.star")
+        if images.structure.any():
+            write_stack(folder / f"{split}_structure.mrcs", images.structure, pixel)
+    write_map(folder / "volume.mrc", volume.map / scale, pixel)
+    write_map(folder / "mask.mrc", soft_mask(volume.map, pixel), pixel)
+    belt = noise.micelle * micelle(volume) if noise.micelle else volume.map * 0
+    write_map(folder / "micelle.mrc", belt / scale, pixel)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
 def _holds(folder: Path, manifest: dict, volume: Volume) -> bool:
@@ -178,20 +199,6 @@ def _holds(folder: Path, manifest: dict, volume: Volume) -> bool:
             "or delete this one."
         )
     return True
-
-
-def _write_split(
-    folder: Path, split: str, images: Images, pixel: float, sigma: float, generator: torch.Generator
-) -> None:
-    observed = images.observed(pixel)
-    noisy = observed + sigma * torch.randn(observed.shape, generator=generator)
-    half, defocus = torch.arange(len(noisy)) % 2 + 1, images.defocus_um
-    particles = particles_from_arrays(noisy, images.rotations, pixel, half=half, defocus_um=defocus)
-    write_particles(particles, folder / f"{split}_noisy.star")
-    clean = particles.with_images(images.clean, ctf_applied=False)
-    write_particles(clean, folder / f"{split}_clean.star")
-    if images.structure.any():
-        write_stack(folder / f"{split}_structure.mrcs", images.structure, pixel)
 
 
 def read_dataset(folder: str | os.PathLike) -> Dataset:

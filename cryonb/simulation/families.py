@@ -16,7 +16,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 from tqdm.auto import tqdm
 
-from cryonb.base.draws import by
+from cryonb.base.draws import draw_options
 from cryonb.base.workers import in_processes
 from cryonb.data import molecules
 from cryonb.data.maps import level_and_scale
@@ -264,8 +264,8 @@ def draw_maps(
 
 def _draw_map(volumes, generator, pixel_A: float, patch: int) -> torch.Tensor:
     """One target and observed map: (2, patch, patch, patch)."""
-    u = torch.rand(7, **by(generator)).tolist()
-    turns = torch.randint(0, 4, (3,), **by(generator)).tolist()
+    u = torch.rand(7, **draw_options(generator)).tolist()
+    turns = torch.randint(0, 4, (3,), **draw_options(generator)).tolist()
     molecule, belt = (v[int(u[0] * len(v))].float() for v in volumes)
     observed = molecule + (0.3 + u[1]) * belt
     resolution_A = pixel_A * 2.1 * (8 / 2.1) ** u[2]
@@ -280,5 +280,5 @@ def _draw_map(volumes, generator, pixel_A: float, patch: int) -> torch.Tensor:
     for turn, plane in zip(turns, ((1, 2), (2, 3), (1, 2)), strict=True):
         both = torch.rot90(both, turn, plane)
     box = both.shape[-1]
-    corner = torch.randint(0, box - patch + 1, (3,), **by(generator)).tolist()
+    corner = torch.randint(0, box - patch + 1, (3,), **draw_options(generator)).tolist()
     return both[(slice(None), *(slice(c, c + patch) for c in corner))]

@@ -12,29 +12,27 @@ from cryonb.data.volumes import Volume
 
 
 def soft_mask(
-    map: torch.Tensor,
+    density: torch.Tensor,
     pixel_size_A: float,
     *,
     low_pass_A: float = 15.0,
-    threshold: float | None = None,
     extend_A: float = 3.0,
     soft_edge_A: float = 9.0,
     largest: bool = False,
 ) -> torch.Tensor:
     """Mask of the molecule, 1 inside and 0 outside, with a cosine edge.
 
-    The map is blurred (a Gaussian of sigma `low_pass_A` / 4), thresholded, and grown by
-    `extend_A`; at distance d from there the mask is (1 + cos(π d / soft_edge_A)) / 2.
+    The map is blurred (a Gaussian of sigma `low_pass_A` / 4), separated into two classes of voxels
+    (Otsu 1979), and the denser one is grown by `extend_A`; at distance d from there the mask is
+    (1 + cos(π d / soft_edge_A)) / 2.
 
     Parameters
     ----------
-    map : Tensor (z, y, x)
+    density : Tensor (z, y, x)
     pixel_size_A, low_pass_A, extend_A, soft_edge_A : float
         Å.
-    threshold : float or None
-        On the blurred map; None separates it into two classes (Otsu 1979).
     largest : bool
-        Keep only the largest piece above the threshold, pieces that touch at faces being one.
+        Keep only the largest piece, pieces that touch at faces being one.
 
     Returns
     -------
@@ -43,16 +41,12 @@ def soft_mask(
     Raises
     ------
     ValueError
-        No voxel lies above the threshold.
+        The map is constant.
     """
-    smooth = ndimage.gaussian_filter(map.detach().cpu().numpy(), low_pass_A / pixel_size_A / 4)
-    level = threshold_otsu(smooth) if threshold is None else threshold
-    if not (smooth > level).any():
-        raise ValueError(
-            f"Nothing in the blurred map exceeds {level:.3g} (its maximum is {smooth.max():.3g}): "
-            "lower the threshold."
-        )
-    solid = smooth > level
+    smooth = ndimage.gaussian_filter(density.detach().cpu().numpy(), low_pass_A / pixel_size_A / 4)
+    solid = smooth > threshold_otsu(smooth)
+    if not solid.any():
+        raise ValueError(f"the map is {smooth.max():.3g} everywhere: there is nothing to mask")
     if largest:
         pieces, _ = ndimage.label(solid)
         solid = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cryonb.base.draws import by
+from cryonb.base.draws import draw_options
 from cryonb.data.volumes import Volume
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.fourier import filter_radially, low_pass, radial_mean
@@ -92,7 +92,7 @@ def neighbours(images: torch.Tensor, mean: float, generator: torch.Generator) ->
     out = torch.zeros_like(images)
     rate = torch.full((n,), mean, device=generator.device)
     rows = torch.arange(n).repeat_interleave(torch.poisson(rate, generator=generator).cpu().long())
-    u = torch.rand(len(rows), 3, **by(generator)).cpu()
+    u = torch.rand(len(rows), 3, **draw_options(generator)).cpu()
     radius, angle = (0.6 + 0.25 * u[:, 0]) * box, 2 * math.pi * u[:, 1]
     moves = torch.stack([radius * torch.sin(angle), radius * torch.cos(angle)], 1).int()
     others = (u[:, 2] * n).long().clamp_max(n - 1)  # float32 may round up to n
@@ -108,14 +108,14 @@ def neighbours(images: torch.Tensor, mean: float, generator: torch.Generator) ->
 
 def _directions(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
     """Position along a random direction, -1 ... 1 across the box: (n, y, x)."""
-    angle = 2 * math.pi * torch.rand(n, 1, 1, **by(generator))
+    angle = 2 * math.pi * torch.rand(n, 1, 1, **draw_options(generator))
     x = (torch.arange(box, device=angle.device) - box // 2) / (box / 2)
     return torch.cos(angle) * x + torch.sin(angle) * x[:, None]
 
 
 def ice_gradient(n: int, box: int, slope: float, generator: torch.Generator) -> torch.Tensor:
     """Linear ramps (n, y, x) in random directions; the value at the box edge is N(0, slope)."""
-    amount = slope * torch.randn(n, 1, 1, **by(generator))
+    amount = slope * torch.randn(n, 1, 1, **draw_options(generator))
     return amount * _directions(n, box, generator)
 
 
@@ -127,10 +127,12 @@ def carbon_edge(
     The film is brighter than ice by one clean standard deviation and grainy (white noise to 12 Å),
     and its soft edge passes at 0.4 to 0.9 of the way from the centre to the rim.
     """
-    hit = torch.rand(n, 1, 1, **by(generator)) < share
-    at = 0.4 + 0.5 * torch.rand(n, 1, 1, **by(generator))
+    hit = torch.rand(n, 1, 1, **draw_options(generator)) < share
+    at = 0.4 + 0.5 * torch.rand(n, 1, 1, **draw_options(generator))
     film = torch.sigmoid((_directions(n, box, generator) - at) * box / 4)
-    grain = low_pass(torch.randn(n, box, box, **by(generator)), 12.0, pixel_size_A, dims=2)
+    grain = low_pass(
+        torch.randn(n, box, box, **draw_options(generator)), 12.0, pixel_size_A, dims=2
+    )
     return hit * film * (1.0 + grain / grain.std())
 
 
@@ -180,7 +182,7 @@ def simulate_images(
     defocus = None
     if defocus_um is not None:
         low, high = defocus_um
-        defocus = low + (high - low) * torch.rand(n, **by(generator))
+        defocus = low + (high - low) * torch.rand(n, **draw_options(generator))
     return Images(clean, structure, rotations, defocus)
 
 
@@ -219,6 +221,6 @@ def map_noise(
     spectrum = radial_mean(torch.fft.rfftn(molecule).abs().square(), box, dims=3)
     at = pixel_size_A / resolution_A
     signal = float(spectrum[min(max(round(at * box), 1), box // 2)]) / box**3
-    noise = torch.randn(molecule.shape, **by(generator)).to(molecule)
+    noise = torch.randn(molecule.shape, **draw_options(generator)).to(molecule)
     strength = (3 * signal) ** 0.5
     return filter_radially(noise, lambda f: strength * (f / at) ** (power / 2))
