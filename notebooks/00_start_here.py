@@ -150,21 +150,21 @@ _ = show_rows({"as recorded": stack[5:11], "the truth": clean[5:11]}, title="Six
 #
 # $$ \mathrm{SNR} = \frac{\text{variance of the clean images, over all pixels of all boxes}}{\text{variance of the white noise}} . $$
 #
-# At SNR 0.1 the noise has ten times the variance of the molecule, so $\sqrt{10} \approx 3.2$ times its standard deviation. Move the slider. It holds precomputed pictures, so it works in JupyterLab as well as on a saved page. Each picture is stretched to its own contrast, as every viewer of micrographs does; the noise pattern is the same in all of them, and only its strength grows.
+# At SNR 0.1 the noise has ten times the variance of the molecule, so $\sqrt{10} \approx 3.2$ times its standard deviation. The number belongs to one pixel size and one box. A pixel of half the edge collects a quarter of the electrons, so at the same dose its SNR is about four times lower; a larger box adds empty pixels, which dilute the signal's variance. [01](01_simulate.ipynb) measures both and turns an SNR into a dose. Move the slider. It holds precomputed pictures, so it works in JupyterLab as well as on a saved page. Each picture is stretched to its own contrast, as every viewer of micrographs does; the noise pattern is the same in all of them, and only its strength grows.
 
 # %%
 side_view = project(volume.map, euler_to_matrix(torch.tensor([[20.0, 80.0, 10.0]])))[0]
 side_view = side_view / side_view.std()
 white = torch.randn(box_size, box_size, generator=generator)
-levels = sorted({10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, snr}, reverse=True)
-frames = [side_view + noise_sigma(level) * white for level in levels]
+snrs = sorted({10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, snr}, reverse=True)
+frames = [side_view + noise_sigma(s) * white for s in snrs]
 frames = [(f - f.mean()) / f.std() for f in frames]
 frame_viewer(
     frames,
-    [f"SNR {level:g}" for level in levels],
-    [f"One molecule from the side with white noise at SNR {level:g}" for level in levels],
+    [f"SNR {s:g}" for s in snrs],
+    [f"One molecule from the side with white noise at SNR {s:g}" for s in snrs],
     title="One molecule, more and more noise",
-    index=levels.index(snr),
+    index=snrs.index(snr),
     limits=(-2.5, 3.5),
 )
 
@@ -277,7 +277,7 @@ for k in (1, 2, 3):
 #
 # `shifts_px` is `(y, x)` and says **where the particle sits** relative to the box centre: positive means towards larger index, that is down and to the right. RELION stores the opposite, the *origin*: the move in Å that brings the particle back. `cryonb` converts when it reads and writes files, and nowhere else. In the middle picture below, the arrow is the shift; the origin in the title points back.
 #
-# Particles are **bright**: positive on a background of zero. On the camera they are dark, since matter takes electrons away, so most programs invert the images when they cut them out.
+# Particles are **bright**: positive on a background of zero. On the camera they are dark: hardly an electron is lost in a molecule, but it shifts the phase of the electron wave, and underfocus turns that shift into fewer electrons where the molecule is (see the CTF below). So most programs invert the images when they cut them out.
 
 # %% mystnb={"image": {"alt": "A centred molecule, the same moved down and to the left with an arrow from the centre, and the same with dark contrast."}}
 shift = (torch.tensor([[0.2, -0.12]]) * box_size).round()  # (y, x) in pixels: down, to the left
@@ -360,7 +360,8 @@ _ = show_rows(
 )
 # %%
 assert resemblance > 0.5 > abs(control)
-text = "The aligned average correlates with the template at **r = {:.2f}**; the plain average of the same noise at {:.2f}."
+text = "The aligned average correlates with the template at **r = {:.2f}**; "
+text += "the plain average of the same noise at {:.2f}."
 display(Markdown(text.format(resemblance, control)))
 
 # %% [markdown]
@@ -410,13 +411,11 @@ assert_close(torch.tensor([x, y]), torch.tensor([30.0, 0.0]), atol=1e-3, rtol=0)
 # The SNR grows in proportion to $n$, so $n = 10 / \mathrm{SNR}$. That makes hundreds of thousands to millions of particles, and these are indeed the sizes of real data sets. (A reconstruction does better than averaging view by view, because neighbouring views and symmetry mates share information.)
 
 # %%
-for level in (0.1, 0.01):
-    n = round(10 / level)
-    mean_noise = noise_sigma(level) * torch.randn(n, box_size, box_size, generator=generator).mean(
-        0
-    )
+for one in (0.1, 0.01):
+    n = round(10 / one)
+    mean_noise = noise_sigma(one) * torch.randn(n, box_size, box_size, generator=generator).mean(0)
     reached = float(side_view.var() / mean_noise.var())
-    print(f"SNR {level:g}: n = {n}, measured SNR {reached:.1f}, {3000 * n:,} particles")
+    print(f"SNR {one:g}: n = {n}, measured SNR {reached:.1f}, {3000 * n:,} particles")
 
 # %% [markdown]
 # ```{solution-end}
@@ -508,7 +507,7 @@ answers["contrast_standard_errors"] = bright
 #
 # - A particle image is a projection of one molecule in an unknown pose, plus noise of some ten to a hundred times its variance.
 # - Images are `[y, x]`, the centre is `n // 2`, a point $p$ appears at $R^{\mathsf T}p$, shifts say where the particle sits, particles are bright, underfocus is positive.
-# - SNR is variance over variance, over the whole box; averaging $n$ images of one view multiplies it by $n$.
+# - SNR is variance over variance, over the whole box, at one pixel size and box; averaging $n$ images of one view multiplies it by $n$.
 # - Whatever knows the answer in advance will find it in noise.
 #
 # **Next**: [01 simulate](01_simulate.ipynb) builds these images from atoms, step by step.

@@ -330,6 +330,35 @@ table = pd.DataFrame({"SNR": {name: float(v / white.var()) for name, v in meanin
 table["in dB"] = 10 * np.log10(table["SNR"])
 table.round(3)
 
+# %% [markdown]
+# **What does it depend on?** An exposure of $D$ electrons per Å² puts $D\,p^2$ of them into a pixel of $p$ Å, and counting them has the relative variance $1/(D\,p^2)$. The molecule shifts the phase of the wave by $\sigma_e \int V\,dz$, with $\sigma_e = 0.653$ mrad per V Å at 300 kV, and an ideal microscope would show twice that as contrast. So
+#
+# $$ \mathrm{SNR} = D\,p^2\,(2\sigma_e)^2 \operatorname{var}\Bigl(\int V\,dz\Bigr) . $$
+#
+# At the same dose, then, the SNR of a pixel falls with its area, and with every margin of empty pixels around the molecule, since the variance is taken over the box. The next cell measures both, on sums along the three axes. When you compare data sets of different boxes or pixels, compare doses, or the SNR shell by shell (below the next figure).
+
+
+# %%
+def snr_of_one_electron(box_size, pixel_size_A):
+    """SNR in an ideal image with one electron per Å²: from sums along x, y and z, in V Å."""
+    grid = load_volume(source, box_size, pixel_size_A).map
+    sums = torch.stack([grid.sum(axis) for axis in range(3)]) * pixel_size_A
+    return float((2 * 6.526e-4 * sums).var()) * pixel_size_A**2
+
+
+unit_snr = snr_of_one_electron(box_size, pixel_size_A)
+ratios = {
+    "half the pixel": snr_of_one_electron(2 * box_size, pixel_size_A / 2) / unit_snr,
+    "1.5 times the box": snr_of_one_electron(3 * box_size // 2, pixel_size_A) / unit_snr,
+}
+dose = snr / unit_snr
+print(f"SNR {snr:g} takes {dose:.2g} electrons per Å² in an ideal image of a molecule in vacuum")
+for change, ratio in ratios.items():
+    print(f"{change}: {ratio:.2f} of the SNR at the same dose")
+
+# %% [markdown]
+# Real exposures have twenty to fifty electrons per Å², and their particles are no clearer than this. What lies between is not in our simulation: the molecule replaces ice, from which it differs much less than from vacuum; the CTF takes its share, and so do motion, the camera and electrons that lose energy in the ice. So do not read the dose of a real data set off an SNR in this book. What you can compare is one simulation with another. The profile `paper` has pixels of half the size of those in `workshop`, in the same field of view, and therefore an SNR of 0.026 rather than 0.1: the same dose.
+
 # %% mystnb={"image": {"alt": "Six molecules: clean, with structural noise, and both with white noise added; in the noisy rows the difference between with and without structural noise is hard to see."}}
 observed = everything.observed(pixel_size_A)
 rows = {"target": clean, "white": clean + white, "target + structure": observed}
@@ -361,9 +390,13 @@ ax.legend(fontsize=8)
 logs = torch.stack([spectra["molecule"].log(), spectra["structural noise"].log()])
 overlap = float(torch.corrcoef(logs)[0, 1])
 print(f"the two falling curves, on this scale, correlate with r = {overlap:.2f}")
+by_shell = spectra["molecule"] / spectra["white noise"]
+for shell in [1, *(round(box_size * pixel_size_A / d) for d in (40, 20, 15))]:
+    shell_A = box_size * pixel_size_A / shell
+    print(f"SNR of the shell at {shell_A:5.1f} Å: {float(by_shell[shell - 1]):.3g}")
 
 # %% [markdown]
-# **What to notice.** White noise is spread evenly over all frequencies, so most of its variance lies where the molecule has little, and a filter that keeps low frequencies removes most of it. Structural noise lies *where the molecule lies*: on this logarithmic scale its spectrum follows the molecule's from end to end. No filter that looks at frequencies alone can take one and leave the other. You have to know what a micelle looks like and what a channel looks like, and that is a task for a method that learns.
+# **What to notice.** The SNR of a shell does not depend on the pixel size, at one dose. White noise is spread evenly over all frequencies, so most of its variance lies where the molecule has little, and a filter that keeps low frequencies removes most of it. Structural noise lies *where the molecule lies*: on this logarithmic scale its spectrum follows the molecule's from end to end. No filter that looks at frequencies alone can take one and leave the other. You have to know what a micelle looks like and what a channel looks like, and that is a task for a method that learns.
 #
 # ## Write the data sets
 #
@@ -410,10 +443,10 @@ print("measured from the files:", ", ".join(f"{k} {v:.4f}" for k, v in measured.
 
 
 # %%
-for level in (1.0, 0.1, 0.01):
-    r = float(correlation(clean + simulate.noise_sigma(level) / sigma * white, clean).mean())
-    law = math.sqrt(level / (1 + level))
-    print(f"SNR {level:<4g}: correlation with the truth {r:.3f}, law {law:.3f}")
+for one in (1.0, 0.1, 0.01):
+    r = float(correlation(clean + simulate.noise_sigma(one) / sigma * white, clean).mean())
+    law = math.sqrt(one / (1 + one))
+    print(f"SNR {one:<4g}: correlation with the truth {r:.3f}, law {law:.3f}")
     assert abs(r - law) < 0.05  # images differ in their own variance
 right, wrong = (ctf(box_size, pixel_size_A, sign * 1.5) for sign in (1, -1))
 recorded = apply_ctf(clean, right)
@@ -546,7 +579,7 @@ measured["nearest_pose_deg"] = nearest_deg
 # - Electrons see the electrostatic potential; a projection is a sum along the beam, or a central slice of the transform.
 # - The target is the projection of the molecule alone. The input adds structural noise, optionally the CTF, and white noise of standard deviation $1/\sqrt{\mathrm{SNR}}$ in units of the clean images.
 # - White noise is flat over frequencies, so a filter can remove most of it; structural noise shares the molecule's spectrum, and the detergent belt even its pose.
-# - An SNR needs its definition. So does every score: see `cryonb.physics.conventions`.
+# - An SNR needs its definition, a pixel size and a box: at one dose it falls with the area of a pixel. So does every score: see `cryonb.physics.conventions`.
 #
 # **Next**: [02 train SR3](02_train_sr3.ipynb) teaches a diffusion model to go from these inputs to these targets.
 #
@@ -566,6 +599,9 @@ results = measured | {
     "spectra_correlation": overlap,
     "wrong_ctf_correlation": r_wrong,
     "particles": sum(counts.values()),
+    "dose_per_A2": dose,
+    "snr_ratio_half_pixel": ratios["half the pixel"],
+    "snr_ratio_larger_box": ratios["1.5 times the box"],
     "seconds": round(time.perf_counter() - started, 1),
 }
 path = Path(run_dir) / "results" / "01_simulate.json"

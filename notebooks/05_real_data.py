@@ -54,7 +54,11 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
+from skimage.feature import peak_local_max
+from torch.testing import assert_close
 
 from cryonb.commands.denoise import denoise_file
 from cryonb.data import micrographs
@@ -73,7 +77,7 @@ from cryonb.learning.refine import Refiner, refine
 from cryonb.learning.train import any_level_loss, draw_batch
 from cryonb.learning.weights import KEPT, MANY, load_model
 from cryonb.physics.ctf import apply_ctf, ctf
-from cryonb.physics.fourier import radial_mean
+from cryonb.physics.fourier import fourier_crop, radial_mean
 from cryonb.physics.geometry import angular_distance_deg, random_rotations
 from cryonb.physics.projection import project
 from cryonb.showing import plotting
@@ -114,21 +118,66 @@ run_dir = "runs/own"  # everything is written under it
 # %%
 run_dir = Path(run_dir)
 (folder := run_dir / "real").mkdir(parents=True, exist_ok=True)
-optics = {"voltage_kv": voltage_kv, "spherical_aberration_mm": spherical_aberration_mm, "amplitude_contrast": amplitude_contrast}  # fmt: skip
+optics = {"voltage_kv": voltage_kv, "amplitude_contrast": amplitude_contrast}
+optics["spherical_aberration_mm"] = spherical_aberration_mm
 wanted = {"most_images": most_particles, "box_size": box_size, "pixel_size_A": pixel_size_A}
-data, path = micrographs.find_data(data, folder, seed=seed, **wanted)
+data, path, placed = micrographs.find_data(data, folder, seed=seed, **wanted)
 own_particles = path.suffix == ".star"
 say(f"Data: **{data}**, `{path.name}`.")
 
-# %% mystnb={"image": {"alt": "Micrograph, grey values, and power spectrum with Thon rings"}}
+# %% [markdown]
+# Two things are measured on it. To see the particles you want few pixels, so the micrograph is shrunk: cut off the
+# high frequencies of its transform, and transform back. To see what the microscope did you want the mean power at
+# each frequency: cut the micrograph into overlapping tiles, fade each to zero at its rim by a window $h$ so that the
+# rim adds nothing, and average $|\mathrm{FT}(h\,x)|^2 / \sum h^2$ (Welch 1967). White noise of variance $v$ then has
+# the power $v$ everywhere, which the cell checks.
+
+
+# %%
+def shrink(micrograph, pixel_A, to_A):
+    """Fourier-crop the largest square to about `to_A` Å per pixel; and the pixel size reached."""
+    side = min(micrograph.shape) // 2 * 2
+    size = 2 * round(side * pixel_A / to_A / 2)
+    if size >= side:
+        return micrograph[:side, :side], pixel_A
+    return fourier_crop(micrograph[:side, :side], size, dims=2), side * pixel_A / size
+
+
+def power_spectrum(micrograph, tile):
+    """Mean periodogram of overlapping tiles under a Hann window: (tile, tile // 2 + 1)."""
+    window = torch.hann_window(tile)[:, None] * torch.hann_window(tile)
+    tiles = micrograph.unfold(0, tile, tile // 2).unfold(1, tile, tile // 2).flatten(0, 1)
+    power = sum(torch.fft.rfft2((t - t.mean()) * window).abs().square() for t in tiles)
+    return power / len(tiles) / window.square().sum()
+
+
+nothing = 3 * torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+assert abs(float(power_spectrum(nothing, 128)[4:60, 4:].mean()) - 9) < 0.3
+
+# %% mystnb={"image": {"alt": "Micrograph, grey values, and power spectrum with Thon rings"}} tags=["hide-input"]
 if not own_particles:
     micrograph, camera_A = micrographs.read_micrograph(path)
-    fine, fine_A = micrographs.shrink(micrograph, camera_A, min(1.5, pixel_size_A / 2))
+    fine, fine_A = shrink(micrograph, camera_A, min(1.5, pixel_size_A / 2))
+    small, small_A = shrink(micrograph, camera_A, pixel_size_A)
     tile = min(512, fine.shape[0] // 4 * 2)
-    power = micrographs.power_spectrum(fine, tile)
-    small, small_A = micrographs.shrink(micrograph, camera_A, pixel_size_A)
-    say(f"{tuple(micrograph.shape)} px of {camera_A:.4g} Å; grey value {micrograph.mean():.4g} ± {micrograph.std():.3g}")  # fmt: skip
-    figure = plotting.show_micrograph(small, small_A, power, fine_A, grey_values=micrograph)
+    power = power_spectrum(fine, tile)
+    say(
+        f"{tuple(micrograph.shape)} px of {camera_A:.4g} Å; grey value "
+        f"{micrograph.mean():.4g} ± {micrograph.std():.3g}"
+    )
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6))
+    smooth, edge_nm = gaussian_filter(small.numpy(), 7.5 / small_A), len(small) * small_A / 10
+    low, high = np.percentile(smooth, [1, 99])
+    left.imshow(smooth, vmin=low, vmax=high, extent=(0, edge_nm, edge_nm, 0))
+    left.set(title="micrograph, blurred to 15 Å", xlabel="x (nm)", ylabel="y (nm)")
+    middle.hist(micrograph[::4, ::4].flatten().numpy(), 200, log=True)
+    middle.set(title="grey values", xlabel="grey value", ylabel="pixels")
+    half = power.roll(tile // 2, 0).clamp_min(1e-30).log()
+    rings, edge = torch.cat([half.flip(0, 1), half], 1), 0.5 / fine_A
+    low, high = np.percentile(rings, [5, 99])
+    right.imshow(rings, vmin=low, vmax=high, extent=(-edge, edge, -edge, edge))
+    right.set(title="log power: Thon rings", xlabel="$k_x$ (1/Å)", ylabel="$k_y$ (1/Å)")
+    plt.show()
 
 # %% [markdown]
 # Single particles can hardly be seen, yet the power spectrum on the right shows rings, because many weak
@@ -148,10 +197,15 @@ if not own_particles:
     frequency = torch.arange(len(seen)) / (tile * fine_A)
     model = ctf(tile, fine_A, fit.defocus_um, **optics)[0, 0].square() - 0.5
     shown = (frequency > 1 / 40) & (frequency < min(1 / 5, 0.45 / fine_A))
+    name = "CTF² of the fit, scaled"
     curves = {"log power without its smooth part": (frequency[shown], seen[shown])}
-    curves["CTF² of the fit, scaled"] = frequency[shown], 2 * seen[shown].std() * model[shown]
-    figure = plot_lines(curves, x="spatial frequency (1/Å)", y="log power", theory="CTF² of the fit, scaled")  # fmt: skip
-    say(f"Defocus {fit.defocus_um:.2f} µm, astigmatism {fit.astigmatism_um:.3f} µm, correlation {fit.correlation:.2f}.")  # fmt: skip
+    curves[name] = frequency[shown], 2 * seen[shown].std() * model[shown]
+    labels = {"x": "spatial frequency (1/Å)", "y": "log power", "title": "Thon rings and the fit"}
+    figure = plot_lines(curves, theory=name, **labels)
+    say(
+        f"Defocus {fit.defocus_um:.2f} µm, astigmatism {fit.astigmatism_um:.3f} µm, "
+        f"correlation {fit.correlation:.2f}."
+    )
 
 # %% [markdown]
 # Compare where the peaks are, not how high: their positions fix the defocus, while their height falls with
@@ -159,26 +213,55 @@ if not own_particles:
 #
 # ## 3. Where are the particles?
 #
-# **Idea.** A particle is a dark blob of known size. Blur the micrograph twice, a little and a little more, and
-# take the difference: it responds to blobs of that size, and to nothing smoother or finer. Its peaks are the
-# picks. There is no template, so nothing is found merely because you looked for it, except roundness.
+# **Idea.** A particle is a dark blob of known size, a disc of radius $r$, say. Blur the inverted micrograph twice, by
+# Gaussians of the widths $r/\sqrt2$ and $1.6\,r/\sqrt2$, and take the difference: it responds to blobs of that size,
+# and to nothing smoother or finer. Its peaks are the picks, none nearer to another than 0.8 diameters. There is no template, so nothing is found merely because you looked for it, except roundness.
 #
 # The boxes are inverted, so that particles are bright as everywhere in this book, and written as a STAR file with
 # the fitted defocus.
 
+
 # %%
+def pick(micrograph, pixel_A, threshold=2.0):
+    """Positions (n, 2) of dark blobs, best first, and the difference in robust deviations."""
+    radius_px = diameter_A / pixel_A / 2
+    blurred = [gaussian_filter(-micrograph.numpy(), w * radius_px / 2**0.5) for w in (1.0, 1.6)]
+    low, middle, high = np.percentile(blurred[0] - blurred[1], [15.9, 50, 84.1])
+    response = (blurred[0] - blurred[1] - middle) / ((high - low) / 2)
+    apart, rim = int(1.6 * radius_px), int(1.8 * radius_px)
+    found = peak_local_max(response, apart, threshold_abs=threshold, exclude_border=rim)
+    return found, response
+
+
+def extract(micrograph, positions):
+    """Cut boxes (n, y, x) around positions (n, 2), turned bright; none that leaves the rim."""
+    corner = positions - box_size // 2
+    inside = (corner >= 0).all(1) & (corner + box_size <= micrograph.shape).all(1)
+    assert inside.any(), f"no pick is {box_size // 2} px from the rim: use a smaller box_size"
+    boxes = [micrograph[y : y + box_size, x : x + box_size] for y, x in corner[inside]]
+    return -torch.stack(boxes)
+
+
+# %%
+picks_right = {}
 if own_particles:
     particles = next(stream_particles(path, batch_size=most_particles)).resampled(box_size)
 else:
-    positions, response = micrographs.pick(small, small_A, diameter_A)
-    boxes = micrographs.extract(small, positions, box_size)
+    positions, response = pick(small, small_A)
+    boxes = extract(small, positions)
+    if placed is not None:  # simulated
+        away_px = torch.cdist(torch.from_numpy(positions).float(), placed.float())
+        near = away_px < 0.2 * diameter_A / small_A
+        picks_right = {"picks_right": float(near.any(1).float().mean())}
+        picks_right["particles_found"] = float(near.any(0).float().mean())
+        say("Picks at a particle: {:.0%}; particles picked: {:.0%}.".format(*picks_right.values()))
     poses = torch.eye(3).expand(len(boxes), 3, 3)  # not known yet
     defocus = torch.full((len(boxes),), fit.defocus_um)
     particles = particles_from_arrays(boxes, poses, small_A, defocus_um=defocus, **optics)
     write_particles(particles, folder / "particles.star")
 known_volume = load_volume(structure, box_size, particles.pixel_size_A) if structure else None
 star = path if own_particles else folder / "particles.star"
-say(f"**{len(particles)}** particles of {box_size} px at {particles.pixel_size_A:.2f} Å, in `{star}`.")  # fmt: skip
+say(f"**{len(particles)}** particles of {box_size} px at {particles.pixel_size_A:.2f} Å: `{star}`.")
 
 # %% mystnb={"image": {"alt": "Picked positions on the micrograph, and picked particles"}}
 if not own_particles:
@@ -198,8 +281,8 @@ if not own_particles:
 # **Question.** The networks of this book were trained on particles in *white* noise of *known* level, without a
 # CTF. How do these differ?
 #
-# `measure_noise` looks at the background outside the particles: its mean power at each spatial frequency $k$ is
-# the noise spectrum $N(k)$. What the whole boxes have beyond that is signal. Two linear operations then close
+# Look at the background outside the particles: with a mask $m$ that is 0 on the particle, $N(k)$, the mean of
+# $|\mathrm{FT}(m\,x)|^2 / \sum m^2$ at each spatial frequency $k$, is the noise spectrum. What the whole boxes have beyond that is signal. Two linear operations then close
 # most of the gap, and both can be undone afterwards: **phase flipping** (multiply by the sign of the CTF) and
 # **whitening** (divide by $\sqrt{N}$). With $\hat x$ for the Fourier transform of the image and $\hat y$ for that
 # of the clean projection,
@@ -217,7 +300,29 @@ noise = measure_noise(particles, radius_px)
 white, deviation = to_network(particles, noise)
 transfer = torch.ones(1, box_size, box_size // 2 + 1) if particles.ctf is None else particles.ctf
 sigma = noise.sigma
-say(f"SNR after whitening: **{noise.snr:.3g}** (σ = {sigma:.2f} signal deviations). Particles are {'bright' if noise.sign > 0 else 'dark'}.")  # fmt: skip
+bright = "bright" if noise.sign > 0 else "dark"
+say(
+    f"SNR after whitening: **{noise.snr:.3g}** (σ = {sigma:.2f} signal deviations), {bright} particles."
+)
+
+# %% [markdown]
+# The same by hand: $N(k)$ from the background, then one factor a frequency. (`measure_noise` also smooths $N$, and
+# scales it so that the whitened background has exactly the variance 1.)
+
+# %%
+at = torch.arange(box_size) - box_size // 2
+from_middle = torch.hypot(at[:, None].float(), at.float())  # px
+flat = level(particles.images, radius_px)[0]  # background plane and deviation taken off
+m = ((from_middle - radius_px) / 3).clamp(0, 1)
+power_outside = torch.fft.rfft2(flat * m).abs().square().mean(0) / m.square().sum()
+by_hand = radial_mean(power_outside, box_size, dims=2)
+assert abs(float((by_hand / noise.spectrum)[3:].mean()) - 1) < 0.2
+if not own_particles:  # another file may say that its phases are flipped already
+    factor = (
+        noise.sign * torch.where(transfer < 0, -1, 1) / amplitude(noise)
+    )  # in every pixel of FT
+    by_hand = torch.fft.irfft2(torch.fft.rfft2(flat) * factor, s=(box_size, box_size))
+    assert_close(sigma * by_hand, white, rtol=1e-3, atol=1e-3)
 
 # %% [markdown]
 # ## 5. A twin with a known truth
@@ -238,7 +343,8 @@ gain = (noise.snr / apply_ctf(clean, carried / colour).var()).sqrt()
 grain = torch.randn(clean.shape, generator=generator)
 rows = torch.arange(n_twin) % len(particles)
 twin = particles.select(rows)
-twin = twin.with_images(apply_ctf(gain * clean, carried) + apply_ctf(grain, colour), ctf_applied=twin.ctf_applied)  # fmt: skip
+recorded = apply_ctf(gain * clean, carried) + apply_ctf(grain, colour)
+twin = twin.with_images(recorded, ctf_applied=twin.ctf_applied)
 measured = measure_noise(twin, radius_px)
 twin_truth = apply_ctf(gain * clean, carried.abs() / colour) * sigma  # as the network is to see it
 twin_white = twin_truth + sigma * apply_ctf(grain, carried.sign())
@@ -246,11 +352,15 @@ say(f"Measured again on the twin: SNR {measured.snr:.3g} for {noise.snr:.3g}.")
 
 # %% mystnb={"image": {"alt": "Power in each shell of real particles, twin, and white-noise simulation"}}
 frequency = torch.arange(box_size // 2 + 1) / (box_size * particles.pixel_size_A)
-shells = {"real particles": level(particles.images, radius_px)[0], "the twin": level(twin.images, radius_px)[0]}  # fmt: skip
-lines = {k: (frequency, radial_mean(torch.fft.rfft2(v).abs().square().mean(0), box_size, dims=2) / box_size**2) for k, v in shells.items()}  # fmt: skip
+stacks = {"real particles": flat, "the twin": level(twin.images, radius_px)[0]}
+lines = {}
+for name, stack in stacks.items():
+    power_ft = torch.fft.rfft2(stack).abs().square().mean(0) / box_size**2
+    lines[name] = frequency, radial_mean(power_ft, box_size, dims=2)
 lines["measured noise"] = frequency, noise.spectrum
 lines["simulation of notebook 02"] = frequency, torch.ones_like(frequency)
-figure = plot_lines(lines, x="spatial frequency (1/Å)", y="power (1: background variance)", theory="simulation of notebook 02")  # fmt: skip
+labels = {"x": "spatial frequency (1/Å)", "y": "power (1: background variance)"}
+figure = plot_lines(lines, theory="simulation of notebook 02", **labels)
 _ = figure.axes[0].set(yscale="log", title="The gap between simulation and reality")
 
 # %% [markdown]
@@ -270,7 +380,10 @@ _ = figure.axes[0].set(yscale="log", title="The gap between simulation and reali
 # - **many proteins**: a network of the same size, trained on 3,200 random molecules with all kinds of CTF,
 #   whitening filters and SNRs. `cryonb denoise` uses this one.
 # - **many proteins, tuned**: the same, after a little more training on random molecules of *this* diameter, with
-#   *this* CTF and *this* noise. This is the idea of Noise-Transfer2Clean (Li et al. 2022) in its simplest form.
+#   *this* CTF and *this* noise. The idea is that of Noise-Transfer2Clean (Li et al. 2022), and less: that method cuts
+#   patches of real noise out of the micrographs and mixes them into clean images, weighted by contrast. Ours draws
+#   Gaussian noise that shares nothing with the real one but its power at each frequency: no ice, no carbon, no
+#   neighbours, no pixels that depend on each other in any other way.
 #
 # The controls are those methods of `04_compare_methods` that were trained on no particle like these: a blur,
 # K-SVD, BM3D, ASPIRE's covariance Wiener filter (CWF) and Topaz-Denoise, as far as they are installed, with their
@@ -278,29 +391,38 @@ _ = figure.axes[0].set(yscale="log", title="The gap between simulation and reali
 # these random molecules.
 
 # %% mystnb={"image": {"alt": "Loss curve while the network is tuned to molecules like these"}}
-like = training_images(
-    like_molecules, 32, box_size, seed,
-    pixel_size_A=particles.pixel_size_A, diameter_A=diameter_A, transfer=transfer.abs() / colour,
-)  # fmt: skip
+about = {"pixel_size_A": particles.pixel_size_A, "diameter_A": diameter_A}
+about["transfer"] = transfer.abs() / colour
+like = training_images(like_molecules, 32, box_size, seed, **about)
 one, many = (load_model(path, SR3)[0] for path in (KEPT / "channel-white-sr3.safetensors", MANY))
 second = load_model(KEPT / "channel-white-refine.safetensors", Refiner)[0]
-tuned = plotting.train_live(
-    load_model(MANY, SR3)[0].train(), partial(draw_batch, like),
-    partial(any_level_loss, start=0.8, snr=(noise.snr / 1.5, noise.snr * 1.5)), tune_images,
-    title="many proteins, tuned", batch_size=batch_size, learning_rate=2e-4, seed=seed,
-)  # fmt: skip
+many_to_tune = load_model(MANY, SR3)[0].train()
+loss = partial(any_level_loss, start=0.8, snr=(noise.snr / 1.5, noise.snr * 1.5))
+options = {"batch_size": batch_size, "learning_rate": 2e-4, "seed": seed}
+draw, title = partial(draw_batch, like), "many proteins, tuned"
+tuned = plotting.train_live(many_to_tune, draw, loss, tune_images, title=title, **options)
 
 # %%
 known = 10**0.5  # the only noise level that the network for one protein has met, SNR 0.1
-both_stages = lambda x, level: refine(second, one_step(one, x, level), x, level)  # noqa: E731
-at_known = lambda f, x, level: f(x * known / level, known) * level / known  # noqa: E731
+
+
+def both_stages(x, sigma):
+    """SR3's one step, then the U-Net behind it."""
+    return refine(second, one_step(one, x, sigma), x, sigma)
+
+
+def at_known(denoise, x, sigma):
+    """Scale images to the noise that the network knows, denoise, and scale back."""
+    return denoise(x * known / sigma, known) * sigma / known
+
+
 grain = sigma * torch.randn(like[1].shape, generator=generator)
 denoisers = untrained(like[1] + grain, like[0], sigma, slow_images)
 del denoisers["Topaz, contrast -1"]  # ours are bright, which it does better on, see notebook 04
 for name, denoiser in {
     "linear filter": linear_filter(*like, sigma),
-    "one protein, transferred": partial(at_known, partial(one_step, one), level=sigma),
-    "one protein, SR3 → U-Net": partial(at_known, both_stages, level=sigma),
+    "one protein, transferred": partial(at_known, partial(one_step, one), sigma=sigma),
+    "one protein, SR3 → U-Net": partial(at_known, both_stages, sigma=sigma),
     "many proteins": partial(one_step, many, sigma=sigma),
     "many proteins, tuned": partial(one_step, tuned, sigma=sigma),
 }.items():
@@ -311,18 +433,17 @@ for name, denoiser in {
 # get for an empty image.
 
 # %% mystnb={"image": {"alt": "Particles of the twin, noisy, denoised by each method, and their truth"}}
-flat_real, flat = shells.values()
-raw = at_known(partial(one_step, one), flat, flat.std())
-raw = (
-    raw * (raw * twin_truth).sum() / raw.square().sum()
-)  # in no unit, so at the scale that suits it
+flat_real, flat_twin = stacks.values()
+raw = at_known(partial(one_step, one), flat_twin, flat_twin.std())
+raw = raw * (raw * twin_truth).sum() / raw.square().sum()  # at the scale that suits it: no unit
 on_twin = {"one protein, raw": raw} | run_all(denoisers, twin_white)
 denoisers = {name: denoiser for name, denoiser in denoisers.items() if name in on_twin}
 size = twin_truth.square().mean()
 error = {k: float((v - twin_truth[: len(v)]).square().mean() / size) for k, v in on_twin.items()}
 say_table(["on the twin", "error ÷ signal variance"], error.items())
 strip = {"noisy": twin_white} | on_twin | {"truth": twin_truth}
-figure = show_rows({k: v[:8] for k, v in strip.items()}, title="The twin: a molecule that no network has seen", width_in=0.9)  # fmt: skip
+strip = {k: v[:8] for k, v in strip.items()}
+figure = show_rows(strip, title="The twin: a molecule that no network has seen", width_in=0.9)
 
 # %% [markdown]
 # Each image has its own grey scale, so look at the figure for shapes and at the table for amounts. (Slow methods
@@ -352,21 +473,33 @@ sought = {"twin": (molecule, twin_white[:truth_images], carried[:truth_images].a
 if structure:
     sought["real"] = known_volume, white, transfer.abs() / colour
 shift = {"most_shift_px": most_shift_A / particles.pixel_size_A}
-closest = {k: closest_projections(v.map, x, sigma, v.symmetry, ctf=c, **shift) for k, (v, x, c) in sought.items()}  # fmt: skip
+closest = {
+    k: closest_projections(v.map, x, sigma, v.symmetry, ctf=c, **shift)
+    for k, (v, x, c) in sought.items()
+}
 found = closest["twin"]
 knowing = {"closest projection": found.observed, "mean over poses": found.mean}
-strip = {"noisy": twin_white} | knowing | {"truth": twin_truth, "closest, no CTF": found.clean, "truth, no CTF": clean}  # fmt: skip
-figure = show_rows({k: v[:8] for k, v in strip.items()}, title="The twin: closest projections", width_in=0.9)  # fmt: skip
+strip = {"noisy": twin_white} | knowing | {"truth": twin_truth}
+strip |= {"closest, no CTF": found.clean, "truth, no CTF": clean}
+strip = {k: v[:8] for k, v in strip.items()}
+figure = show_rows(strip, title="The twin: closest projections", width_in=0.9)
 
 # %%
 alike = {}
 for name, images in (knowing | on_twin).items():
     n = min(truth_images, len(images))
     alike[name] = [likeness(images[:n], x[:n]) for x in (twin_truth, found.observed)]
-columns = [f"{what}, {whose}" for what in ("correlation", "PSNR (dB)", "FRC") for whose in ("truth", "closest")]  # fmt: skip
-say_table(["on the twin", *columns], [(k, *sum(zip(*v, strict=True), ())) for k, v in alike.items()])  # fmt: skip
-angle = angular_distance_deg(found.poses.rotations, rotations[:truth_images], molecule.symmetry).median()  # fmt: skip
-say(f"The closest projections correlate with the truth by **{alike['closest projection'][0][0]:.3f}**. Their poses are off by {angle:.1f}°, their places by {(found.poses.shifts_px - places[:truth_images]).norm(dim=1).median():.2f} px (medians).")  # fmt: skip
+what = "correlation", "PSNR (dB)", "FRC"
+columns = [f"{name}, {whose}" for name in what for whose in ("truth", "closest")]
+rows = [(k, *sum(zip(*pair, strict=True), ())) for k, pair in alike.items()]
+say_table(["on the twin", *columns], rows)
+right = rotations[:truth_images], places[:truth_images]
+angle = angular_distance_deg(found.poses.rotations, right[0], molecule.symmetry).median()
+off_px = (found.poses.shifts_px - right[1]).norm(dim=1).median()
+say(
+    f"The closest projections correlate with the truth by **{alike['closest projection'][0][0]:.3f}**."
+    f" Their poses are off by {angle:.1f}°, their places by {off_px:.2f} px (medians)."
+)
 
 # %% [markdown]
 # Compare each pair of columns. Where the search finds the pose, the closest projection is far nearer to the truth
@@ -387,14 +520,18 @@ real = run_all(denoisers, white)
 strip = {"whitened": white} | real
 strip["one protein, raw"] = at_known(partial(one_step, one), flat_real[:8], flat_real.std())
 if structure:
-    found = closest["real"]
-    strip |= {"closest projection": found.observed, "closest, no CTF": found.clean}
-figure = show_rows({k: v[:8] for k, v in strip.items()}, title=f"Real particles ({data})", width_in=0.9)  # fmt: skip
+    found_real = closest["real"]
+    strip |= {"closest projection": found_real.observed}
+    strip["closest, no CTF"] = found_real.clean
+strip = {k: v[:8] for k, v in strip.items()}
+figure = show_rows(strip, title=f"Real particles ({data})", width_in=0.9)
 if structure:
     fits = (correlation(closest[k].observed, sought[k][1]).mean() for k in ("real", "twin"))
     say("Particle and closest projection correlate by {:.3f}, on the twin by {:.3f}.".format(*fits))
-    judged = {k: likeness(v, found.observed[: len(v)]) for k, v in ({"mean over poses": found.mean} | real).items()}  # fmt: skip
-    say_table(["to the closest projection", "correlation", "PSNR (dB)", "FRC"], [(k, *v) for k, v in judged.items()])  # fmt: skip
+    shown = {"mean over poses": found_real.mean} | real
+    judged = {k: likeness(v, found_real.observed[: len(v)]) for k, v in shown.items()}
+    columns = ["to the closest projection", "correlation", "PSNR (dB)", "FRC"]
+    say_table(columns, [(k, *v) for k, v in judged.items()])
 
 # %% [markdown]
 # Which row is right? Looks are no argument: the rows of the network that knows one protein are as pretty as any,
@@ -426,7 +563,10 @@ for name, denoiser in denoisers.items():
 columns = ["error ÷ signal variance", "twin, true", "twin, SURE", "real, SURE"]
 say_table(columns, [(name, *values) for name, values in risk.items()])
 off = max(abs(true - guess) for name, (true, guess, _) in risk.items() if not denoisers[name].first)
-say(f"On the twin the estimate is off by {off:.3f} at most, in rows of all images. If the noise power were known to 1 % only, all of the last column would move by {0.01 / noise.snr:.2f}.")  # fmt: skip
+say(
+    f"On the twin the estimate is off by {off:.3f} at most, in rows of all images. If the noise power "
+    f"were known to 1 % only, all of the last column would move by {0.01 / noise.snr:.2f}."
+)
 
 # %% [markdown]
 # Where *true* and *SURE* agree on the twin, you may believe the last column as far as the twin resembles the
@@ -452,24 +592,27 @@ say(f"On the twin the estimate is off by {off:.3f} at most, in rows of all image
 # tempting to conclude that it is true. The figure shows the Fourier ring correlation of the two networks, on real
 # data and on the twin, beside the one with the truth, which only the twin has.
 
-# %% mystnb={"image": {"alt": "Fourier ring correlation against spatial frequency: of the two networks on real particles and on the twin, and of one network with the truth of the twin"}}
-pulled = {}
-at = torch.arange(box_size) - box_size // 2
-middle = at[:, None] ** 2 + at**2 < (0.6 * radius_px) ** 2
-if not own_particles:
-    chosen = micrographs.empty_positions(response, positions, box_size)
+# %%
+drawn_on_empty, middle = {}, from_middle < 0.6 * radius_px
+if not own_particles:  # where `pick` found least, far from its picks
+    quiet = np.argwhere(response < np.quantile(response, 0.6))
+    quiet = quiet[((quiet > box_size) & (quiet < len(response) - box_size)).all(1)][::7]
+    far = np.linalg.norm(quiet[:, None] - positions[None], axis=2).min(1)
+    chosen = quiet[np.argsort(-far)[:300:10]]  # thirty, not all in one place
     patches = twin.select(torch.zeros(len(chosen), dtype=torch.long))
-    patches = patches.with_images(micrographs.extract(small, chosen, box_size), ctf_applied=True)
+    patches = patches.with_images(extract(small, chosen), ctf_applied=True)
     empty = to_network(patches, noise)[0]
     for name in [k for k, v in denoisers.items() if not v.first and k != "CWF"]:  # it learns anew
         drawn = denoisers[name](empty)[:, middle].square().mean()
-        pulled[name] = float(drawn / real[name][:, middle].square().mean())
-    say_table(["", "power on empty ÷ on particles"], pulled.items())
-pair = "many proteins", "one protein, transferred"
+        drawn_on_empty[name] = float(drawn / real[name][:, middle].square().mean())
+    say_table(["", "power on empty ÷ on particles"], drawn_on_empty.items())
+
+# %% mystnb={"image": {"alt": "Fourier ring correlation against spatial frequency: of the two networks on real particles and on the twin, and of one network with the truth of the twin"}}
+ours, other = "many proteins", "one protein, transferred"
 agreement = {
-    "the two networks, real": frc(real[pair[0]], real[pair[1]], particles.pixel_size_A),
-    "the two networks, twin": frc(on_twin[pair[0]], on_twin[pair[1]], particles.pixel_size_A),
-    "many proteins and truth, twin": frc(on_twin[pair[0]], twin_truth, particles.pixel_size_A),
+    "the two networks, real": frc(real[ours], real[other], particles.pixel_size_A),
+    "the two networks, twin": frc(on_twin[ours], on_twin[other], particles.pixel_size_A),
+    "many proteins and truth, twin": frc(on_twin[ours], twin_truth, particles.pixel_size_A),
 }
 curves = {k: (f, v.mean(0)) for k, (f, v) in agreement.items()}
 figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean FRC", title="Who agrees?")
@@ -579,17 +722,21 @@ print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d
 # ````
 
 # %%
-other = load_volume("channel" if twin_source == "prestin" else "prestin", box_size, pixel_size_A)
+wrong_one = load_volume(
+    "channel" if twin_source == "prestin" else "prestin", box_size, pixel_size_A
+)
 _, stack, filters = sought["twin"]
-mistaken = closest_projections(other.map, stack, sigma, other.symmetry, ctf=filters, **shift)
+mistaken = closest_projections(
+    wrong_one.map, stack, sigma, wrong_one.symmetry, ctf=filters, **shift
+)
 for name, images in {"right": closest["twin"], "wrong": mistaken}.items():
-    found = correlation(images.observed, stack).mean()
-    print(f"{name} structure: particle and closest projection correlate by {found:.3f}")
+    fits = correlation(images.observed, stack).mean()
+    print(f"{name} structure: particle and closest projection correlate by {fits:.3f}")
 
 # %% [markdown]
 # Neither fits well, because most of each image is noise. The right structure fits better, but you only know that
-# because you have a second one to compare with; no single number tells. A structure that fits no better than a
-# stranger is no truth.
+# because you have a second one to compare with; no single number tells. A structure that fits no better than
+# another one is no truth.
 #
 # ````{solution-end}
 # ````
@@ -651,10 +798,14 @@ if not own_particles:
 results |= {f"twin: {name}": value for name, value in error.items()}
 for name, (_, guess, guess_real) in risk.items():
     results |= {f"twin SURE: {name}": guess, f"real SURE: {name}": guess_real}
-results |= {"closest: correlation": alike["closest projection"][0][0], "closest: angle_deg": float(angle)}  # fmt: skip
-results |= {f"correlation with {k}: {name}": values[i][0] for name, values in alike.items() for i, k in enumerate(("truth", "closest"))}  # fmt: skip
-results |= {f"real, closest: {name}": values[0] for name, values in judged.items()} if structure else {}  # fmt: skip
-results |= {f"empty: {name}": value for name, value in pulled.items()}
+results |= {"closest: correlation": alike["closest projection"][0][0]} | picks_right
+results["closest: angle_deg"] = float(angle)
+for name, (to_truth, to_closest) in alike.items():
+    results[f"correlation with truth: {name}"] = to_truth[0]
+    results[f"correlation with closest: {name}"] = to_closest[0]
+if structure:
+    results |= {f"real, closest: {name}": values[0] for name, values in judged.items()}
+results |= {f"empty: {name}": value for name, value in drawn_on_empty.items()}
 results |= {f"defocus {name}": value for name, (value, _) in wrong.items()}
 results["command_correlation"] = same
 (run_dir / "results").mkdir(parents=True, exist_ok=True)

@@ -69,8 +69,8 @@ from cryonb.physics.geometry import angular_distance_deg, euler_to_matrix, rando
 from cryonb.physics.projection import project
 from cryonb.physics.reconstruct import flatten_corners, reconstruct, reconstruct_halves
 from cryonb.poses.search import estimate_poses
-from cryonb.showing.plotting import grey_limits, say, say_table, show_slices, use_style
-from cryonb.showing.shells import plot_fsc, threshold_viewer
+from cryonb.showing.plotting import grey_limits, say, say_table, use_style
+from cryonb.showing.shells import plot_fsc
 from cryonb.showing.surface import show_surfaces
 from cryonb.showing.widgets import frame_viewer
 from cryonb.simulation.dataset import read_dataset, write_dataset
@@ -89,6 +89,7 @@ n_test = 512  # particles to denoise and reconstruct from
 route_particles = [128]  # particles in the maps of the four routes
 route_snrs = [0.1]  # their SNRs, variance of the clean images / variance of the white noise
 reference_A = 20.0  # Å; resolution of the reference that poses are found with
+coarse_references_A = [40.0, 60.0]  # Å; poses are found with these, too
 relion = False  # also ask RELION, where it is installed: minutes
 seed = 0  # of every random number
 run_dir = "runs/own"  # folder for everything that is written
@@ -97,8 +98,9 @@ run_dir = "runs/own"  # folder for everything that is written
 # The next cell loads the noisy test particles and the stacks that notebooks 02 and 03 wrote for them. All have the same rows, and so the same true poses. You use the truth twice: for the poses, as if another program had found them without error, and for the volume that judges the result. Real data offer neither.
 
 # %%
-STAGES = {"noisy": "", "posterior_mean": "02_train_sr3", "sample": "02_train_sr3", "refined": "03_refine_unet"}  # fmt: skip
-ROUTES = {"a": ("true", "raw"), "b": ("raw", "raw"), "c": ("denoised", "denoised"), "d": ("denoised", "raw")}  # poses, images  # fmt: skip
+STAGES = {"noisy": "", "posterior_mean": "02", "sample": "02", "refined": "03"}  # made by notebook
+POSES_OF = {"a": "true", "b": "raw", "c": "denoised", "d": "denoised"}  # four routes, see below
+IMAGES_OF = {"a": "raw", "b": "raw", "c": "denoised", "d": "raw"}
 counts = {"train": n_train, "validation": n_validation, "test": n_test}
 molecule = load_volume(source, box_size, pixel_size_A)
 run, data, images = Path(run_dir), {}, {}
@@ -109,7 +111,9 @@ for setting in ["white", "structural"] if structural else ["white"]:
     for stage, notebook in STAGES.items():
         star = run / f"denoised/{setting}/{stage}.star" if notebook else folder / "test_noisy.star"
         if not star.is_file():
-            raise FileNotFoundError(f"There is no {star}: run {notebook} with this run_dir first.")
+            raise FileNotFoundError(
+                f"There is no {star}: run notebook {notebook} with this run_dir first."
+            )
         images[setting, stage] = read_particles(star)
         assert_close(images[setting, stage].rotations, data[setting].test.noisy.rotations)
 truth, mask, symmetry = data["white"].volume, data["white"].mask, molecule.symmetry
@@ -133,7 +137,8 @@ assert_close(projection_ft, volume_ft[0])  # the plane kz = 0
 
 poses = data["white"].test.clean.rotations
 centred = torch.fft.ifftshift(project(truth, poses[:1])[0].double())
-k = torch.randint(-box_size // 5, box_size // 5, (2, 50), generator=torch.Generator().manual_seed(seed))  # fmt: skip
+generator, reach = torch.Generator().manual_seed(seed), box_size // 5
+k = torch.randint(-reach, reach, (2, 50), generator=generator)
 from_image = torch.fft.fft2(centred)[k[1], k[0]]  # at 50 points (kx, ky)
 k_volume = poses[0].double() @ torch.cat([k, 0 * k[:1]]).double() / box_size  # (3, 50)
 position = torch.arange(box_size) - box_size // 2
@@ -145,14 +150,15 @@ assert error < 0.03  # from the interpolation inside project()
 # %% mystnb={"image": {"alt": "The logarithm of the power spectrum of a projection, and the same plane cut from the transform of the volume: the two spectra are identical. Right: lines through the centre of a disc, dense in the middle and with gaps at the rim."}}
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.6))
 nyquist = 0.5 / pixel_size_A
-panels = {"transform of the projection": projection_ft, "slice of the volume's transform": volume_ft[0]}  # fmt: skip
+panels = {"transform of the projection": projection_ft, "slice of the volume": volume_ft[0]}
 for ax, (title, plane) in zip(axes, panels.items(), strict=False):
     spectrum = torch.fft.fftshift(plane).abs().log()
     ax.imshow(spectrum, origin="lower", extent=(-nyquist, nyquist) * 2, vmin=0)
     ax.set(title=title, xlabel="$k_x$ (1/Å)", ylabel="$k_y$ (1/Å)")
 x, z = nyquist * torch.nn.functional.normalize(poses[:24, [0, 2], 2]).T  # of the beam
 axes[2].plot(torch.stack([-z, z]), torch.stack([x, -x]), color="C0", lw=0.8)
-axes[2].set(title="24 slices cut the plane $k_y = 0$", aspect="equal", xlabel="$k_x$ (1/Å)", ylabel="$k_z$ (1/Å)")  # fmt: skip
+axes[2].set(title="24 slices cut the plane $k_y = 0$", aspect="equal")
+axes[2].set(xlabel="$k_x$ (1/Å)", ylabel="$k_z$ (1/Å)")
 plt.show()
 
 # %% [markdown]
@@ -165,7 +171,7 @@ plt.show()
 #
 # $$ \hat V(k) = \frac{\sum_i w_i(k)\, \hat I_i}{\sum_i w_i(k)}. $$
 #
-# This is the least-squares answer when all samples are equally noisy. (With a CTF both sums get it as a further weight, $\sum w\,\mathrm{CTF}\,\hat I / \sum w\,\mathrm{CTF}^2$.) Two details matter. The grid is twice as fine as the images need, because linear interpolation on a coarse grid is poor. And sharing a sample among its neighbours is a convolution with a triangle in Fourier space, so in real space it multiplies the map by $\mathrm{sinc}^2$, which we divide out.
+# If every sample fell on a voxel, this mean would be the least-squares answer for equally noisy samples. Between voxels it is an approximation: least squares asks that the interpolated volume $\sum_k w_i(k)\hat V(k)$ meet the samples, and its equations couple neighbouring voxels, $\sum_{k'} \sum_i w_i(k)\,w_i(k')\,\hat V(k') = \sum_i w_i(k)\,\hat I_i$. The weighted mean takes the neighbours' $\hat V(k')$ for that of $k$; since the weights of a sample add up to 1, the left side then is $\hat V(k) \sum_i w_i(k)$. (With a CTF both sums get it as a further weight, $\sum w\,\mathrm{CTF}\,\hat I / \sum w\,\mathrm{CTF}^2$.) Two details matter. The grid is twice as fine as the images need, because linear interpolation on a coarse grid is poor. And sharing a sample among its neighbours is a convolution with a triangle in Fourier space, so in real space it multiplies the map by $\mathrm{sinc}^2$, which we divide out.
 
 
 # %%
@@ -198,7 +204,8 @@ s = torch.sinc((torch.arange(2 * n) - n) / (2 * n)) ** 2
 mine = torch.fft.fftshift(torch.fft.ifftn(mean).real) / (s[:, None, None] * s[:, None] * s)
 keep = slice(n - n // 2, n - n // 2 + n)
 theirs = reconstruct(few.images, few.rotations, weight_floor=0.0)
-a, b = (low_pass(v, 2.5 * pixel_size_A, pixel_size_A) for v in (flatten_corners(mine[keep, keep, keep]), theirs))  # fmt: skip
+both = flatten_corners(mine[keep, keep, keep]), theirs
+a, b = (low_pass(v, 2.5 * pixel_size_A, pixel_size_A) for v in both)
 assert (a - b).norm() < 5e-3 * b.norm()  # they differ in how the rim at Nyquist is counted
 
 # %% [markdown]
@@ -221,11 +228,29 @@ for (setting, stage), particles in tqdm(images.items(), desc="reconstruct"):
     for name, v in maps[setting, stage].items():
         write_map(run / f"maps/{setting}/{stage}_{name}.mrc", v, pixel_size_A)
 
+
+# %% tags=["hide-input"]
+def show_slices(volumes, limits, title):
+    """Draw the three central slices of each volume (z, y, x), one column a volume, axes in Å."""
+    fig, axes = plt.subplots(3, len(volumes), figsize=(2.1 * len(volumes) + 0.6, 6.6))
+    edge_A, grey = box_size * pixel_size_A / 2, dict(zip(("vmin", "vmax"), limits, strict=True))
+    for column, (name, volume) in zip(axes.T, volumes.items(), strict=True):
+        column[0].set_title(name)
+        for axis, (ax, names) in enumerate(zip(column, ("zxy", "yxz", "xyz"), strict=True)):
+            middle = volume.select(axis, box_size // 2)
+            ax.imshow(middle, **grey, extent=(-edge_A, edge_A) * 2, origin="lower")
+            ax.set(xlabel=f"{names[1]} (Å)", ylabel=f"{names[2]} (Å)")
+            ax.text(0.04, 0.92, f"{names[0]} = 0", transform=ax.transAxes, color="w", size=8)
+            if column is not axes.T[0]:
+                ax.set(ylabel="", yticklabels=[])
+    fig.suptitle(title)
+    plt.show()
+
+
 # %% mystnb={"image": {"alt": "Central slices in three directions of the maps from noisy, posterior mean, sample and refined images and of the true volume, one figure for each setting."}}
 for setting in data:
     volumes = {stage: maps[setting, stage]["full"] for stage in STAGES} | {"truth": truth}
-    show_slices(volumes, pixel_size_A, limits=grey_limits(truth), title=f"{setting}: maps from {n_test} images")  # fmt: skip
-    plt.show()
+    show_slices(volumes, grey_limits(truth), f"{setting}: maps from {n_test} images")
 
 # %% [markdown]
 # **What to notice.** All columns share one grey scale. The map from noisy images is grainy everywhere, inside the molecule and outside, because white noise does not care where it is. The maps from denoised images are quieter outside, because the network has learnt that nothing is there. Quiet is not the same as right: a map that was *invented* is quiet as well, and so is one that lost its fine detail. In the setting `structural`, look for the pale belt around the transmembrane part in the first column. It is density that really was in every particle but does not belong to the molecule.
@@ -274,7 +299,8 @@ def predicted(half_map_fsc):
 
 
 def draw(title, curves, thresholds, ax=None):
-    plot_fsc({k: (frequency, v) for k, v in curves.items()}, thresholds=thresholds, title=title, ax=ax)  # fmt: skip
+    pairs = {k: (frequency, v) for k, v in curves.items()}
+    plot_fsc(pairs, thresholds=thresholds, title=title, ax=ax)
     if ax is None:
         plt.show()
 
@@ -286,7 +312,10 @@ curves = {"half maps": half_fsc, "predicted from them": predicted(half_fsc), "tr
 draw("noisy images, white", curves, (0.5, 0.143))
 trusted = half_fsc > 0.05  # below, the root only amplifies chance
 independent_error = float((predicted(half_fsc) - against_truth)[trusted].abs().mean())
-say(f"Prediction and measurement differ by **{independent_error:.3f}** on average (shells with a half-map FSC above 0.05).")  # fmt: skip
+say(
+    f"Prediction and measurement differ by **{independent_error:.3f}** on average (shells with a "
+    "half-map FSC above 0.05)."
+)
 
 # %% [markdown]
 # The last two curves should lie on each other. Keep in mind what made this work: **the errors of the two halves were independent**. White noise in different particles is. The rest of this notebook is about what happens when errors are not.
@@ -313,7 +342,20 @@ def mask_curves(half1, half2, mask):
 draw("noisy images, white: half maps", mask_curves(noisy["half1"], noisy["half2"], mask), (0.143,))
 
 # %% [markdown]
-# The random phases begin where the whole-box curve falls below 0.8; at lower frequencies $F_\text{rand}$ means nothing. A wide mask with a soft edge, like this one, adds little that is false; a hard edge close to the molecule adds much. Against the truth no such correction is needed: the noise in the mask has nothing in common with the truth, whatever the shape of the mask. From here on both curves are taken inside the mask, and the half-map one is corrected.
+# The random phases begin where the whole-box curve falls below 0.8; at lower frequencies $F_\text{rand}$ means nothing. A wide mask with a soft edge, like this one, adds little that is false; a hard edge close to the molecule adds much.
+#
+# **Is the truth a judge that no mask deceives?** No. Noise in the mask has nothing in common with the truth, but coarse detail has: the mask smears it into the fine shells of both maps alike. To see how far, take a map whose resolution you know, the truth without any detail finer than `reference_A`, and compare it with the truth in the whole box, in the soft mask, and in a tight one with a hard edge, where the blurred map exceeds half of its maximum.
+
+# %%
+blurred = low_pass(truth, reference_A, pixel_size_A)
+tight = (blurred > 0.5 * blurred.max()).float()
+seen_A = {}
+for name, m in {"whole box": torch.ones_like(mask), "soft": mask, "tight": tight}.items():
+    seen_A[name] = resolution_at(frequency, fsc(blurred * m, truth * m)[1], 0.5)
+say_table(["mask", f"FSC 0.5 of the truth cut at {reference_A:g} Å"], seen_A.items())
+
+# %% [markdown]
+# The whole box reads about right. In the soft mask the same map looks a little finer, in the tight one as if it held detail that was cut away. So a resolution in a mask is comparable only with one in the *same* mask. From here on both curves are taken inside the soft one, and the half-map one is corrected.
 
 # %% [markdown]
 # ## Which images give the best map?
@@ -354,7 +396,7 @@ for row, setting in zip(axes, data, strict=True):
 #
 # The derivation needs errors that are independent between the halves. But **one network denoised both halves**, and it errs in the same way on both: what it learnt about this molecule it adds to every image, and what it cannot make out it smooths away, everywhere alike. Such errors repeat. The half-map FSC counts everything that repeats as signal, so it measures the *self-consistency of the network*, not the correctness of the map. Henderson (2013) describes what can happen to a field that forgets this.
 #
-# So take the shells that the half maps claim to resolve, and compare what they promise, $\sqrt{2F/(1+F)}$, with the correlation that the truth grants. The mean difference is the **gap**: error that repeats and so passes for signal, in a wide sense of the word **hallucination**. It need not show in the resolution, which is a single point of the curve. The network's guesses about one image differ from those about the next, which *lowers* the half-map FSC at high frequency, while the shared errors raise it elsewhere. (In the setting `structural` the noisy images can have a gap, too, because the micelle repeats. It is real, but it is not the molecule.)
+# So take the shells that the half maps claim to resolve, and compare the correlation that they predict, $\sqrt{2F/(1+F)}$, with the measured one. The mean difference is the **gap**: error that repeats and so passes for signal, in a wide sense of the word **hallucination**. It need not show in the resolution, which is a single point of the curve. The network's guesses about one image differ from those about the next, which *lowers* the half-map FSC at high frequency, while the shared errors raise it elsewhere. (In the setting `structural` the noisy images can have a gap, too, because the micelle repeats. It is real, but it is not the molecule.)
 
 # %% mystnb={"image": {"alt": "Predicted and measured correlation with the truth for noisy and refined images in each setting, the gap between the two curves shaded."}}
 fig, axes = plt.subplots(len(data), 2, figsize=(11, 4.0 * len(data)), squeeze=False)
@@ -367,18 +409,32 @@ for row, setting in zip(axes, data, strict=True):
 
 
 # %%
-columns = ["setting", "images", "truth, 0.5 (Å)", "half maps, 0.143 (Å)", "mean FSC with the truth", "gap"]  # fmt: skip
+columns = ["setting", "images", "truth (Å)", "half maps (Å)", "mean FSC with truth", "gap"]
 say_table(columns, [(*key, *s.values()) for key, (s, *_) in scores.items()])
 
 # %% [markdown]
 # A resolution is one point of a curve, so perhaps all this depends on where you read it off? Move the threshold. In each frame the half maps are read at $F$ and the truth at $\sqrt{2F/(1+F)}$, the same statement about the full map, from lax to strict; everybody uses the pair 0.143 and 0.5.
 
-# %%
-pairs = {f"{s} images": scores["white", s][:0:-1] for s in ("noisy", "refined")}  # half maps, truth
-threshold_viewer(pairs, frequency, "Half maps and truth, read off at one threshold after another")
+# %% tags=["hide-input"]
+thresholds = (0.1, 0.143, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # between half maps
+frames, labels, texts = [], [], []
+for half in thresholds:
+    true = float(figure_of_merit(torch.tensor(half)))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
+    for ax, stage in zip(axes, ("noisy", "refined"), strict=True):
+        _, to_truth, between = scores["white", stage]
+        curves = {"half maps": (frequency, between), "truth": (frequency, to_truth)}
+        read = {"half maps": half, "truth": true}
+        plot_fsc(curves, thresholds=(), read_off=read, title=f"{stage} images", ax=ax)
+    plt.close(figure)
+    frames.append(figure)
+    labels.append(f"half maps {half:g}, truth {true:.2f}")
+    texts.append("; ".join(t for ax in axes for t in ax.get_legend_handles_labels()[1]))
+title = "Half maps and truth, read off at one threshold after another"
+frame_viewer(frames, labels, texts, title=title, index=1, pixelated=False, width_px=900)
 
 # %% [markdown]
-# **What to notice.** On the left the two dotted lines that drop to the axis stay together wherever you move them, give or take a few shells of chance: with independent errors the two readings agree at every threshold. On the right ask, frame by frame, which line is farther to the right. Where it is that of the half maps, they promise detail that the truth does not grant. No threshold mends that, and a single one may hide it. The network's errors repeat most at medium detail, where strict thresholds read; far out, where 0.143 reads, even its guesses about one molecule differ from image to image.
+# **What to notice.** On the left the two dotted lines that drop to the axis stay together wherever you move them, give or take a few shells of chance: with independent errors the two readings agree at every threshold. On the right ask, frame by frame, which line is farther to the right. Where it is that of the half maps, they claim detail that is not there. No threshold mends that, and a single one may hide it. The network's errors repeat most at medium detail, where strict thresholds read; far out, where 0.143 reads, even its guesses about one molecule differ from image to image.
 #
 # Do the noisy images give the best map? They may well: with *known* poses the plain mean of raw images has no bias, and its noise falls with every particle. No denoiser that looks at one image at a time can put back what it smoothed away. Denoising helps in the steps before: to see particles, and to pick them.
 #
@@ -400,18 +456,19 @@ if structural:
     belt = data["structural"].micelle
     for key, m in maps.items():
         v, body, b = (low_pass(x, 6 * pixel_size_A, pixel_size_A) for x in (m["full"], truth, belt))
-        molecule_share, left[key], level = fit_parts(v, body, b)
-        rest[key] = v - molecule_share * body - level
+        molecule_share, left[key], offset = fit_parts(v, body, b)
+        rest[key] = v - molecule_share * body - offset
     shown = {stage: rest["structural", stage] for stage in STAGES} | {"the whole belt": belt}
-    show_slices(shown, pixel_size_A, limits=grey_limits(belt), title="structural: map − molecule")
-    plt.show()
-    say_table(["", *STAGES], [(k, *(left[k, stage] for stage in STAGES)) for k in data], "Share of the micelle in the map")  # fmt: skip
+    show_slices(shown, grey_limits(belt), "structural: map − molecule")
+    rows = [(k, *(left[k, stage] for stage in STAGES)) for k in data]
+    say_table(["", *STAGES], rows, "Share of the micelle in the map")
 
 # %% mystnb={"image": {"alt": "Isosurfaces of the maps of the last setting and of the true molecule, each enclosing the volume of the molecule's mask."}}
 last = list(data)[-1]
 solid = {stage: maps[last, stage]["full"] for stage in STAGES} | {"truth": truth}
 solid = {k: low_pass(v, 4 * pixel_size_A, pixel_size_A) for k, v in solid.items()}
-figure = show_surfaces(solid, pixel_size_A, voxels=float((mask > 0.5).sum()) / 2, title=f"{last}: surfaces that enclose half of the mask's volume")  # fmt: skip
+title = f"{last}: surfaces that enclose half of the mask's volume"
+figure = show_surfaces(solid, pixel_size_A, float((mask > 0.5).sum()) / 2, title=title)
 
 # %% [markdown]
 # All surfaces enclose the same volume and show the same detail (anything finer than 4 px is removed), so density that a map has in the wrong place is missing in the right one. In the setting `structural` the map of the noisy images wears its belt. The viewer steps through the same maps plane by plane; the first column is the noisy images' map, the last one the truth.
@@ -419,7 +476,8 @@ figure = show_surfaces(solid, pixel_size_A, voxels=float((mask > 0.5).sum()) / 2
 # %%
 planes, keep = torch.cat(list(solid.values()), dim=2), slice(box_size // 8, -box_size // 8)
 height_A = [f"z = {(i - box_size // 2) * pixel_size_A:+.0f} Å" for i in range(box_size)]
-frame_viewer(planes[keep], height_A[keep], title=", ".join(solid), limits=grey_limits(truth), width_px=900, index=3 * box_size // 8)  # fmt: skip
+about = {"title": ", ".join(solid), "limits": grey_limits(truth), "index": 3 * box_size // 8}
+frame_viewer(planes[keep], height_A[keep], width_px=900, **about)
 
 # %% [markdown]
 # ## And when nobody knows the poses?
@@ -435,7 +493,7 @@ frame_viewer(planes[keep], height_A[keep], title=", ".join(solid), limits=grey_l
 #
 # Poses are found by **projection matching**: of all poses, take the one whose projection of a *reference* fits the image best. The reference here is the true molecule blurred to `reference_A`, as you would have it from a related structure or an early map. So the search cannot know finer detail, but it does know the overall shape, and that has a price, **reference bias**. Among thousands of poses there is always one that the noise happens to fit. Noise that looks like the reference adds up in the map, so down to the resolution `reference_A` the map resembles the reference whatever was in the images. Only what lies beyond (right of the dotted line below) is news. And since all particles share the reference, so do the half maps.
 #
-# The particles are new ones, which no denoiser has seen. They are denoised with the weights that come with cryonb where those were made for this molecule and this SNR, and otherwise with the best linear filter; the line above the figure says which. Nobody knows the noise of a denoised image, so there the search assumes a generous level of 1 and looks widely.
+# The particles are new ones, which no denoiser has seen. They are denoised with the weights that come with cryonb where those were made for this molecule and this SNR, and otherwise with the best linear filter; the line above the figure says which. Nobody knows the noise of a denoised image, so there the search assumes a generous deviation of 1 and looks widely.
 
 # %%
 white, routes, errors = data["white"], {}, {}
@@ -444,38 +502,72 @@ poses = random_rotations(max(route_particles), generator)
 views, known = project(truth, poses), {"true": poses}
 reference = low_pass(truth, reference_A, pixel_size_A)
 search = {"spacings_deg": (6.0, 3.0), "box_size": box_size // 2}  # pixels enough for it
-for level in tqdm(route_snrs, desc="four routes"):
-    sigma = level**-0.5
+for one_snr in tqdm(route_snrs, desc="four routes"):
+    sigma = one_snr**-0.5
     noisy_views = views + sigma * torch.randn(views.shape, generator=generator)
-    denoiser = methods.ready(white, level)
+    denoiser = methods.ready(white, one_snr)
     clean_views = denoiser.denoise(noisy_views)
-    say(f"SNR {level:g}: denoised by {denoiser.settings}.")
+    say(f"SNR {one_snr:g}: denoised by {denoiser.settings}.")
     known["raw"] = estimate_poses(reference, noisy_views, sigma, symmetry, **search).rotations
     known["denoised"] = estimate_poses(reference, clean_views, 1.0, symmetry, **search).rotations
-    errors |= {(level, k): angular_distance_deg(v, poses, symmetry) for k, v in known.items()}
-    for n, (way, (kind, stack)) in product(route_particles, ROUTES.items()):
-        images_of = {"raw": noisy_views, "denoised": clean_views}[stack]
-        routes[level, n, way] = judge(three_maps(images_of[:n], known[kind][:n]))
+    errors |= {(one_snr, k): angular_distance_deg(v, poses, symmetry) for k, v in known.items()}
+    stacks = {"raw": noisy_views, "denoised": clean_views}
+    for n, way in product(route_particles, POSES_OF):
+        stack, found = stacks[IMAGES_OF[way]], known[POSES_OF[way]]
+        routes[one_snr, n, way] = judge(three_maps(stack[:n], found[:n]))
 
 # %% mystnb={"image": {"alt": "For each SNR, FSC with the truth of the maps of the four routes, with a dotted line at the resolution of the reference; the labels hold the median errors of the poses."}}
 fig, axes = plt.subplots(1, len(route_snrs), figsize=(5.6 * len(route_snrs), 4), squeeze=False)
-for ax, level in zip(axes[0], route_snrs, strict=True):
-    wrong_by = {way: float(errors[level, kind].median()) for way, (kind, _) in ROUTES.items()}
-    curves = {f"{way}, poses {angle:.1f}° wrong": routes[level, max(route_particles), way][1] for way, angle in wrong_by.items()}  # fmt: skip
-    draw(f"SNR {level:g}, {max(route_particles)} particles: against the truth", curves, (0.5,), ax)
+for ax, one_snr in zip(axes[0], route_snrs, strict=True):
+    wrong_by = {way: float(errors[one_snr, k].median()) for way, k in POSES_OF.items()}
+    most, curves = max(route_particles), {}
+    for way, angle in wrong_by.items():
+        curves[f"{way}, poses {angle:.1f}° wrong"] = routes[one_snr, most, way][1]
+    draw(f"SNR {one_snr:g}, {most} particles: against the truth", curves, (0.5,), ax)
     ax.axvline(1 / reference_A, color="0.4", ls=":")
 
 # %%
-columns = ["SNR", "particles", "route", "poses wrong by (median, °)", "truth, 0.5 (Å)", "half maps, 0.143 (Å)", "mean FSC with the truth"]  # fmt: skip
-rows = [(f"{level:g}", f"{n}", way, float(errors[level, ROUTES[way][0]][:n].median()), s["truth_A"], s["half_A"], s["mean_fsc"]) for (level, n, way), (s, *_) in routes.items()]  # fmt: skip
+columns = [
+    "SNR",
+    "particles",
+    "route",
+    "poses off by (°)",
+    "truth (Å)",
+    "half maps (Å)",
+    "mean FSC",
+]
+rows = []
+for (one, n, way), (s, *_) in routes.items():
+    off_deg = float(errors[one, POSES_OF[way]][:n].median())
+    rows.append((f"{one:g}", f"{n}", way, off_deg, s["truth_A"], s["half_A"], s["mean_fsc"]))
 say_table(columns, rows)
-for level, n in product(route_snrs, route_particles):
-    mean = {way: routes[level, n, way][0]["mean_fsc"] for way in ROUTES}
+for one, n in product(route_snrs, route_particles):
+    mean = {way: routes[one, n, way][0]["mean_fsc"] for way in POSES_OF}
     best = max("bcd", key=mean.get)
-    say(f"- SNR {level:g}, {n} particles: of the routes without true poses, **{best}** gives the map nearest to the truth (mean FSC {mean[best]:.3f}; with true poses {mean['a']:.3f}).")  # fmt: skip
+    say(
+        f"- SNR {one:g}, {n} particles: of the routes without true poses, **{best}** gives the map "
+        f"nearest to the truth (mean FSC {mean[best]:.3f}; with true poses {mean['a']:.3f})."
+    )
 
 # %% [markdown]
-# **What to notice.** First compare b with d: the same raw images in poses from two sources. A denoiser cannot put into an image what was not there; whatever it knows of the pose, it knows from the raw image. Projection matching that uses the right noise model, as here, misses none of that, so on average poses from denoised images are at best as good. A denoiser that wavers between two poses and draws their mean makes them worse. Denoising pays where no such model is at hand: for picking, for the eye, for programs that match images without knowing their noise.
+# **What to notice.** First compare b with d: the same raw images in poses from two sources. A denoiser cannot put into an image what was not there. Whatever it tells about the pose it has from the raw image, *or from what it knows about the molecule*. If the reference holds the same knowledge, projection matching with the right noise model misses nothing, and poses from denoised images are at best as good. A denoiser that wavers between two poses and draws their mean makes them worse. But what if the reference is poor? Then the denoiser has seen finer detail of the molecule than the search has. The next cell finds poses once more, with coarser references.
+
+# %%
+few = min(64, max(route_particles))
+noisy_few, clean_few = noisy_views[:few], clean_views[:few]  # of the last SNR
+sweep = {reference_A: [float(errors[one_snr, k][:few].median()) for k in ("raw", "denoised")]}
+for coarse_A in tqdm(coarse_references_A, desc="references"):
+    coarse = low_pass(truth, coarse_A, pixel_size_A)
+    both = (noisy_few, one_snr**-0.5), (clean_few, 1.0)
+    found = [estimate_poses(coarse, x, s, symmetry, **search).rotations for x, s in both]
+    apart = [angular_distance_deg(v, poses[:few], symmetry).median() for v in found]
+    sweep[coarse_A] = [float(a) for a in apart]
+columns = ["reference cut at (Å)", "poses from raw images off by (°)", "from denoised (°)"]
+rows = [(f"{a:g}", *pair) for a, pair in sweep.items()]
+say_table(columns, rows, f"SNR {one_snr:g}, {few} particles")
+
+# %% [markdown]
+# With the coarser references the raw images lose, and the denoised ones lose less or win: the network was trained on this very molecule and brings to the search what the reference lacks. That is help where its knowledge is right, and a bias towards the training molecule where it is not (`07_trust`). It is no information from the particle. And denoising pays where no noise model is at hand: for picking, for the eye, for programs that match images without knowing their noise.
 #
 # Then compare c with d: the same poses, with denoised and with raw images. Each denoised image has less noise, but what the denoiser gets wrong, all of them share: raw images improve with every particle, denoised ones only until the shared errors are all that remains. You see this in runs with several particle numbers: follow the last column from few particles to many. And compare the two resolutions of route c. Where its half maps claim finer detail than the truth grants, they share the errors of the denoiser and of the reference.
 #
@@ -487,29 +579,29 @@ for level, n in product(route_snrs, route_particles):
 # Put two questions to a program that knows nothing of ours. What does `relion_postprocess` make of our half maps? And what does `relion_refine`, which starts from the blurred reference, searches all poses by itself and keeps its halves apart, make of our particles? With the parameter `relion` the next cell asks both (it takes minutes; RELION is a Debian and Ubuntu package, `sudo apt install relion`).
 
 # %%
-WORDS = """mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n 3
+REFINE = """mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n 3
 relion_refine_mpi --auto_refine --split_random_halves --norm --scale --flatten_solvent
 --zero_mask --low_resol_join_halves 40 --pool 30 --pad 1 --healpix_order 2
 --auto_local_healpix_order 4 --oversampling 1 --offset_range 2 --offset_step 2
 --dont_combine_weights_via_disc --random_seed 1"""  # three processes: a leader and two halves
-job, found = (run / "relion").resolve(), shutil.which("relion_refine_mpi")
+job, found = run / "relion", shutil.which("relion_refine_mpi")
 if relion and not found:
     say("RELION is not installed. On Debian and Ubuntu: `sudo apt install relion`.")
-elif relion:
+elif relion and not (job / "own.star").is_file():  # an earlier run may have made it
     job.mkdir(parents=True, exist_ok=True)
-    given = {"half1": noisy["half1"], "half2": noisy["half2"], "mask": mask, "ref": reference}
-    for name, v in given.items():
+    for name, v in {"ref": reference, "mask": mask, **noisy}.items():
         write_map(job / f"{name}.mrc", v, pixel_size_A)
-    post = f"relion_postprocess --mask {job}/mask.mrc --angpix {pixel_size_A} --i"
-    refine = [*WORDS.split(), "--ini_high", f"{reference_A}", "--sym", symmetry]
-    refine += ["--particle_diameter", f"{0.9 * box_size * pixel_size_A}", "--ref", job / "ref.mrc"]
-    calls = {"ours": [*post.split(), "half1.mrc", "--i2", "half2.mrc", "--o", "./ours"]}
-    calls["run_data"] = [*refine, "--i", "test_noisy.star", "--o", job / "run"]
-    halves = [f"run_half{i}_class001_unfil.mrc" for i in (1, 2)]
-    calls["own"] = [*post.split(), halves[0], "--i2", halves[1], "--o", "./own"]
-    for name, call in calls.items():
-        if not (job / f"{name}.star").is_file():  # an earlier run made it already
-            subprocess.run(call, cwd=run / "data/white" if name == "run_data" else job, check=True)
+    post = f"relion_postprocess --mask mask.mrc --angpix {pixel_size_A}"
+    about = f"--ini_high {reference_A} --sym {symmetry} --particle_diameter"
+    about += f" {0.9 * box_size * pixel_size_A} --ref ../../relion/ref.mrc --o ../../relion/run"
+    halves = " --i2 ".join(f"run_half{i}_class001_unfil.mrc" for i in (1, 2))
+    for folder, call in (
+        (job, f"{post} --i half1.mrc --i2 half2.mrc --o ./ours"),
+        (run / "data/white", f"{REFINE} {about} --i test_noisy.star"),
+        (job, f"{post} --i {halves} --o ./own"),
+    ):
+        with (job / "log.txt").open("a") as log:
+            subprocess.run(call.split(), cwd=folder, check=True, stdout=log, stderr=log)
 
 # %% mystnb={"image": {"alt": "Corrected half-map FSC of the noisy images' map by cryonb and by relion_postprocess, and of RELION's own refinement."}}
 if relion and found:
@@ -567,11 +659,15 @@ refined = maps["white", "refined"]["half2"] * mask
 cross, actual = (fsc(v * mask, refined)[1] for v in (noisy["half1"], truth))
 reference, own = scores["white", "noisy"][2], scores["white", "refined"][2]
 estimate = torch.where(reference > 0.1, cross / reference.clamp(min=0.1).sqrt(), torch.nan)
-curves = {"truth": actual, "without the truth": estimate, "claimed by refined halves": own.clamp(min=0).sqrt()}  # fmt: skip
+claim = own.clamp(min=0).sqrt()
+curves = {"truth": actual, "without the truth": estimate, "claimed by refined halves": claim}
 draw("refined half map 2, white", curves, (0.5,))
 answers["cross_error"] = cross_error = float((estimate - actual).abs().nanmean())
-claim_error = float((own.clamp(min=0).sqrt() - actual).abs()[~estimate.isnan()].mean())
-say(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the refined half maps **{claim_error:.3f}**.")  # fmt: skip
+claim_error = float((claim - actual).abs()[~estimate.isnan()].mean())
+say(
+    f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the refined half maps "
+    f"**{claim_error:.3f}**."
+)
 
 # %% [markdown]
 # ```{solution-end}
@@ -591,7 +687,7 @@ say(f"Mean distance from the truth: estimate **{cross_error:.3f}**, claim of the
 # The half maps agree exactly as before: both are wrong in the same way. Against the truth only the coarse shells survive, where the two hands are alike. Nothing in the images decides the hand. What does is the handedness of an α helix, once you see it at some 5 Å or better, or a pair of exposures at two tilts.
 
 # %%
-for name, hand in {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll(1, 0)}.items():  # fmt: skip
+for name, hand in {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll(1, 0)}.items():
     one, two, full = (hand(v) for v in noisy.values())  # mirrored: z -> -z
     within, against = resolution(fsc(one, two)[1], 0.143), resolution(fsc(full, truth)[1], 0.5)
     print(f"{name}: {within:.1f} Å between the half maps, {against:.1f} Å against the truth")
@@ -626,9 +722,9 @@ for name, hand in {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll
 #
 # - An image is a central slice of the volume's transform; a reconstruction places slices in a grid and divides by how often each voxel was hit.
 # - The FSC compares maps shell by shell. 0.143 between half maps and 0.5 against the truth are the same statement, **if the errors of the half maps are independent**.
-# - A mask makes what it cuts out alike; phase randomisation measures by how much.
+# - A mask makes what it cuts out alike, against the truth, too; between half maps phase randomisation measures by how much.
 # - The half maps of images denoised by one network share its errors. Their FSC measures self-consistency; only the truth, or the raw images of the other half, can judge them.
-# - Reconstruct from raw images. Whether poses are better found in raw or in denoised ones is a question to measure; matching that knows its noise needs no denoiser.
+# - Reconstruct from raw images. Poses from denoised images are at best as good where the reference knows what the denoiser knows; where it knows less, they can be better, by that knowledge.
 # - Half maps do not see shared errors of any kind: those of one network, of one reference, of poses that are wrong in the same way.
 #
 # **Next**: [07_trust](07_trust.ipynb) provokes denoisers into showing what they invent. Or go back to [03_refine_unet](03_refine_unet.ipynb) with this notebook's table at hand, change one thing in the training, and see which column of the table moves.
@@ -644,8 +740,13 @@ for name, hand in {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll
 # %%
 results = {f"{a}_{b}_{k}": v for (a, b), (s, *_) in scores.items() for k, v in s.items()}
 results |= {f"{a}_{b}_micelle_left": m for (a, b), m in left.items()}
-results |= {f"route_{way}_snr{a:g}_n{n}_{k}": v for (a, n, way), (s, *_) in routes.items() for k, v in s.items()}  # fmt: skip
+for (one, n, way), (numbers, *_) in routes.items():
+    results |= {f"route_{way}_snr{one:g}_n{n}_{k}": v for k, v in numbers.items()}
 poses_wrong = {f"poses_snr{a:g}_{b}_median_deg": float(e.median()) for (a, b), e in errors.items()}
+results |= {f"mask_{name}_A": value for name, value in seen_A.items()}
+for coarse_A, pair in sweep.items():
+    results |= {f"reference_{coarse_A:g}_raw_deg": pair[0]}
+    results |= {f"reference_{coarse_A:g}_denoised_deg": pair[1]}
 results |= poses_wrong | {"independent_error": independent_error} | answers
 (path := run / "results" / "06_reconstruct_fsc.json").parent.mkdir(parents=True, exist_ok=True)
 path.write_text(json.dumps(results, indent=1))

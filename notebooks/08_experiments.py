@@ -470,8 +470,8 @@ print(f"{len(planned)} runs, {len(left)} to do")
 # ```{exercise}
 # :label: ex-experiments-power
 # **How many seeds?** You expect a new loss to be worth 0.1 dB for SR3's one step. With how many seeds must you
-# run both the old and the new loss to see that with a margin of two standard errors? And if both are judged on
-# the same particles?
+# run both the old and the new loss to see that, at a margin of two standard errors, in four of five such
+# experiments (a *power* of 80 %)? And if both are judged on the same particles?
 # ```
 #
 # ````{solution-start} ex-experiments-power
@@ -479,14 +479,18 @@ print(f"{len(planned)} runs, {len(left)} to do")
 # ````
 
 # %%
-alone = 2 * (2 * spread[first] / 0.1) ** 2  # the variance of a difference is that of both
-within = n_seeds * (2 * paired.mean() / 0.1) ** 2
+margin = 1.96 + 0.84  # standard errors: 5 % false alarms, two-sided, and 80 % found
+alone = 2 * (margin * spread[first] / 0.1) ** 2  # the variance of a difference is that of both
+within = n_seeds * (margin * paired.mean() / 0.1) ** 2
 print(
     f"apart: {np.ceil(alone):.0f} seeds each; within runs, if it pairs as above: {np.ceil(within):.0f}"
 )
 
 # %% [markdown]
-# The number grows as the square of spread over effect. If it frightens you, reduce the spread first: more test
+# Two standard errors alone do not do: an effect of just that size is missed in half of the experiments, since its
+# measured value falls below its true one as often as above. For a power of 80 % the true effect must lie another
+# 0.84 standard errors higher, which takes $(2.8/2)^2$, about twice as many seeds. (With fewer than ten seeds the
+# spread is uncertain itself, and it takes a few more.) The number grows as the square of spread over effect. If it frightens you, reduce the spread first: more test
 # particles, the same ones for all seeds, longer training.
 #
 # ````{solution-end}

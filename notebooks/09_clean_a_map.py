@@ -30,7 +30,7 @@
 # %% [markdown]
 # **You will learn to**
 #
-# - weight the shells of a map by their figure of merit, and say what no filter of this kind can do;
+# - weight the shells of a map by their figures of merit, and say what no filter of this kind can do;
 # - build a soft mask around an atomic model, and one from the map alone;
 # - train a small 3D U-Net on maps of random molecules, to take noise and detergent out of maps of others;
 # - measure what a cleaner does to the FSC between half maps, and say why nobody should ever report that number;
@@ -54,10 +54,12 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from torch.testing import assert_close
 
 from cryonb.commands.tools import clean_file
+from cryonb.data import molecules
 from cryonb.data.maps import read_placed_map, write_map
 from cryonb.data.volumes import MOLECULES, from_atoms, load_volume, read_atoms
 from cryonb.evaluation.metrics import correlation, fit_parts
@@ -67,8 +69,6 @@ from cryonb.learning.mapclean import (
     apply_cleaner,
     clean_map,
     cleaning_loss,
-    quadrant,
-    strangers,
 )
 from cryonb.learning.weights import MAP_CLEANER, load_model, save_model
 from cryonb.physics.fourier import filter_radially, low_pass, shell_sum
@@ -130,8 +130,14 @@ middle = box_size // 2
 
 def show_side(maps, title=""):
     """Draw the slices side by side on the grey scale of the truth."""
-    images = torch.stack([map[:, middle].flip(0) for map in maps.values()])  # z upwards
-    show_rows({"y = 0": images}, columns=list(maps), limits=grey_limits(truth + belt), title=title, width_in=1.7)  # fmt: skip
+    images = torch.stack([v[:, middle].flip(0) for v in maps.values()])  # z upwards
+    show_rows(
+        {"y = 0": images},
+        columns=list(maps),
+        limits=grey_limits(truth + belt),
+        title=title,
+        width_in=1.7,
+    )
     plt.show()
 
 
@@ -148,35 +154,44 @@ show_side(parts, f"{source}, {n_images} particles: what the map is made of")
 # **Question.** Noise grows with frequency, signal falls. Can you weaken the shells in which noise wins?
 #
 # **Idea.** Give each shell of frequencies $s$ one factor. A **low-pass** has factor 1 up to a cut and 0 beyond. A
-# gentler choice is the **figure of merit** of the shell, its correlation with the truth, which the half maps predict
-# if their errors are independent (Rosenthal & Henderson 2003; derived in `06_reconstruct_fsc`):
+# gentler choice follows from the noise. Let the map be $T + N$ in this shell, truth and independent noise, with the
+# powers $S$ and 1. The squared error of $w\,(T+N)$ is $(1-w)^2 S + w^2$, least for
 #
-# $$ C(s) = \sqrt{\frac{2\,F(s)}{1+F(s)}}, \qquad F(s) = \mathrm{FSC\ between\ half\ maps}. $$
+# $$ w = \frac{S}{S+1} = C^2, \qquad C(s) = \sqrt{\frac{S}{S+1}} = \sqrt{\frac{2\,F(s)}{1+F(s)}}, $$
 #
-# To be generous to the low-pass, let it choose its cut *with the truth at hand*, which nobody has. It is judged by
-# the **correlation with the truth**, over all voxels of the box.
+# where $C$ is the correlation of the shell with the truth, its **figure of merit**, which the FSC between half maps
+# $F$ predicts if their errors are independent (Rosenthal & Henderson 2003; derived in `06_reconstruct_fsc`). So the
+# best factor in the sense of least squares, Wiener's, is $C^2$. The factor $C$, which is often used, is another
+# choice: it leaves a shell with the power $C^2(S+1) = S$, that of the truth, and therefore with more noise.
+#
+# To be generous to the low-pass, let it choose its cut *with the truth at hand*, which nobody has. All are judged by
+# the **correlation with the truth**, over all voxels of the box. What the half maps share is molecule *and* micelle,
+# so $C^2$ is the best factor for that sum: the second number.
 
 # %%
 frequency, half_fsc = fsc(*half_maps, pixel_size_A)
 merit = figure_of_merit(half_fsc).float()
 
 
-def weigh(map):
-    """Multiply each shell by its figure of merit."""
+def weigh(volume, power=2):
+    """Multiply each shell by its figure of merit, squared or not."""
     shell = lambda k: (k * box_size).round().long().clamp(max=middle)  # noqa: E731
-    return filter_radially(map, lambda k: merit[shell(k)] * (k <= 0.5))
+    return filter_radially(volume, lambda k: merit[shell(k)] ** power * (k <= 0.5))
 
 
-def likeness(map, goal):
+def likeness(volume, goal):
     """Correlation coefficient of two maps over the whole box."""
-    return float(correlation(map, goal, dims=3))
+    return float(correlation(volume, goal, dims=3))
 
 
 cuts = [pixel_size_A * c for c in (2.2, 2.6, 3, 3.5, 4, 5, 6, 8)]
 best_cut = max(cuts, key=lambda cut: likeness(low_pass(raw, cut, pixel_size_A), truth))
 blur = partial(low_pass, resolution_A=best_cut, pixel_size_A=pixel_size_A)
-for name, map in {"raw": raw, f"low-pass at {best_cut:.1f} Å": blur(raw), "figure of merit": weigh(raw)}.items():  # fmt: skip
-    print(f"{name:20} correlation with the truth {likeness(map, truth):.3f}")
+filtered = {"raw": raw, f"low-pass at {best_cut:.1f} Å": blur(raw)}
+filtered |= {"figure of merit, C": weigh(raw, 1), "least squares, C²": weigh(raw)}
+like_sum = {name: likeness(v, truth + belt) for name, v in filtered.items()}
+rows = [(name, likeness(v, truth), like_sum[name]) for name, v in filtered.items()]
+say_table(["correlation with", "the molecule", "molecule and micelle"], rows)
 
 # %% [markdown]
 # **What no filter of this kind can do.** The FSC compares maps shell by shell, and a factor on a whole shell drops
@@ -185,7 +200,7 @@ for name, map in {"raw": raw, f"low-pass at {best_cut:.1f} Å": blur(raw), "figu
 
 # %%
 trusted = merit[:-1] > 0.05  # the last shell, at Nyquist, is cut in two
-before, after = (fsc(map, truth)[1][:-1][trusted] for map in (raw, weigh(raw)))
+before, after = (fsc(v, truth)[1][:-1][trusted] for v in (raw, weigh(raw)))
 assert_close(after, before, atol=0.03, rtol=0)
 
 # %% [markdown]
@@ -222,9 +237,9 @@ by_hand = mask_by_hand(some.flip(1).double() * pixel_size_A).float()
 assert_close(by_hand, around_model[tuple(some.T)], atol=1e-4, rtol=0)
 
 
-def mask_of(map):
+def mask_of(volume):
     """Mask from the map alone."""
-    return soft_mask(map, pixel_size_A, largest=True)
+    return soft_mask(volume, pixel_size_A, largest=True)
 
 
 # %% mystnb={"image": {"alt": "The raw map with the outline of the mask around the model, which follows the protein, and of the mask from the map, which also takes in the micelle."}}
@@ -233,7 +248,10 @@ edge = middle * pixel_size_A
 extent = (-edge, edge, -edge, edge)
 low, high = grey_limits(raw[:, middle])
 ax.imshow(raw[:, middle], vmin=low, vmax=high, extent=extent, origin="lower")
-for mask, color, name in ((around_model, "C1", "around the model"), (mask_of(raw), "C5", "from the map")):  # fmt: skip
+for mask, color, name in (
+    (around_model, "C1", "around the model"),
+    (mask_of(raw), "C5", "from the map"),
+):
     ax.contour(mask[:, middle], [0.5], colors=color, extent=extent, linewidths=1.5)
     ax.plot([], [], color=color, label=name)
 ax.set(title="Two masks, where they are 0.5", xlabel="x (Å)", ylabel="z (Å)")
@@ -280,9 +298,11 @@ save_model(run / "models/map-cleaner.safetensors", network, {"made_by": "09_clea
 cleaners = {"network, trained here": partial(clean_map, network, pixel_size_A=pixel_size_A)}
 if use_kept:
     kept, manifest = load_model(MAP_CLEANER, MapCleaner)
-    cleaners["network, kept"] = partial(clean_map, kept, pixel_size_A=pixel_size_A)
+    cleaners["network, pretrained"] = partial(clean_map, kept, pixel_size_A=pixel_size_A)
     options = manifest["options"]
-    say(f"Found pretrained weights: {options['maps']:,} pieces of {options['molecules']} molecules.")  # fmt: skip
+    say(
+        f"Found pretrained weights: {options['maps']:,} pieces of {options['molecules']} molecules."
+    )
 best = list(cleaners)[-1]  # the one that is judged from here on
 
 # %%
@@ -301,32 +321,37 @@ assert_close(cleaners[best](1000 * raw), 1000 * cleaners[best](raw), atol=1.0, r
 # *power outside*, the share of the map's power that lies outside the mask around the model.
 
 # %%
-coarse = [low_pass(map, 6 * pixel_size_A, pixel_size_A) for map in (truth, belt)]
+coarse = [low_pass(v, 6 * pixel_size_A, pixel_size_A) for v in (truth, belt)]
 
 
-def judge(map):
+def judge(v):
     """Likeness, mean FSC, resolution in Å, share of the micelle, share of power outside."""
-    curve = fsc(map, truth)[1]
-    ours, theirs, _ = fit_parts(low_pass(map, 6 * pixel_size_A, pixel_size_A), *coarse)
-    outside = float((map**2 * (1 - around_model)).sum() / (map**2).sum())
+    curve = fsc(v, truth)[1]
+    ours, theirs, _ = fit_parts(low_pass(v, 6 * pixel_size_A, pixel_size_A), *coarse)
+    outside = float((v**2 * (1 - around_model)).sum() / (v**2).sum())
     mean = float(curve[1:].mean())
-    return likeness(map, truth), mean, resolution_at(frequency, curve, 0.5), theirs / ours, outside
+    return likeness(v, truth), mean, resolution_at(frequency, curve, 0.5), theirs / ours, outside
 
 
-ways = {"raw": lambda map: map, "low-pass, best cut": blur, "figure of merit": weigh}
-ways |= {"mask from the map": lambda map: map * mask_of(map)}
-ways |= {"mask around the model": lambda map: map * around_model} | cleaners
-ways |= {"both: network, figure of merit": lambda map: weigh(cleaners[best](map))}
+ways = {"raw": lambda v: v, "low-pass, best cut": blur, "least squares": weigh}
+ways |= {"mask from the map": lambda v: v * mask_of(v)}
+ways |= {"mask around the model": lambda v: v * around_model} | cleaners
+ways |= {"both: network, least squares": lambda v: weigh(cleaners[best](v))}
 maps = {name: way(raw) for name, way in ways.items()}
-scores = {name: judge(map) for name, map in maps.items()}
+scores = {name: judge(v) for name, v in maps.items()}
 columns = ["", "correlation", "mean FSC", "FSC 0.5 at (Å)", "micelle left", "power outside"]
 say_table(columns, [(name, *values) for name, values in scores.items()])
 blind = {name: s[0] for name, s in scores.items() if name not in ("raw", "mask around the model")}
 winner = max(blind, key=blind.get)
-say(f"Nearest to the truth of all that had no model: **{winner}**, correlation {blind[winner]:.3f}. Share of the micelle left by the mask from the map {scores['mask from the map'][3]:.2f}, by the network {scores[best][3]:.2f}.")  # fmt: skip
+left = {name: scores[name][3] for name in ("mask from the map", best)}
+say(
+    f"Nearest to the truth of all that had no model: **{winner}**, correlation "
+    f"{blind[winner]:.3f}. Share of the micelle left by the mask from the map "
+    f"{left['mask from the map']:.2f}, by the network {left[best]:.2f}."
+)
 
 # %% mystnb={"image": {"alt": "Central slices of the raw map, of the map cleaned in each way, and of the truth."}}
-shown = "raw", "figure of merit", "mask from the map", "mask around the model", best
+shown = "raw", "least squares", "mask from the map", "mask around the model", best
 show_side({name: maps[name] for name in shown} | {"truth": truth})
 
 # %% mystnb={"image": {"alt": "FSC with the truth of the raw map and of the map cleaned in each way."}}
@@ -336,7 +361,7 @@ figure = plot_fsc(curves, thresholds=(0.5,), title="Against the truth")
 
 # %% mystnb={"image": {"alt": "Isosurfaces of the raw map, of the map masked by itself, of the cleaned map and of the truth."}}
 shown = {name: maps[name] for name in ("raw", "mask from the map", best)} | {"truth": truth}
-solid = {name: low_pass(map, 4 * pixel_size_A, pixel_size_A) for name, map in shown.items()}
+solid = {name: low_pass(v, 4 * pixel_size_A, pixel_size_A) for name, v in shown.items()}
 figure = show_surfaces(solid, pixel_size_A, float((around_model > 0.5).sum()) / 2)
 plt.show()
 (run / "maps/clean").mkdir(parents=True, exist_ok=True)
@@ -346,8 +371,8 @@ write_map(run / "maps/clean/raw.mrc", raw, pixel_size_A)
 # **What to notice.** The two filters and the mask from the map leave the micelle where it was: to them it is signal.
 # The network was shown many belts and takes most of this one away without a model. You see it at the left end of the
 # FSC curves, at the coarse detail that a belt has. At the right end the masks are ahead of it: noise rules there, and
-# the kept weights, trained for half an hour on one core, are timid with noise and leave part of it outside the
-# molecule. So **combine**: network, then figure of merit. The network that was trained here has seen few pieces
+# the pretrained weights, trained for half an hour on one core, are timid with noise and leave part of it outside the
+# molecule. So **combine**: network, then the filter. The network that was trained here has seen few pieces
 # (`train_maps` of them), so do not judge the method by it. And the mask around the model wins most columns because it
 # was made from the answer.
 #
@@ -355,15 +380,15 @@ write_map(run / "maps/clean/raw.mrc", raw, pixel_size_A)
 #
 # **Question.** The FSC between half maps measures resolution. What does it measure once both have been cleaned?
 #
-# **Idea.** Half maps promise $C=\sqrt{2F/(1+F)}$ for their mean, *if what they share is signal*. But now one network,
-# or one mask, goes over both. Clean the halves, compute the promise, and compare it with what the truth grants. (For
-# raw and for masked halves the promise includes the micelle, which is in every particle, so there the truth is
+# **Idea.** Half maps predict $C=\sqrt{2F/(1+F)}$ for their mean, *if what they share is signal*. But now one network,
+# or one mask, goes over both. Clean the halves, compute the prediction, and compare it with the correlation with the truth. (For
+# raw and for masked halves the prediction includes the micelle, which is in every particle, so there the truth is
 # molecule + micelle. For the network it is the molecule alone, because it was never meant to keep the belt.)
 
 
-# %% mystnb={"image": {"alt": "For raw and for cleaned half maps: the FSC between them, the correlation with the truth that it promises, and the one that the truth grants, with the difference of the last two shaded."}}
-def promise(pair, goal):
-    """FSC of two maps, what it promises for their mean, and what the goal grants: by shell."""
+# %% mystnb={"image": {"alt": "For raw and for cleaned half maps: the FSC between them, the correlation with the truth predicted from it, and the measured one, with the difference of the last two shaded."}}
+def predicted_and_true(pair, goal):
+    """FSC of two maps, the correlation with the goal predicted from it, and the measured one."""
     between = fsc(*pair)[1]
     return between, figure_of_merit(between), fsc(pair.mean(0), goal)[1]
 
@@ -371,26 +396,32 @@ def promise(pair, goal):
 own_mask = mask_of(raw)
 pairs = {"raw": half_maps, "mask from the map": half_maps * own_mask}
 pairs[best] = torch.stack([cleaners[best](half) for half in half_maps])
-found = {name: promise(pair, truth + belt if name != best else truth) for name, pair in pairs.items()}  # fmt: skip
+goals = {name: truth if name == best else truth + belt for name in pairs}
+found = {name: predicted_and_true(pair, goals[name]) for name, pair in pairs.items()}
 fig, axes = plt.subplots(1, 2, figsize=(11, 4))
 for ax, name in zip(axes, ("raw", best), strict=True):
-    curves = dict(zip(("between half maps", "what they promise", "what the truth grants"), found[name], strict=True))  # fmt: skip
-    plot_fsc({k: (frequency, v) for k, v in curves.items()}, thresholds=(0.5, 0.143), title=name, ax=ax)  # fmt: skip
+    labels = "between half maps", "predicted from them", "with the truth"
+    curves = {k: (frequency, v) for k, v in zip(labels, found[name], strict=True)}
+    plot_fsc(curves, thresholds=(0.5, 0.143), title=name, ax=ax)
     ax.fill_between(frequency, found[name][1], found[name][2], color="C3", alpha=0.25, lw=0)
 plt.show()
 
 # %%
 gaps = {name: float((merit - granted)[1:].mean()) for name, (_, merit, granted) in found.items()}
 shells = range(middle // 8, middle + 1, middle // 8)
-columns = ["shell at (Å)", *(f"{n}: {k}" for n in ("raw", best) for k in ("promise", "truth"))]
-rows = [(1 / float(frequency[s]), *(float(c[s]) for n in ("raw", best) for c in found[n][1:])) for s in shells]  # fmt: skip
+columns = ["shell at (Å)", *(f"{n}: {k}" for n in ("raw", best) for k in ("predicted", "truth"))]
+rows = []
+for s in shells:
+    values = [float(curve[s]) for n in ("raw", best) for curve in found[n][1:]]
+    rows.append((1 / float(frequency[s]), *values))
 say_table(columns, rows)
-say("Promise minus truth, mean over all shells: " + ", ".join(f"{n} **{g:+.3f}**" for n, g in gaps.items()) + ".")  # fmt: skip
+listed = ", ".join(f"{n} **{g:+.3f}**" for n, g in gaps.items())
+say(f"Predicted minus true, mean over all shells: {listed}.")
 
 # %% [markdown]
-# **What to notice.** The raw half maps keep their promise: what they share is in every particle. After cleaning, the
-# same formula promises more than the truth grants, most of all at low frequency, where the truth's curve hangs below
-# the promise. The network left the same remains of the micelle in both halves and bit the same pieces out of the
+# **What to notice.** The raw half maps predict rightly: what they share is in every particle. After cleaning, the same
+# formula predicts more than is true, most of all at low frequency, where the truth's curve hangs below the
+# prediction. The network left the same remains of the micelle in both halves and bit the same pieces out of the
 # molecule, and what it does twice counts as signal. Compare the curves *between half maps*, too: cleaning lifted
 # them, so a resolution read there would look better by something that no particle has paid for. Phase randomisation
 # does not repair that, because a network is not a mask that you could apply once more to random phases.
@@ -409,10 +440,19 @@ chance = 2 * (shell_sum(ones, 3, box_size) / len(symmetry_rotations(volume.symme
 figure.axes[0].fill_between(frequency, -chance, chance, color="0.9", lw=0)
 figure.axes[0].set_ylim(-1, 1)
 plt.show()
-show_side({"noise": empty[0], "cleaned": nothing[best][0], "the other half, cleaned": nothing[best][1]}, "No molecule")  # fmt: skip
-power = {name: float(pair[0].square().mean() / empty[0].square().mean()) for name, pair in nothing.items()}  # fmt: skip
+show_side(
+    {"noise": empty[0], "cleaned": nothing[best][0], "the other half, cleaned": nothing[best][1]},
+    "No molecule",
+)
+power = {
+    name: float(pair[0].square().mean() / empty[0].square().mean())
+    for name, pair in nothing.items()
+}
 shared = {name: float(curve[1:].abs().mean()) for name, (_, curve) in curves.items()}
-say_table(["pure noise", "power left", "mean size of the FSC"], [(n, power[n], shared[n]) for n in nothing])  # fmt: skip
+say_table(
+    ["pure noise", "power left", "mean size of the FSC"],
+    [(n, power[n], shared[n]) for n in nothing],
+)
 
 # %% [markdown]
 # **What to notice.** The grey band is where about 19 of 20 shells of independent noise fall. Raw noise scatters about
@@ -436,10 +476,36 @@ say_table(["pure noise", "power left", "mean size of the FSC"], [(n, power[n], s
 
 
 # %%
-extra = {"a quarter of the molecule": truth * quadrant(box_size), "the micelle": belt}
+low_A, high_A = volume.membrane_z_A
+foot, up, side = np.array([41.0, 41.0, low_A]), np.array([0, 0, high_A - low_A]), np.eye(3)[0]
+helix = molecules.ideal_backbone("H", foot, foot + up, side)  # 58 Å from the axis
+rng = np.random.default_rng(0)
+ball = rng.normal(size=(24, 3))  # 24 carbon atoms, up to 3.5 Å from their middle
+ball *= np.linspace(1, 3.5, 24)[:, None] / np.linalg.norm(ball, axis=1, keepdims=True)
+pair, radius_A = np.arange(18)[:, None, None] - 9, np.arange(2.0, 10)
+turn = np.radians(36 * pair + np.array([[0], [150]]))  # ten pairs a turn, two strands
+duplex = [radius_A * np.cos(turn), 3.4 * pair, radius_A * np.sin(turn)]  # 3.4 Å a pair, along y
+duplex = np.stack(np.broadcast_arrays(*duplex), -1).reshape(-1, 3)
+places = {
+    "a helix in the micelle": molecules.with_o_and_cb(helix).reshape(-1, 3),
+    "a ligand in the pore": ball + [0, 0, (low_A + high_A) / 2],
+    "DNA beside it": duplex + [62, 0, -30],
+}
+
+
+def density(xyz_A):
+    """Map (z, y, x) of carbon atoms at points (n, 3) in Å, x, y, z."""
+    carbon = molecules.Atoms(xyz_A, np.full(len(xyz_A), "C"), np.full(len(xyz_A), 60.0), "extra")
+    return from_atoms(carbon, box_size, pixel_size_A).map
+
+
+# %%
+window = torch.sigmoid(torch.arange(box_size) - middle + 0.0)  # a soft step in the middle
+quarter = truth * window[:, None] * window  # x > 0 and y > 0
+extra = {"a quarter of the molecule": quarter, "the micelle": belt}
 there = set(extra)  # in the map already
-extra |= strangers(volume)
-asked, arrives = ["figure of merit", "mask from the map", "mask around the model", best], {}
+extra |= {name: density(xyz_A) for name, xyz_A in places.items()}
+asked, arrives = ["least squares", "mask from the map", "mask around the model", best], {}
 for name, e in extra.items():
     with_e, without = (raw, raw - e) if name in there else (raw + e, raw)
     e = low_pass(e, max(8.0, 2.2 * pixel_size_A), pixel_size_A)  # finer detail does not count
@@ -448,7 +514,7 @@ for name, e in extra.items():
 say_table(["share that arrives", *asked], [(name, *row.values()) for name, row in arrives.items()])
 
 # %% [markdown]
-# **What to notice.** A filter lets everything through, dirt included. The mask from the map keeps what is attached to
+# **What to notice.** A filter weakens everything by its frequencies, dirt included. The mask from the map keeps what is attached to
 # the molecule and drops what stands apart, whatever it is made of. The mask around the model drops whatever lies away
 # from the model: only the ligand, close to the model on all sides, gets through. The network judges by looks and by
 # company. Inside the protein it lets a ligand pass that it has never seen. A helix out in the micelle is protein, but
@@ -478,19 +544,29 @@ if real_map and model:
     real = {"raw": given, "mask from the map": given * soft_mask(given, pixel_A, largest=True)}
     real["mask around the model"] = given * near
     real[best] = cleaners[best](given, pixel_size_A=pixel_A)
-    curves = {name: fsc(map, goal, pixel_A) for name, map in real.items()}
+    curves = {name: fsc(v, goal, pixel_A) for name, v in real.items()}
     figure = plot_fsc(curves, thresholds=(0.5,), title=f"{Path(real_map).name} against its model")
-    plt.show()
-    far = {n: float((m**2 * (1 - near)).sum() / (m**2).sum()) for n, m in real.items()}
-    fit = {n: (float(c[1:].mean()), resolution_at(k, c, 0.5)) for n, (k, c) in curves.items()}
-    better = "nearer to" if fit[best][0] > fit["raw"][0] else "farther from"
-    say(f"The network's map is **{better}** the model than the raw one. A map that was masked before it was deposited has little left to clean, and one that looks unlike the training maps can only lose.")  # fmt: skip
-    say_table(["real map", "mean FSC", "FSC 0.5 at (Å)", "power outside the model's mask"], [(n, *fit[n], far[n]) for n in real])  # fmt: skip
-    strip = torch.stack([map[:, len(given) // 2].flip(0) for map in real.values()])
-    show_rows({"y = middle": strip}, columns=list(real), limits=grey_limits(given), width_in=1.9)
     plt.show()
 else:
     say("No map was given: `real_map` and `model` are empty.")
+
+# %%
+if real:
+    far = {n: float((m**2 * (1 - near)).sum() / (m**2).sum()) for n, m in real.items()}
+    fit = {n: (float(c[1:].mean()), resolution_at(k, c, 0.5)) for n, (k, c) in curves.items()}
+    better = "nearer to" if fit[best][0] > fit["raw"][0] else "farther from"
+    say(
+        f"The network's map is **{better}** the model than the raw one. A map that was masked "
+        "before it was deposited has little left to clean, and one that looks unlike the training "
+        "maps can only lose."
+    )
+    say_table(
+        ["real map", "mean FSC", "FSC 0.5 at (Å)", "power outside the model's mask"],
+        [(n, *fit[n], far[n]) for n in real],
+    )
+    strip = torch.stack([v[:, len(given) // 2].flip(0) for v in real.values()])
+    show_rows({"y = middle": strip}, columns=list(real), limits=grey_limits(given), width_in=1.9)
+    plt.show()
 
 # %% [markdown]
 # ## Exercises
@@ -559,7 +635,10 @@ assert_close(read_placed_map(written)[0], maps[best], atol=1e-3 * float(raw.max(
 # ```
 
 # %%
-for title, both in {"network, then filter": weigh(maps[best]), "filter, then network": cleaners[best](weigh(raw))}.items():  # fmt: skip
+for title, both in {
+    "network, then filter": weigh(maps[best]),
+    "filter, then network": cleaners[best](weigh(raw)),
+}.items():
     print(f"{title:22} correlation with the truth {likeness(both, truth):.3f}")
 
 # %% [markdown]
@@ -594,7 +673,7 @@ for title, both in {"network, then filter": weigh(maps[best]), "filter, then net
 #
 # ## Recap
 #
-# - A filter weights shells. The figure of merit is a gentle choice, and no FSC notices.
+# - A filter weights shells. The square of the figure of merit has the least squared error, and no FSC notices.
 # - A mask weights places. Made from the map, it keeps what is attached to the molecule; made around a model, it keeps
 #   the model.
 # - A network weighs experience. It can tell detergent from protein without a model, and takes for dirt what it has
@@ -618,6 +697,8 @@ for title, both in {"network, then filter": weigh(maps[best]), "filter, then net
 # %%
 keys = "correlation", "mean_fsc", "resolution_A", "micelle_left", "power_outside"
 results = {f"{n}: {k}": v for n, s in scores.items() for k, v in zip(keys, s, strict=True)}
+results |= {"merit C: like sum": like_sum["figure of merit, C"]}
+results |= {"merit C²: like sum": like_sum["least squares, C²"]}
 results |= {f"{name}: half-map gap": gap for name, gap in gaps.items()}
 results |= {f"{name}: noise power left": value for name, value in power.items()}
 results |= {f"{name}: noise FSC": value for name, value in shared.items()}

@@ -10,9 +10,11 @@ import torch
 import torch_fourier_shell_correlation as tfsc
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from cryonb.data.volumes import load_volume
 from cryonb.evaluation.metrics import fit_parts, mse, psnr, ssim, structural_noise_residual, sure
 from cryonb.evaluation.resolution import frc, fsc, fsc_mask_corrected, resolution_at
 from cryonb.physics.fourier import low_pass
+from cryonb.simulation.masks import soft_mask
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -197,3 +199,14 @@ def test_shares_of_known_parts_are_found_in_noise():
         fit_parts(map, molecule, 2 * molecule)
     with pytest.raises(ValueError, match="differ"):
         fit_parts(map, molecule[1:])
+
+
+def test_a_mask_deceives_the_truth_as_well():
+    """The truth without detail beyond 20 Å, against the truth, as in 06_reconstruct_fsc."""
+    truth = load_volume("channel", 64, 3.0).map
+    blurred = low_pass(truth, 20.0, 3.0)
+    hard = (blurred > 0.5 * blurred.max()).float()
+    masks = {18.6: torch.ones_like(truth), 16.8: soft_mask(truth, 3.0), 8.1: hard}
+    for expected_A, mask in masks.items():
+        at_A = resolution_at(*fsc(blurred * mask, truth * mask, 3.0), 0.5)
+        assert at_A == pytest.approx(expected_A, abs=0.1)

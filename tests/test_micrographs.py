@@ -10,35 +10,8 @@ import pytest
 import torch
 
 from cryonb.data import micrographs
-from cryonb.data.micrographs import (
-    empty_positions,
-    extract,
-    find_data,
-    fit_ctf,
-    pick,
-    power_spectrum,
-    read_micrograph,
-    remove_hot_pixels,
-    shrink,
-    simulate_micrograph,
-)
-from cryonb.data.volumes import load_volume
+from cryonb.data.micrographs import find_data, fit_ctf, read_micrograph, remove_hot_pixels
 from cryonb.physics.ctf import ctf
-
-PIXEL_A = 3.0
-
-
-@pytest.fixture(scope="module")
-def simulated():
-    volume = load_volume("channel", 64, PIXEL_A)
-    return simulate_micrograph(volume, 60, 720, snr=1.0, defocus_um=1.7)
-
-
-def test_power_of_white_noise_is_its_variance():
-    white = 3 * torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
-    power = power_spectrum(white, 128)
-    assert power.shape == (128, 65)
-    assert float(power[4:60, 4:].mean()) == pytest.approx(9, rel=0.03)
 
 
 @pytest.mark.parametrize("defocus_um", [0.9, 2.4])
@@ -63,26 +36,6 @@ def test_noise_has_no_rings():
     assert fit_ctf(power, 1.5).correlation < 0.1
 
 
-def test_picks_are_the_particles(simulated):
-    micrograph, positions, _ = simulated
-    found, response = pick(micrograph, PIXEL_A, 110.0)
-    away = torch.cdist(torch.from_numpy(found).float(), positions.float())
-    assert response.shape == micrograph.shape
-    assert (away.min(1).values < 8).float().mean() > 0.9, "precision"
-    inside = ((positions > 40) & (positions < 680)).all(1)
-    assert (away.min(0).values[inside] < 8).float().mean() > 0.8, "recall"
-
-
-def test_empty_positions_hold_no_particle(simulated):
-    micrograph, positions, _ = simulated
-    found, response = pick(micrograph, PIXEL_A, 110.0)
-    empty = empty_positions(response, found, 64, most=8)
-    away = torch.cdist(torch.from_numpy(empty).float(), positions.float())
-    assert 0 < len(empty) <= 8
-    assert away.min() > 110 / PIXEL_A / 2, "not even the rim of one at the middle of the box"
-    assert len(extract(micrograph, empty, 64)) == len(empty)
-
-
 def test_data_are_found_by_name_or_simulated(tmp_path, monkeypatch, capsys):
     options = {"most_images": 5, "box_size": 32, "pixel_size_A": 6.0}
 
@@ -90,30 +43,20 @@ def test_data_are_found_by_name_or_simulated(tmp_path, monkeypatch, capsys):
         raise OSError("no network")
 
     monkeypatch.setattr(micrographs, "fetch", no_network)
-    name, path = find_data("auto", tmp_path, **options)
+    name, path, placed = find_data("auto", tmp_path, **options)
     assert name == "simulated" and "no network" in capsys.readouterr().out
     image, pixel_A = read_micrograph(path)
     assert pixel_A == pytest.approx(6.0) and image.shape == (448, 448)
+    # Particles are dark: each box is darker in its middle than the micrograph is, on average.
+    boxes = torch.stack([image[y - 4 : y + 4, x - 4 : x + 4] for y, x in placed])
+    assert len(placed) > 30 and (boxes.mean((1, 2)) < image.mean()).float().mean() > 0.9
     asked = []
     monkeypatch.setattr(micrographs, "fetch", lambda name, **k: asked.append((name, k)) or path)
     for name in ("auto", "micrograph-fei", "EMPIAR-10081"):
         find_data(name, tmp_path, **options)
     assert [x for x, _ in asked] == ["micrograph-epu", "micrograph-fei", "EMPIAR-10081"]
     assert [k.get("max_images") for _, k in asked] == [None, None, 5]
-    assert find_data("own.star", tmp_path, **options) == ("own.star", Path("own.star"))
-
-
-def test_extracted_particles_are_bright_and_centred(simulated):
-    micrograph, positions, _ = simulated
-    boxes = extract(micrograph, positions.numpy(), 64)
-    assert boxes.shape == (len(positions), 64, 64)
-    middle = boxes[:, 24:40, 24:40].mean()
-    assert middle > boxes.mean(), "bright"
-    one = positions[:1].numpy()
-    y, x = one[0]
-    assert torch.equal(extract(micrograph, one, 8)[0], -micrograph[y - 4 : y + 4, x - 4 : x + 4])
-    with pytest.raises(ValueError, match="rim"):
-        extract(micrograph, np.array([[3, 3]]), 64)
+    assert find_data("own.star", tmp_path, **options) == ("own.star", Path("own.star"), None)
 
 
 def test_hot_pixels_take_their_neighbours_value():
@@ -123,14 +66,6 @@ def test_hot_pixels_take_their_neighbours_value():
     healed = remove_hot_pixels(hot)
     changed = (healed != image).nonzero().tolist()
     assert changed == [[0, 63], [10, 20]] and healed.abs().max() < 6
-
-
-def test_shrinking_keeps_the_mean_and_the_field_of_view():
-    image = torch.rand(100, 120)
-    small, pixel_A = shrink(image, 1.0, 2.0)
-    assert small.shape == (50, 50) and pixel_A == 2.0
-    torch.testing.assert_close(small.mean(), image[:100, :100].mean())
-    assert shrink(image, 1.0, 0.5)[0].shape == (100, 100)
 
 
 def write(path: Path, data, pixel_A: float = 1.5) -> Path:

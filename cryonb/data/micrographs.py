@@ -1,7 +1,7 @@
-"""From a micrograph to particles: power spectrum, CTF fit, picking, extraction. Short and readable.
+"""Micrographs found, read or simulated, and their CTF fitted. Short and readable.
 
 For a lesson and a first look; a real project uses CTFFIND, Topaz or RELION. Micrographs are as the
-camera gives them, particles dark; `extract` turns them bright. Introduced in: 05_real_data.
+camera gives them, particles dark. Introduced in: 05_real_data.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.ndimage import gaussian_filter, uniform_filter1d
+from scipy.ndimage import uniform_filter1d
 from scipy.optimize import minimize
-from skimage.feature import peak_local_max
 
 from cryonb.data.fetch import fetch
 from cryonb.data.maps import read_mrc, write_map
@@ -24,7 +23,6 @@ from cryonb.data.volumes import Volume, load_volume
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.fourier import (
     filter_radially,
-    fourier_crop,
     radial_frequency,
     radial_mean,
     spread_shells,
@@ -54,7 +52,7 @@ class CTFFit(NamedTuple):
 
 def find_data(
     name: str, folder: Path, *, most_images: int, box_size: int, pixel_size_A: float, seed: int = 0
-) -> tuple[str, Path]:
+) -> tuple[str, Path, torch.Tensor | None]:
     """Find real data by name, or simulate a micrograph in their place.
 
     Parameters
@@ -72,22 +70,25 @@ def find_data(
     -------
     name, path
         What was found.
+    positions : Tensor (m, 2) or None
+        (y, x) of the particles in a simulated micrograph.
     """
     if name == "auto":
         try:
-            return "micrograph-epu", fetch("micrograph-epu")
+            return "micrograph-epu", fetch("micrograph-epu"), None
         except (OSError, ValueError) as error:
             print(f"No real micrograph ({error}): a simulated one takes its place.")
             name = "simulated"
     if name == "simulated":
         scene, path = load_volume("channel", box_size, pixel_size_A), folder / "simulated.mrc"
         options = {"snr": 0.5, "defocus_um": 1.7, "seed": seed}
-        micrograph = simulate_micrograph(scene, 80, 14 * box_size, **options)[0]
+        micrograph, positions = simulate_micrograph(scene, 80, 14 * box_size, **options)
         write_map(path, micrograph[None], pixel_size_A)
-        return name, path
+        return name, path, positions
     if name.startswith(("micrograph-", "EMPIAR-")):
-        return name, fetch(name, max_images=most_images if name.startswith("EMPIAR-") else None)
-    return name, Path(name)
+        most = most_images if name.startswith("EMPIAR-") else None
+        return name, fetch(name, max_images=most), None
+    return name, Path(name), None
 
 
 def read_micrograph(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
@@ -117,42 +118,14 @@ def read_micrograph(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
 def remove_hot_pixels(image: torch.Tensor) -> torch.Tensor:
     """Give pixels more than 6 deviations from the median that of the 5 × 5 around them."""
     values = image.numpy()
-    middle, deviation = _robust(values[::7, ::7])
-    hot = np.argwhere(np.abs(values - middle) > 6 * max(deviation, 1e-12))
+    low, middle, high = np.percentile(values[::7, ::7], [15.9, 50, 84.1])  # mean ± deviation
+    hot = np.argwhere(np.abs(values - middle) > 3 * max(high - low, 1e-12))
     if not len(hot):
         return image
     around = sliding_window_view(np.pad(values, 2, mode="reflect"), (5, 5))
     healed = values.copy()
     healed[tuple(hot.T)] = np.median(around[tuple(hot.T)], axis=(1, 2))
     return torch.from_numpy(healed)
-
-
-def _robust(values: np.ndarray) -> tuple[float, float]:
-    """Median, and half the width of the middle 68 %: mean and deviation, but for outliers."""
-    low, middle, high = np.percentile(values, [15.9, 50, 84.1])
-    return middle, (high - low) / 2
-
-
-def shrink(micrograph: torch.Tensor, pixel_A: float, to_A: float) -> tuple[torch.Tensor, float]:
-    """Fourier-crop the largest square of a micrograph to about `to_A` Å per pixel; and its size."""
-    side = min(micrograph.shape) // 2 * 2
-    size = 2 * round(side * pixel_A / to_A / 2)
-    if size >= side:
-        return micrograph[:side, :side], pixel_A
-    return fourier_crop(micrograph[:side, :side], size, dims=2), side * pixel_A / size
-
-
-def power_spectrum(micrograph: torch.Tensor, tile: int = 512) -> torch.Tensor:
-    """Mean periodogram of overlapping tiles under a Hann window, rfft layout (tile, tile // 2 + 1).
-
-    White noise of variance v gives v everywhere (Welch 1967).
-    """
-    window = torch.hann_window(tile)[:, None] * torch.hann_window(tile)
-    tiles = micrograph.unfold(0, tile, tile // 2).unfold(1, tile, tile // 2).reshape(-1, tile, tile)
-    total = torch.zeros(tile, tile // 2 + 1)
-    for one in tiles:
-        total += torch.fft.rfft2((one - one.mean()) * window).abs().square()
-    return total / len(tiles) / window.square().sum()
 
 
 def fit_ctf(
@@ -171,7 +144,7 @@ def fit_ctf(
     Parameters
     ----------
     power_ft : Tensor (n, n // 2 + 1)
-        See `power_spectrum`.
+        Mean periodogram of the micrograph.
     defocus_um : (float, float)
         Range of the search.
     **optics
@@ -220,62 +193,6 @@ def _band(frequency: torch.Tensor, pixel_A: float) -> torch.Tensor:
     return (frequency > 1 / BAND_A[0]) & (frequency < 1 / max(BAND_A[1], 2.2 * pixel_A))
 
 
-def pick(
-    micrograph: torch.Tensor, pixel_A: float, diameter_A: float, threshold: float = 2.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find dark blobs of about a diameter by a difference of Gaussians.
-
-    Parameters
-    ----------
-    threshold : float
-        Least height of a peak, in robust deviations of the filtered micrograph.
-
-    Returns
-    -------
-    positions : ndarray (n, 2)
-        (y, x) in pixels, best first; none nearer to each other than 0.8 diameters, nor to the rim
-        than 0.9.
-    response : ndarray (y, x)
-        The filtered micrograph, in robust deviations.
-    """
-    radius_px = diameter_A / pixel_A / 2
-    bright = -micrograph.numpy()
-    narrow, wide = (gaussian_filter(bright, s * radius_px / 2**0.5) for s in (1.0, 1.6))
-    response = narrow - wide
-    middle, deviation = _robust(response)
-    response = (response - middle) / deviation
-    positions = peak_local_max(
-        response,
-        min_distance=int(1.6 * radius_px),
-        threshold_abs=threshold,
-        exclude_border=int(1.8 * radius_px),
-    )
-    return positions, response
-
-
-def empty_positions(
-    response: np.ndarray, positions: np.ndarray, box_size: int, most: int = 30
-) -> np.ndarray:
-    """Positions (n, 2) of boxes without particles: where `pick` found least, far from its picks."""
-    quiet = np.argwhere(response < np.quantile(response, 0.6))
-    quiet = quiet[((quiet > box_size) & (quiet < len(response) - box_size)).all(1)][::7]
-    far = np.linalg.norm(quiet[:, None] - positions[None], axis=2).min(1)
-    return quiet[np.argsort(-far)[: 10 * most : 10]]  # not all in one place
-
-
-def extract(micrograph: torch.Tensor, positions: np.ndarray, box_size: int) -> torch.Tensor:
-    """Cut boxes (n, y, x) around positions (n, 2), turned bright.
-
-    Those that leave the micrograph are lost; ValueError if none is left.
-    """
-    corner = np.asarray(positions).round().astype(int) - box_size // 2
-    inside = (corner >= 0).all(1) & (corner + box_size <= micrograph.shape).all(1)
-    if not inside.any():
-        raise ValueError(f"no particle is {box_size // 2} px from the rim: use a smaller box")
-    boxes = [micrograph[y : y + box_size, x : x + box_size] for y, x in corner[inside]]
-    return -torch.stack(boxes)
-
-
 def simulate_micrograph(
     volume: Volume,
     n: int,
@@ -284,7 +201,7 @@ def simulate_micrograph(
     snr: float = 0.1,
     defocus_um: float = 2.0,
     seed: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Simulate a micrograph (size, size) of dark particles, CTF and coloured noise.
 
     Returns
@@ -293,15 +210,13 @@ def simulate_micrograph(
         In counts about 1000.
     positions : Tensor (m, 2)
         (y, x) of the particles that found room, at most `n`.
-    rotations : Tensor (m, 3, 3)
     """
     generator = torch.Generator().manual_seed(seed)
     box, positions = volume.map.shape[-1], torch.zeros(0, 2, dtype=torch.long)
     for at in torch.randint(box // 2, size - box // 2, (20 * n, 2), generator=generator):
         if len(positions) < n and ((positions - at).float().norm(dim=1) > 0.8 * box).all():
             positions = torch.cat([positions, at[None]])
-    rotations = random_rotations(len(positions), generator)
-    images = project(volume.map, rotations)
+    images = project(volume.map, random_rotations(len(positions), generator))
     images = images / images.std()
     scene = torch.zeros(size, size)
     for (y, x), image in zip((positions - box // 2).tolist(), images, strict=True):
@@ -309,4 +224,4 @@ def simulate_micrograph(
     scene = apply_ctf(scene[None], ctf(size, volume.pixel_size_A, defocus_um))[0]
     white = torch.randn(size, size, generator=generator)
     noise = filter_radially(white, lambda f: (1 + 3 * torch.exp(-((f / 0.06) ** 2))).sqrt(), dims=2)
-    return 1000 - 30 * (scene + noise / noise.std() * snr**-0.5), positions, rotations
+    return 1000 - 30 * (scene + noise / noise.std() * snr**-0.5), positions

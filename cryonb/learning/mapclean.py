@@ -16,14 +16,11 @@ from __future__ import annotations
 
 from itertools import product
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cryonb.data import molecules
 from cryonb.data.maps import level_and_scale, resample
-from cryonb.data.volumes import Volume, from_atoms
 from cryonb.physics.fourier import check_cubic
 from cryonb.simulation.masks import soft_mask
 
@@ -187,42 +184,3 @@ def clean_map(model: MapCleaner, map: torch.Tensor, pixel_size_A: float) -> torc
         return cleaned
     support = soft_mask(cleaned, pixel_size_A, largest=True)
     return cleaned + support * (map - seen)
-
-
-def quadrant(box_size: int) -> torch.Tensor:
-    """Soft window (1, y, x): 1 where x > 0 and y > 0 from the middle, 0 elsewhere."""
-    side = torch.sigmoid(torch.arange(box_size) - box_size // 2 + 0.0)
-    return (side[:, None] * side)[None]
-
-
-def strangers(volume: Volume) -> dict[str, torch.Tensor]:
-    """Densities (z, y, x) that no map cleaner was trained on, around and in a membrane protein.
-
-    A helix that stands alone in the micelle, 58 Å from the axis; a ball of 24 carbon atoms in the
-    pore; 18 pairs of something like DNA beside the molecule, 62 Å from the axis.
-
-    Parameters
-    ----------
-    volume : Volume
-        With `membrane_z_A`; its box and pixel size are taken.
-    """
-    low_A, high_A = volume.membrane_z_A
-    foot = np.array([41.0, 41.0, low_A])
-    top = foot + [0, 0, high_A - low_A]
-    helix = molecules.ideal_backbone("H", foot, top, np.array([1.0, 0.0, 0.0]))
-    ball = np.random.default_rng(0).normal(size=(24, 3))
-    ball *= np.linspace(1, 3.5, 24)[:, None] / np.linalg.norm(ball, axis=1, keepdims=True)
-    pair, radius = np.arange(18)[:, None, None] - 9, np.arange(2.0, 10)
-    turn = np.radians(36 * pair + np.array([[0], [150]]))  # (pair, strand, 1)
-    duplex = [radius * np.cos(turn), 3.4 * pair, radius * np.sin(turn)]
-    duplex = np.stack(np.broadcast_arrays(*duplex), -1).reshape(-1, 3)
-    places = {
-        "a helix in the micelle": molecules.with_o_and_cb(helix).reshape(-1, 3),
-        "a ligand in the pore": ball + [0, 0, (low_A + high_A) / 2],
-        "DNA beside it": duplex + [62, 0, -30],
-    }
-    box, pixel_A, maps = len(volume.map), volume.pixel_size_A, {}
-    for name, xyz_A in places.items():
-        kinds, b = np.full(len(xyz_A), "C"), np.full(len(xyz_A), 60.0)
-        maps[name] = from_atoms(molecules.Atoms(xyz_A, kinds, b, name), box, pixel_A).map
-    return maps

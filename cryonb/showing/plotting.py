@@ -9,10 +9,10 @@ import copy
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
-from scipy.ndimage import gaussian_filter
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -98,64 +98,6 @@ def show_denoised(images: dict[str, torch.Tensor], *, n: int = 6, title: str = "
     return show_rows(rows, limits=limits, title=title, width_in=1.0)
 
 
-def show_slices(
-    volumes: dict[str, torch.Tensor], pixel_size_A: float, *, title: str = "", limits=None
-) -> Figure:
-    """Draw the three central slices of each volume (z, y, x), one column a volume, axes in Å."""
-    fig, axes = plt.subplots(
-        3, len(volumes), figsize=(2.1 * len(volumes) + 0.6, 6.6), squeeze=False
-    )
-    planes = [("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z")]
-    for column, (name, volume) in zip(axes.T, volumes.items(), strict=True):
-        volume = np.asarray(volume)
-        half = volume.shape[-1] * pixel_size_A / 2
-        extent = (-half, half, -half, half)
-        low, high = limits or grey_limits(volume)
-        for axis, (ax, (normal, across, up)) in enumerate(zip(column, planes, strict=True)):
-            middle = np.take(volume, volume.shape[axis] // 2, axis)
-            ax.imshow(middle, vmin=low, vmax=high, extent=extent, origin="lower")
-            ax.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
-            if ax is not axes[axis, 0]:
-                ax.set(ylabel="", yticklabels=[])
-            ax.annotate(f"{normal} = 0", (0.04, 0.92), xycoords="axes fraction", color="w", size=8)
-        column[0].set_title(name)
-    fig.suptitle(title)
-    return fig
-
-
-def show_micrograph(
-    micrograph: torch.Tensor,
-    pixel_size_A: float,
-    power_ft: torch.Tensor,
-    power_pixel_A: float,
-    *,
-    grey_values: torch.Tensor,
-) -> Figure:
-    """Draw a micrograph (y, x) blurred to 15 Å, a histogram, and a power spectrum with its rings.
-
-    Parameters
-    ----------
-    power_ft : Tensor (n, n // 2 + 1)
-        Of `cryonb.data.micrographs.power_spectrum`, at `power_pixel_A` Å per pixel.
-    grey_values : Tensor
-        For the histogram.
-    """
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6))
-    smooth = gaussian_filter(micrograph.numpy(), 15 / pixel_size_A / 2)
-    edge_nm = len(micrograph) * pixel_size_A / 10
-    low, high = grey_limits(smooth, 98)
-    left.imshow(smooth, vmin=low, vmax=high, extent=(0, edge_nm, edge_nm, 0))
-    left.set(title="micrograph, blurred to 15 Å", xlabel="x (nm)", ylabel="y (nm)")
-    middle.hist(np.asarray(grey_values)[::4, ::4].ravel(), 200, log=True)
-    middle.set(title="grey values", xlabel="grey value", ylabel="pixels")
-    half = power_ft.roll(len(power_ft) // 2, 0).clamp_min(1e-30).log()
-    rings, edge = torch.cat([half.flip(0, 1), half], 1), 0.5 / power_pixel_A
-    low, high = np.percentile(rings, [5, 99])
-    right.imshow(rings, vmin=low, vmax=high, extent=(-edge, edge, -edge, edge))
-    right.set(title="log power: Thon rings", xlabel="$k_x$ (1/Å)", ylabel="$k_y$ (1/Å)")
-    return fig
-
-
 SCORE_COLUMNS = {
     "mse": ("MSE", ".3f"),
     "psnr_dB": ("PSNR (dB)", ".2f"),
@@ -225,82 +167,56 @@ def plot_pairs(
     return fig
 
 
-class TrainingPlot:
-    """Loss curve that grows while a network trains, and the latest examples beside it.
-
-    Parameters
-    ----------
-    title : str
-    examples : callable () -> dict of str to Tensor (y, x), optional
-        Called at each redraw for images to show.
-    every : float
-        Redraw after this share of the run.
-    """
-
-    def __init__(self, title: str, examples=None, every: float = 0.2):
-        self.title, self.examples, self.every = title, examples, every
-        self.images, self.losses, self.drawn, self.handle = [], [], 0.0, None
-        self.smooth = None
-
-    def add(self, progress) -> None:
-        """Take one `cryonb.learning.train.Progress`; redraw when it is time."""
-        self.smooth = progress.loss if self.smooth is None else self.smooth
-        self.smooth += 0.1 * (progress.loss - self.smooth)
-        self.images.append(progress.images)
-        self.losses.append((progress.loss, self.smooth))
-        if progress.fraction >= self.drawn + self.every or progress.fraction >= 1:
-            self.drawn = progress.fraction
-            self.draw()
-
-    def draw(self) -> None:
-        """Show the figure, in the place of the last one."""
-        pictures = self.examples() if self.examples else {}
-        ratios = [2.2] + [1.0] * len(pictures)
-        fig, axes = plt.subplots(
-            1,
-            len(ratios),
-            figsize=(4.0 + 1.9 * len(pictures), 2.6),
-            width_ratios=ratios,
-            squeeze=False,
-        )
-        ax = axes[0, 0]
-        raw, smooth = zip(*self.losses, strict=True)
-        ax.plot(self.images, raw, color="0.8", lw=0.5)
-        ax.plot(self.images, smooth)
-        ax.set(xlabel="images seen", ylabel="loss", yscale="log", title=self.title)
-        ax.yaxis.set_major_formatter("{x:g}")
-        low, high = ax.get_ylim()
-        labelled = "2357" if high < 15 * low else "3" if high < 150 * low else ""  # none touch
-        ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in labelled else "")
-        for panel, (name, image) in zip(axes[0, 1:], pictures.items(), strict=True):
-            panel.imshow(np.asarray(image))
-            panel.set(title=name, xticks=[], yticks=[])
-        if self.handle is None:
-            self.handle = display(fig, display_id=True)
-        else:
-            self.handle.update(fig)
-        plt.close(fig)
+def _loss_figure(images: list, losses: list, pictures: dict, title: str) -> Figure:
+    """Loss over images seen, with its moving average, and pictures (y, x) beside it."""
+    ratios, width_in = [2.2] + [1.0] * len(pictures), 4.0 + 1.9 * len(pictures)
+    size = (width_in, 2.6)
+    fig, axes = plt.subplots(1, len(ratios), figsize=size, width_ratios=ratios, squeeze=False)
+    ax = axes[0, 0]
+    ax.plot(images, losses, color="0.8", lw=0.5)
+    ax.plot(images, pd.Series(losses).ewm(alpha=0.1, adjust=False).mean())
+    ax.set(xlabel="images seen", ylabel="loss", yscale="log", title=f"{title}: loss")
+    ax.yaxis.set_major_formatter("{x:g}")
+    low, high = ax.get_ylim()
+    labelled = "2357" if high < 15 * low else "3" if high < 150 * low else ""  # none touch
+    ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in labelled else "")
+    for panel, (name, image) in zip(axes[0, 1:], pictures.items(), strict=True):
+        panel.imshow(np.asarray(image))
+        panel.set(title=name, xticks=[], yticks=[])
+    plt.close(fig)
+    return fig
 
 
 def train_live(
     model: nn.Module, draw, loss, n_images: int, *, title: str, examples=None, every=0.2, **options
 ) -> nn.Module:
-    """Run `cryonb.learning.train` with a progress bar and a `TrainingPlot`; returns the average.
+    """Run `cryonb.learning.train` with a progress bar and a growing loss curve; the average.
 
     Parameters
     ----------
     examples : callable (average) -> dict of str to Tensor (y, x), optional
-        Images to show at each redraw.
+        Images to show beside the curve.
+    every : float
+        Draw anew after this share of the run.
     **options
         Of `train`, such as `batch_size` and `checkpoint`.
     """
-    average = copy.deepcopy(model)
-    show = (lambda: examples(average.eval())) if examples else None
-    plot = TrainingPlot(f"{title}: loss", show, every)
+    average, handle = copy.deepcopy(model), None
+    images, losses, drawn = [], [], 0.0
     with tqdm(total=n_images, desc=title, unit="image") as bar:
         for progress in train(model, average, draw, loss, n_images, **options):
-            plot.add(progress)
+            images.append(progress.images)
+            losses.append(progress.loss)
             bar.update(min(progress.images, n_images) - bar.n)
+            if progress.fraction < min(1.0, drawn + every):
+                continue
+            drawn = progress.fraction
+            pictures = examples(average.eval()) if examples else {}
+            figure = _loss_figure(images, losses, pictures, title)
+            if handle is None:
+                handle = display(figure, display_id=True)
+            else:
+                handle.update(figure)
     return average.eval()
 
 

@@ -1,4 +1,4 @@
-"""FSC curves drawn: with fixed thresholds, read off at any, or with a threshold to move."""
+"""FSC curves drawn, with thresholds, and read off at any of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from cryonb.evaluation.resolution import figure_of_merit, resolution_at
+from cryonb.evaluation.resolution import resolution_at
 from cryonb.physics.conventions import FSC_HALF_MAPS, FSC_TRUTH
-from cryonb.showing.widgets import FrameViewer, frame_viewer
-
-MOVED = (0.1, FSC_HALF_MAPS, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # between half maps
 
 
 def plot_fsc(
@@ -61,40 +58,3 @@ def _in_words(resolution_A: float, frequency_per_A: torch.Tensor) -> str:
         return "below from the start"
     finer = resolution_A <= 1 / float(frequency_per_A[-1])  # it never falls below
     return f"{resolution_A:.1f} Å" + " or finer" * finer
-
-
-def threshold_viewer(
-    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], frequency_per_A: torch.Tensor, title: str
-) -> FrameViewer:
-    """Make a viewer in which one statement about the full map moves, from lax to strict.
-
-    Half maps are read off at a threshold F, the truth at ``sqrt(2 F / (1 + F))``, which says the
-    same if the errors of the half maps are independent
-    (`cryonb.evaluation.resolution.figure_of_merit`).
-
-    Parameters
-    ----------
-    pairs : dict of str to (Tensor (s,), Tensor (s,))
-        Kind of images to the FSC of their half maps, and of their full map with the truth.
-    frequency_per_A : Tensor (s,)
-        1/Å.
-    title : str
-    """
-    figures, labels, alt = [], [], []
-    for half in MOVED:
-        truth = float(figure_of_merit(torch.tensor(half)))
-        figure, axes = plt.subplots(1, len(pairs), figsize=(5 * len(pairs), 3.8), squeeze=False)
-        read = []
-        for ax, (name, curves) in zip(axes[0], pairs.items(), strict=True):
-            level = {"half maps": half, "truth": truth}
-            shown = {k: (frequency_per_A, v) for k, v in zip(level, curves, strict=True)}
-            plot_fsc(shown, thresholds=(), read_off=level, title=name, ax=ax)
-            read.append(f"{name}: {'; '.join(ax.get_legend_handles_labels()[1])}")
-        plt.close(figure)
-        figures.append(figure)
-        labels.append(f"half maps {half:g}, truth {truth:.2f}")
-        alt.append(f"FSC curves. {'. '.join(read)}.")
-    index = MOVED.index(FSC_HALF_MAPS)
-    return frame_viewer(
-        figures, labels, alt, title=title, index=index, pixelated=False, width_px=900
-    )
