@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from timing import in_turn, measure, report
 
+from cryonb.base.options import DenoiseOptions
 from cryonb.commands.denoise import denoise_file, measured_noise
 from cryonb.data.particle_file import open_particles
 from cryonb.data.whitening import from_network, to_network
@@ -47,7 +48,7 @@ def parts(folder: Path, n: int, box: int, repeats: int) -> None:
     """Time everything but the network, and the network, on the same images."""
     model, _ = load_model(MANY, SR3)
     source = open_particles(write_stack(folder / "parts.mrcs", n, box))
-    noise = measured_noise(source, 64, None, 1)
+    noise = measured_noise(source, 64, DenoiseOptions(contrast="bright"))
     given = source.read().resampled(64)
     white, deviation = to_network(given, noise)
 

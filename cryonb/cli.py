@@ -261,7 +261,7 @@ def denoise(particles: Path, /, *, out: Path, options: DenoiseOptions = DenoiseO
     """
     from cryonb.commands.denoise import denoise_file
 
-    denoise_file(particles, out, **vars(options))
+    denoise_file(particles, out, options)
 
 
 @app.command

@@ -60,6 +60,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.feature import peak_local_max
 from torch.testing import assert_close
 
+from cryonb.base.options import DenoiseOptions
 from cryonb.commands.denoise import denoise_file
 from cryonb.data import micrographs
 from cryonb.data.particle_file import stream_particles
@@ -636,7 +637,7 @@ figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean FRC", title="W
 
 # %%
 width_A = 2 * radius_px * particles.pixel_size_A
-out = denoise_file(star, folder / "denoised.star", diameter_A=width_A)
+out = denoise_file(star, folder / "denoised.star", DenoiseOptions(diameter_A=width_A))
 back = next(stream_particles(out, batch_size=len(particles))).resampled(box_size)
 own = from_network(real["many proteins"], deviation, particles, noise)
 both = torch.stack([back.images.flatten(), own.flatten()])

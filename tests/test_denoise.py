@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +17,11 @@ import starfile
 import torch
 
 from cryonb.base import files
+from cryonb.base.options import DenoiseOptions
 from cryonb.cli import main
 from cryonb.commands import denoise as command
-from cryonb.commands import writer as stacks
-from cryonb.commands.denoise import denoise_file
-from cryonb.commands.shards import split
+from cryonb.commands import shards
+from cryonb.commands.shards import Unfinished, split
 from cryonb.data.particle_file import open_particles, read_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.learning.diffusion import SR3
@@ -58,6 +58,10 @@ def particle_file(folder, n: int = 10, box: int = BOX, name: str = "p.star", **o
 
 def run(*arguments) -> int:
     return main(["denoise", *map(str, arguments)])
+
+
+def denoise_file(particles, out, **options):
+    return command.denoise_file(particles, out, DenoiseOptions(**options))
 
 
 def test_rows_columns_box_and_pixel_size_are_kept(tmp_path, weights):
@@ -182,14 +186,14 @@ def test_deviations_do_not_replace_the_input_either(tmp_path, weights):
 # kill -9 from within, so that it always hits the middle of the stack.
 DIES_IN_THE_MIDDLE = """
 import os, signal, sys
-from cryonb.commands import writer as stacks
 from cryonb.cli import main
-write = stacks.StackWriter.write
-def until(self, first, images):
-    if first >= 200:
+from cryonb.commands.shards import Unfinished
+write = Unfinished.write
+def until(self, batch, stacks):
+    if batch >= 25:
         os.kill(os.getpid(), signal.SIGKILL)
-    write(self, first, images)
-stacks.StackWriter.write = until
+    write(self, batch, stacks)
+Unfinished.write = until
 main(sys.argv[1:])
 """
 
@@ -201,28 +205,27 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_stack(tmp_path, weights):
     arguments += ["--batch-size", "8"]
     process = subprocess.run([sys.executable, "-c", DIES_IN_THE_MIDDLE, *map(str, arguments)])
     assert process.returncode == -signal.SIGKILL
-    part = tmp_path / ".cut.mrcs.part"
-    assert part.is_file() and not (tmp_path / "cut.star").exists()
-    with open(part, "ab") as file:
-        file.write(b"half an image")
+    (part,) = tmp_path.glob(".cut.mrcs.*.part")
+    assert not (tmp_path / "cut.star").exists()
+    assert (tmp_path / ".cut.mrcs.run").read_bytes().endswith(b"x" * 25 + b"." * 25)
     inode = part.stat().st_ino
-    assert run(*arguments[1:-2], "--batch-size", "16") == 2, "other options do not go on silently"
-    assert run(*arguments[1:]) == 0
+    assert main([*map(str, arguments[:-1]), "16"]) == 2, "other options do not go on silently"
+    assert main([*map(str, arguments)]) == 0
     assert (tmp_path / "cut.mrcs").stat().st_ino == inode, "the file of the first run was used"
-    cut, uncut = (mrcfile.read(tmp_path / f"{name}.mrcs") for name in ("cut", "whole"))
-    np.testing.assert_allclose(cut, uncut, atol=1e-4)  # float32 sums, in another order
+    assert_same_stack(tmp_path, "cut", "whole")
+    assert not list(tmp_path.glob(".*"))
 
 
-def fill_the_disk(monkeypatch, row: int):
-    """From this row on there is no room for images."""
-    write = stacks.StackWriter.write
+def fill_the_disk(monkeypatch, first: int):
+    """From this batch on there is no room for images."""
+    overwrite = shards._overwrite
 
-    def fills(self, first, images):
-        if first >= row:
+    def fills(path, place, data):
+        if path.suffix == ".part" and place >= 1024 + first * len(data):
             raise OSError(28, "No space left on device")
-        write(self, first, images)
+        overwrite(path, place, data)
 
-    monkeypatch.setattr(stacks.StackWriter, "write", fills)
+    monkeypatch.setattr(shards, "_overwrite", fills)
 
 
 def test_a_full_disk_loses_nothing(tmp_path, weights, monkeypatch, capsys):
@@ -232,9 +235,10 @@ def test_a_full_disk_loses_nothing(tmp_path, weights, monkeypatch, capsys):
     assert run(*arguments) == 2
     assert "free" in capsys.readouterr().err
     monkeypatch.undo()
-    fill_the_disk(monkeypatch, 4)
+    fill_the_disk(monkeypatch, 1)
     assert run(*arguments) == 2
     assert "free some space and run the same command again" in capsys.readouterr().err
+    assert (tmp_path / ".o.mrcs.run").read_bytes().endswith(b"}\nx..")
     monkeypatch.undo()
     assert run(*arguments) == 0
 
@@ -371,14 +375,14 @@ def test_a_non_ascii_path_works(tmp_path, weights):
 def test_the_run_record_names_the_input(tmp_path, weights, monkeypatch):
     """An unfinished stack of another input is not gone on with."""
     star = particle_file(tmp_path)
-    monkeypatch.setattr(command, "_batches", lambda *a: iter(()))
-    monkeypatch.setattr(stacks.StackWriter, "finish", lambda self: None)
-    denoise_file(star, tmp_path / "o.star", checkpoint=weights)
-    asked = json.loads((tmp_path / ".o.mrcs.run.json").read_text())
-    assert asked["input"][0] == str(star.resolve()) and asked["input"][2] == 10
-    os.utime(star)
-    with pytest.raises(ValueError, match="another input"):
-        denoise_file(star, tmp_path / "o.star", checkpoint=weights)
+    fill_the_disk(monkeypatch, 0)
+    for changed in (star, star.with_suffix(".mrcs")):
+        with pytest.raises(OSError, match="No space"):
+            denoise_file(star, tmp_path / "o.star", checkpoint=weights)
+        os.utime(changed)
+        with pytest.raises(ValueError, match="another input"):
+            denoise_file(star, tmp_path / "o.star", checkpoint=weights)
+        (tmp_path / ".o.mrcs.run").unlink()
 
 
 def assert_same_stack(tmp_path, one: str, other: str):
@@ -387,66 +391,86 @@ def assert_same_stack(tmp_path, one: str, other: str):
     np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_shards_give_what_one_piece_gives(tmp_path, weights, capsys):
-    star = particle_file(tmp_path, 60)
-    options = ("--checkpoint", weights, "--batch-size", 8, "--samples", 2, "--steps", 2)
-    assert run(star, "--out", tmp_path / "whole.star", *options) == 0
-    assert run(star, "--out", tmp_path / "parts.star", *options, "--shards", 3) == 0
-    assert_same_stack(tmp_path, "whole", "parts")
-    assert_same_stack(tmp_path, "whole_std", "parts_std")
-    whole, parts = (starfile.read(tmp_path / f"{n}.star")["particles"] for n in ("whole", "parts"))
-    names = parts["rlnImageName"].str.replace("parts", "whole")
-    pd.testing.assert_frame_equal(parts.assign(rlnImageName=names), whole)
-    assert not [p.name for p in tmp_path.iterdir() if "shard" in p.name]
-    headers = [mrcfile.open(tmp_path / f"{n}.mrcs", header_only=True) for n in ("whole", "parts")]
-    assert headers[0].voxel_size == headers[1].voxel_size
-    assert run(star, "--out", tmp_path / "o.star", *options, "--shards", 0) == 2
-    assert "shards is 0" in capsys.readouterr().err
+SHARDED = {"batch_size": 8, "samples": 2, "steps": 2}
 
 
-def test_rows_are_split_where_batches_begin():
-    assert split(60, 8, 3) == [range(0, 16), range(16, 40), range(40, 60)]
-    for count, size, wanted in [(1, 8, 4), (64, 64, 2), (100, 7, 5), (10_000, 64, 16)]:
-        parts = split(count, size, wanted)
-        assert [row for part in parts for row in part] == list(range(count))
-        assert len(parts) <= wanted and all(part.start % size == 0 and len(part) for part in parts)
+@pytest.fixture(scope="module")
+def in_one_piece(tmp_path_factory, weights):
+    folder = tmp_path_factory.mktemp("whole")
+    star = particle_file(folder, 60)
+    denoise_file(star, folder / "whole.star", checkpoint=weights, **SHARDED)
+    return folder
 
 
-def test_shards_go_on_where_a_run_stopped(tmp_path, weights, monkeypatch):
-    """A part that is whole is not made again, and what is half of another is kept."""
-    star = particle_file(tmp_path, 40)
-    options = {"checkpoint": weights, "samples": 0, "steps": 8, "diameter_A": None, "seed": 0,
-               "contrast": "auto", "device": "cpu", "batch_size": 8}  # fmt: skip
-    denoise_file(star, tmp_path / "whole.star", **options)
-    places = [tmp_path / f"out.shard{k}.mrcs" for k in range(2)]
-    source, (first, second) = open_particles(star), split(40, 8, 2)
-    command.denoise_rows(source, [places[0]], first, quiet=True, **options)
-    fill_the_disk(monkeypatch, 8)
-    with pytest.raises(OSError, match="No space"):
-        command.denoise_rows(source, [places[1]], second, quiet=True, **options)
-    monkeypatch.undo()
-    parts = [stacks.hidden(place)[0] for place in places]
-    kept = [part.stat().st_ino for part in parts]
-    made, rename = [], os.replace
-
-    def watch(a, b):
-        made.extend(part.stat().st_ino for part in parts if part.exists())
-        rename(a, b)
-
-    monkeypatch.setattr(files.os, "replace", watch)
-    denoise_file(star, tmp_path / "out.star", shards=2, **options)
-    assert made[:2] == kept, "the files of the first run were used"
-    assert_same_stack(tmp_path, "whole", "out")
+@pytest.fixture
+def copy_of_it(in_one_piece, tmp_path):
+    shutil.copytree(in_one_piece, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
-def test_shards_on_a_dask_cluster(tmp_path, weights):
-    distributed = pytest.importorskip("distributed", reason="pip install 'cryonb[cluster]'")
-    star = particle_file(tmp_path, 40)
-    options = ("--checkpoint", weights, "--batch-size", 8)
-    assert run(star, "--out", tmp_path / "whole.star", *options) == 0
-    made = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    with distributed.LocalCluster(processes=True, **made) as cluster:
-        address = cluster.scheduler_address
-        out = tmp_path / "dask.star"
-        assert run(star, "--out", out, *options, "--shards", 4, "--scheduler", address) == 0
-    assert_same_stack(tmp_path, "whole", "dask")
+def assert_all_the_same(folder):
+    assert_same_stack(folder, "whole", "parts")
+    assert_same_stack(folder, "whole_std", "parts_std")
+    whole, parts = ((folder / f"{name}.star").read_text() for name in ("whole", "parts"))
+    assert parts.replace("parts", "whole") == whole
+    assert not list(folder.glob(".*"))
+
+
+def test_processes_give_what_one_piece_gives(copy_of_it, weights):
+    options = SHARDED | {"checkpoint": weights, "shards": 3}
+    denoise_file(copy_of_it / "p.star", copy_of_it / "parts.star", **options)
+    assert_all_the_same(copy_of_it)
+
+
+def test_shards_fill_one_output_in_any_order_and_go_on(copy_of_it, weights, monkeypatch, capsys):
+    """The last of several commands names the stack; one that was cut off is given again."""
+    star, out = copy_of_it / "p.star", copy_of_it / "parts.star"
+    options = SHARDED | {"checkpoint": weights, "shards": 3}
+    denoise_file(star, out, shard=3, **options)
+    assert "5 batches are left to others" in capsys.readouterr().out and not out.exists()
+    written = []
+    write = Unfinished.write
+    monkeypatch.setattr(
+        Unfinished, "write", lambda self, k, s: (written.append(k), write(self, k, s))
+    )
+    denoise_file(star, out, shard=1, **options)
+    denoise_file(star, out, shard=3, **options)  # nothing left to do
+    denoise_file(star, out, shard=2, **options)
+    assert written == [0, 1, 2, 3, 4]
+    assert_all_the_same(copy_of_it)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"shards": 0}, "shards is 0"),
+        ({"shards": 3, "shard": 4}, "shard is 4"),
+        ({"shard": 1}, "shard is 1"),
+    ],
+)
+def test_impossible_shards_are_refused(tmp_path, weights, asked, message):
+    with pytest.raises(ValueError, match=message):
+        denoise_file(tmp_path / "p.star", tmp_path / "o.star", checkpoint=weights, **asked)
+
+
+def test_every_batch_has_noise_of_its_own(tmp_path, weights):
+    """Twice the same images: batches of samples differ, and from those of another seed."""
+    with mrcfile.new(tmp_path / "p.mrcs") as mrc:
+        mrc.set_data(np.concatenate([disc(4).numpy()] * 2))
+        mrc.set_image_stack()
+    made = []
+    for seed in (0, 1):
+        out = tmp_path / f"o{seed}.mrcs"
+        options = {"samples": 1, "steps": 2, "batch_size": 4, "checkpoint": weights}
+        denoise_file(tmp_path / "p.mrcs", out, seed=seed, **options)
+        made += list(mrcfile.read(out).reshape(2, -1))
+    spread = [np.abs(a - b).max() for k, a in enumerate(made) for b in made[:k]]
+    assert min(spread) > 0.1, "some of the four draws are the same"
+
+
+def test_batches_are_split_evenly():
+    assert split(8, 3) == [range(0, 2), range(2, 5), range(5, 8)]
+    for count, wanted in [(1, 4), (100, 7), (10_000, 16)]:
+        parts = split(count, wanted)
+        assert [batch for part in parts for batch in part] == list(range(count))
+        assert len(parts) == wanted and max(map(len, parts)) - min(map(len, parts)) <= 1

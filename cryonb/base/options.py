@@ -33,10 +33,16 @@ class DenoiseOptions:
         By default 64, on a GPU 512.
     seed
         Of the samples.
+    ctf
+        Whether the images carry the CTF; auto: if the file says so or lists the defocus.
+    pixel_size_A
+        Å per pixel, where the file does not state it.
+    root
+        Folder in which to look for stacks, where they have moved.
     shards
         Parts that are denoised at the same time, by processes.
-    scheduler
-        tcp://HOST:PORT of the dask workers that take the shards.
+    shard
+        Do this part only, from 1 to SHARDS: other machines do the others into the same output.
     """
 
     checkpoint: Path | None = None
@@ -47,8 +53,11 @@ class DenoiseOptions:
     device: str | None = None
     batch_size: int | None = None
     seed: int = 0
+    ctf: Literal["auto", "on", "off"] = "auto"
+    pixel_size_A: Annotated[float | None, Parameter("--pixel-size")] = None
+    root: Path | None = None
     shards: int | None = None
-    scheduler: str | None = None
+    shard: int | None = None
 
 
 @Parameter(name="*")

@@ -2,24 +2,26 @@
 
 Images are read from memory-mapped stacks, Fourier-cropped to the box that the network knows,
 measured and whitened (`cryonb.data.whitening`), denoised, and brought back to the box, the
-intensities and the CTF that they had. Finished images are appended to a file beside the output; a
-run that was cut off finds it and goes on, and only a whole stack gets the final name.
+intensities and the CTF that they had. How a run is shared and goes on after a break is in
+`cryonb.commands.shards`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from cryonb.base.files import check_room
-from cryonb.commands.shards import denoise_shards
-from cryonb.commands.writer import StackWriter, stack_paths, write_star
+from cryonb.base.files import check_writable
+from cryonb.base.options import DenoiseOptions
+from cryonb.base.workers import count_cores, process_pool
+from cryonb.commands.shards import Unfinished, begin, split
 from cryonb.data.particle_file import ParticleFile, open_particles
 from cryonb.data.particles import Particles
 from cryonb.data.whitening import NoiseModel, from_network, measure_noise, to_network
@@ -32,177 +34,199 @@ MEASURED = 1000  # images, spread over the file, that the noise is measured on
 def denoise_file(
     particles: str | os.PathLike,
     out: str | os.PathLike,
-    *,
-    checkpoint: str | os.PathLike | None = None,
-    samples: int = 0,
-    steps: int = 8,
-    diameter_A: float | None = None,
-    contrast: str = "auto",
-    device: str | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    shards: int | None = None,
-    scheduler: str | None = None,
+    options: DenoiseOptions = DenoiseOptions(),
 ) -> Path:
-    """Denoise a STAR file or stack and write the like.
+    """Denoise a particle file and write the like.
 
     Memory does not grow with the number of images. Run again after a break, it goes on.
 
     Parameters
     ----------
-    checkpoint : path, optional
-        SR3 weights; by default those of the model for any molecule.
-    samples : int
-        0: the posterior mean, in one step. 1: one sample. K > 1: the mean of K samples, and their
-        pixel-wise deviation in a second stack.
-    steps : int
-        Of the sampler, for samples.
-    diameter_A : float, optional
-        Of the particle; noise is measured outside.
-    contrast : str
-        "bright" or "dark" particles; "auto" finds out. The output has the contrast of the input.
-    shards, scheduler : int, str, optional
-        Denoise in parts, at the same time, see `cryonb.commands.shards.denoise_shards`.
+    particles : path
+        STAR file or stack; see `cryonb.data.particle_file.open_particles`.
+    out : path
+        Of the same kind; its stack lies beside it.
+    options : DenoiseOptions
 
     Returns
     -------
     Path
-        `out`.
+        `out`, which is there when all shards are done.
 
     Raises
     ------
     FileNotFoundError, ValueError, OSError
         One line that says what is wrong with the input, the options or the disk.
     """
-    source, out = open_particles(particles), Path(out)
-    paths = stack_paths(source, out, samples)
-    batch_size = batch_size or (64 if (device or best_device()) == "cpu" else 512)
-    options = {"checkpoint": checkpoint, "samples": samples, "steps": steps, "contrast": contrast}
-    options |= {"diameter_A": diameter_A, "device": device, "batch_size": batch_size, "seed": seed}
-    if shards is None and scheduler is None:
-        for writer in denoise_rows(source, paths, range(len(source.table)), **options):
-            writer.finish()
+    out, options = Path(out), _settled(options)
+    source = _open(particles, options)
+    paths = _stack_paths(source, out, options)
+    noise = _look(source, options)
+    run = _begin(source, paths, options)
+    if options.shards and options.shard is None:
+        _in_processes(source, run, noise, options)
     else:
-        work = partial(_denoise_part, source.path.resolve(), options)
-        denoise_shards(work, source, paths, batch_size, 8 if shards is None else shards, scheduler)
-    write_star(out, source, paths)
+        of, shard = options.shards or 1, options.shard or 1
+        batches = split(-(-len(source) // run.batch_size), of)[shard - 1]
+        _fill(source, run, batches, noise, options)
+    others = [path for path in paths if path != out]
+    if run.finish(lambda: source.write_like(out, paths[0].name)):
+        print(f"wrote {out}" + "".join(f" and {path}" for path in others))
+    else:
+        print(f"shard {options.shard} is done; {len(run.missing)} batches are left to others")
     return out
 
 
-def _denoise_part(particles: Path, options: dict, places: list[Path], rows: range) -> None:
-    """Denoise some rows on a worker; the stacks keep their hidden names until all are joined."""
-    denoise_rows(open_particles(particles), places, rows, quiet=True, **options)
+def _settled(options: DenoiseOptions) -> DenoiseOptions:
+    """Options with a device and a batch size; ValueError for impossible ones."""
+    if options.samples < 0:
+        raise ValueError(f"samples is {options.samples}: ask for none (the mean), one or more")
+    if options.shards is not None and options.shards < 1:
+        raise ValueError(f"shards is {options.shards}: ask for one or more")
+    if options.shard is not None and not 1 <= options.shard <= (options.shards or 0):
+        raise ValueError(f"shard is {options.shard}: count from 1 to --shards {options.shards}")
+    device = options.device or best_device()
+    size = options.batch_size or (64 if device == "cpu" else 512)
+    return dataclasses.replace(options, device=device, batch_size=size)
 
 
-def denoise_rows(
-    source: ParticleFile,
-    paths: list[Path],
-    rows: range,
-    *,
-    checkpoint: str | os.PathLike | None,
-    samples: int,
-    steps: int,
-    diameter_A: float | None,
-    contrast: str,
-    device: str | None,
-    batch_size: int,
-    seed: int,
-    quiet: bool = False,
-) -> list[StackWriter]:
-    """Denoise some rows of a file into stacks that are whole, but have not their names yet.
+def _open(particles: str | os.PathLike, options: DenoiseOptions) -> ParticleFile:
+    return open_particles(particles, root=options.root, pixel_size_A=options.pixel_size_A)
 
-    Parameters
-    ----------
-    paths : list of Path
-        Of the stack, and of that of deviations where there are samples to have one.
-    rows : range
-        The first is a multiple of the batch size, or else samples differ from those of one piece.
-    quiet : bool
-        Print nothing.
 
-    Other parameters are those of `denoise_file`.
-    """
-    model, manifest = load_model(checkpoint or MANY, SR3)
-    model = model.to(device or best_device())
-    box = _network_box(source.stacks.box, manifest)
-    noise = measured_noise(source, box, diameter_A, {"auto": 0, "bright": 1, "dark": -1}[contrast])
-    if not quiet:
-        _say(source, box, noise, manifest)
-    options = {"steps": steps, "seed": seed, "samples": samples, "batch_size": batch_size}
-    asked = options | {
-        "input": [str(source.path.resolve()), source.path.stat().st_mtime_ns, len(source.table)],
-        "rows": [rows.start, rows.stop],
-        "weights": [str(checkpoint or MANY), Path(checkpoint or MANY).stat().st_mtime_ns],
-        "measured": [round(noise.snr, 6), noise.sign, noise.radius_px],
+def _stack_paths(source: ParticleFile, out: Path, options: DenoiseOptions) -> list[Path]:
+    """Stacks to write, of means and deviations; none of another kind, or in place of the input."""
+    if out.suffix not in source.writes:
+        raise ValueError(f"{out}: from this input, end the output in {' or '.join(source.writes)}")
+    if len(out.name.split()) != 1:
+        raise ValueError(f"{out.name!r} has blanks, at which RELION would cut it: choose another")
+    check_writable(out)
+    stack = out.with_suffix(".mrcs") if source.star else out
+    paths = [stack]
+    if options.samples > 1:
+        paths.append(stack.with_name(f"{stack.stem}_std{stack.suffix}"))
+    taken = {path.resolve() for path in (source.path, *source.stacks.paths)}
+    if taken & {path.resolve() for path in (out, *paths)}:
+        raise ValueError(f"{out} would replace the input, which is never touched: choose another")
+    return paths
+
+
+def _begin(source: ParticleFile, paths: list[Path], options: DenoiseOptions) -> Unfinished:
+    """Begin or go on with a run of this input and these options."""
+    weights = Path(options.checkpoint or MANY)
+    said = ["samples", "steps", "seed", "batch_size", "contrast", "diameter_A", "ctf"]
+    stats = [path.stat() for path in source.stacks.paths]
+    asked = {name: getattr(options, name) for name in said} | {
+        "input": [str(source.path.resolve()), source.path.stat().st_mtime_ns, len(source)],
+        "stacks": [sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)],
+        "pixel_size_A": float(source.optics["rlnImagePixelSize"].iloc[0]),
+        "weights": [str(weights), weights.stat().st_mtime_ns],
     }
-    writers = [StackWriter(path, source, len(rows), asked) for path in paths]
-    needed = sum(writer.missing_bytes for writer in writers)
-    check_room(paths[0].resolve().parent, needed, "or choose another folder")
-    done = min(writer.done for writer in writers)
-    done = done if done == len(rows) else done // batch_size * batch_size
-    batches = _batches(source, model, noise, box, rows[done:], options)
-    bar = tqdm(total=len(rows), initial=done, desc="denoise", unit=" images", disable=quiet)
-    with bar:
-        for images in batches:
-            for writer, stack_images in zip(writers, images, strict=True):
-                writer.write(done, stack_images)
-            done += len(images[0])
-            bar.update(len(images[0]))
-    return writers
+    shape = (len(source), source.stacks.box)
+    return begin(paths, shape, asked["pixel_size_A"], options.batch_size, asked)
 
 
-def _batches(
-    source: ParticleFile, model, noise: NoiseModel, box: int, rows: range, options
-) -> Iterator:
-    """Denoised images (and deviations of samples) of each batch of rows, full size."""
-    size, sigma = options["batch_size"], noise.sigma
-    count = max(1, options["samples"])
-    for first in rows[::size]:
-        given = source.read(range(first, min(first + size, rows.stop))).resampled(box)
-        noisy, deviation = to_network(given, noise)
-        drawn = []
-        for k in range(count):
-            seed = options["seed"] + 7919 * (first // size * count + k)
-            steps = options["steps"] if options["samples"] else 1
-            batch = denoise(model, noisy, sigma, steps, batch_size=size, seed=seed)
-            drawn.append(from_network(torch.cat(list(batch)), deviation, given, noise))
-        drawn = torch.stack(drawn)
-        images = [drawn.mean(0), *([drawn.std(0)] if count > 1 else [])]
-        full = source.stacks.box
-        yield [Particles(i, given.optics, given.table).resampled(full).images for i in images]
+def _in_processes(source, run: Unfinished, noise: NoiseModel, options: DenoiseOptions) -> None:
+    """Fill the stacks by so many processes that share the cores."""
+    missing = run.missing
+    parts = [[missing[k] for k in part] for part in split(len(missing), options.shards) if part]
+    if not parts:
+        return
+    with process_pool(len(parts), max(1, count_cores() // len(parts))) as pool:
+        work = [pool.submit(_fill, source.path, run, part, noise, options, True) for part in parts]
+        try:
+            for done in tqdm(as_completed(work), total=len(work), desc="denoise", unit=" shards"):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _network_box(box: int, manifest: dict) -> int:
+def _fill(
+    source: ParticleFile | Path,
+    run: Unfinished,
+    batches: Iterable[int],
+    noise: NoiseModel,
+    options: DenoiseOptions,
+    quiet: bool = False,
+) -> None:
+    """Denoise those of some batches that are missing, and say which images were left alone."""
+    source = _open(source, options) if isinstance(source, Path) else source
+    model = load_model(options.checkpoint or MANY, SR3)[0].to(options.device)
+    todo, empty = sorted(set(batches) & set(run.missing)), []
+    for batch in tqdm(todo, desc="denoise", unit=" batches", disable=quiet):
+        rows = run.rows(batch)
+        given = _particles(source, rows, options)
+        small = given.resampled(2 * (len(noise.spectrum) - 1))
+        white, background = to_network(small, noise)
+        blank = background == 0
+        stacks = []
+        for images in _drawn(model, white, noise.sigma, batch, options):
+            back = from_network(images, background, small, noise)
+            full = dataclasses.replace(small, images=back).resampled(given.box_size).images
+            stacks.append(torch.where(blank, given.images, full))
+        stacks = torch.stack(stacks)
+        deviations = [stacks.std(0)] if options.samples > 1 else []
+        run.write(batch, [stacks.mean(0), *deviations])
+        empty += [rows[k] + 1 for k in np.flatnonzero(blank)]
+    if empty:
+        print(
+            f"  note: {len(empty)} images have no noise in their background and stay as they are, "
+            f"the first is number {empty[0]}"
+        )
+
+
+def _drawn(model, white, sigma: float, batch: int, options: DenoiseOptions) -> Iterator:
+    """The posterior mean of a batch, or its samples; each batch has noise of its own."""
+    count = max(1, options.samples)
+    for k in range(count):
+        seed = options.seed + 7919 * (batch * count + k)
+        how = {"batch_size": len(white), "seed": seed}
+        steps = options.steps if options.samples else 1
+        yield torch.cat(list(denoise(model, white, sigma, steps, **how)))
+
+
+def _particles(source: ParticleFile, rows, options: DenoiseOptions) -> Particles:
+    """Particles of some rows, with or without a CTF as the options say."""
+    given = source.read(rows)
+    return given if options.ctf == "auto" else given.with_ctf(options.ctf == "on")
+
+
+def _look(source: ParticleFile, options: DenoiseOptions) -> NoiseModel:
+    """Measure a file's noise; print what was found, and where the network has not been trained."""
+    manifest = load_model(options.checkpoint or MANY, SR3)[1]["options"]
+    full, box = source.stacks.box, _network_box(source.stacks.box, manifest)
+    noise = measured_noise(source, box, options)
+    pixel_A = float(source.optics["rlnImagePixelSize"].iloc[0]) * full / box
+    contrast = "bright" if noise.sign > 0 else "dark (turned for the network, and back)"
+    print(
+        f"{source.path}: {len(source):,} images of {full} px; network at {box} px, "
+        f"{f'{pixel_A:.2f}' if pixel_A else 'unknown'} Å/px; SNR {noise.snr:.3g}; "
+        f"particles {contrast}"
+    )
+    low, high = manifest.get("snr_range") or [manifest.get("snr", noise.snr)] * 2
+    if not 0.7 * low <= noise.snr <= 1.4 * high:
+        print(f"  note: the network was trained at SNR {low:g} to {high:g}; expect less of it here")
+    return noise
+
+
+def _network_box(box: int, trained: dict) -> int:
     """Box that images are cropped to: the network's own, or what it can take below that."""
-    known = int(manifest["options"].get("box_size", 64))
     if box < 16:
         raise ValueError(f"images of {box} px are too small to denoise: 16 px are the least")
-    return min(known, box // 8 * 8)
+    return min(int(trained.get("box_size", 64)), box // 8 * 8)
 
 
 def measured_noise(
-    source: ParticleFile, box: int, diameter_A: float | None, sign: int
+    source: ParticleFile, box: int, options: DenoiseOptions = DenoiseOptions()
 ) -> NoiseModel:
     """Noise of a file, from rows spread over all of it, in a box of the network."""
-    rows = np.unique(np.linspace(0, len(source.table) - 1, MEASURED).round().astype(int))
-    given = source.read(rows).resampled(box)
+    rows = np.unique(np.linspace(0, len(source) - 1, MEASURED).round().astype(int))
+    given = _particles(source, rows, options).resampled(box)
+    diameter_A = options.diameter_A
     radius_px = None if diameter_A is None else diameter_A / 2 / given.pixel_size_A
+    sign = {"auto": 0, "bright": 1, "dark": -1}[options.contrast]
     return measure_noise(given, radius_px, sign=sign)
-
-
-def _say(source: ParticleFile, box: int, noise: NoiseModel, manifest: dict) -> None:
-    """Print what was found, and where it lies outside what the network was trained on."""
-    full = source.stacks.box
-    pixel_A = float(source.optics["rlnImagePixelSize"].iloc[0])
-    contrast = "bright" if noise.sign > 0 else "dark (turned for the network, and back)"
-    print(
-        f"{source.path}: {len(source.table):,} images of {full} px; network at {box} px, "
-        f"{pixel_A * full / box:.2f} Å/px; SNR {noise.snr:.3g}; particles {contrast}"
-    )
-    options = manifest["options"]
-    low, high = options.get("snr_range") or [options.get("snr", noise.snr)] * 2
-    if not 0.7 * low <= noise.snr <= 1.4 * high:
-        print(f"  note: the network was trained at SNR {low:g} to {high:g}; expect less of it here")
 
 
 def best_device() -> str:

@@ -1,107 +1,174 @@
-"""``cryonb denoise --shards``: a stack in parts, each denoised by another process or dask worker.
+"""Stacks that any number of processes fill, here or on a cluster, and the last one names.
 
-Parts begin where batches do, and each draws the noise of its own batches, so the result is that of
-a single process, but for the order of float32 sums. Parts lie beside the output under hidden names
-until all are whole; a run that was cut off goes on with what is missing of each.
+A run begins with a record beside its output: a line of JSON that says what was asked for, then one
+character per batch, ``.`` or, when its images are written, ``x``. Stacks are made at full length
+under hidden names; a process writes its batches into their rows. Nothing is locked or joined, and a
+run that was cut off goes on with the batches that are missing.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, as_completed
-from contextlib import contextmanager
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
+import mrcfile
+import numpy as np
+import torch
 
-from cryonb.base.files import beside, check_room
-from cryonb.base.workers import connect, count_cores, process_pool
-from cryonb.commands.writer import hidden, write_header
-from cryonb.data.mrc import HEADER
-from cryonb.data.particle_file import ParticleFile
+from cryonb.base.files import NOT_DETERMINED, check_room
+
+HEADER = 1024  # bytes of an MRC header
+TO_DO, DONE = b".", b"x"
 
 
-def denoise_shards(
-    work: Callable[[list[Path], range], None],
-    source: ParticleFile,
+@dataclass(frozen=True)
+class Unfinished:
+    """Stacks of a run that has begun, see `begin`.
+
+    Attributes
+    ----------
+    paths, parts : list of Path
+        Names of the stacks when they are whole, and until then.
+    record : Path
+    shape : (int, int)
+        Images in each stack, pixels a side.
+    batch_size : int
+    """
+
+    paths: list[Path]
+    parts: list[Path]
+    record: Path
+    shape: tuple[int, int]
+    batch_size: int
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the batches that are not written yet."""
+        marks = self.record.read_bytes().partition(b"\n")[2]
+        return [batch for batch in range(len(marks)) if marks[batch : batch + 1] != DONE]
+
+    def rows(self, batch: int) -> range:
+        """Rows of a batch."""
+        return range(self.shape[0])[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def write(self, batch: int, stacks: list[torch.Tensor]) -> None:
+        """Write images (n, y, x) of a batch to each stack; ValueError if they are not finite."""
+        first, box = self.rows(batch)[0], self.shape[1]
+        if not all(torch.isfinite(images).all() for images in stacks):
+            raise ValueError(f"{self.paths[0]} is not written: NaN after image {first}")
+        try:
+            for part, images in zip(self.parts, stacks, strict=True):
+                data = np.ascontiguousarray(images.numpy(), dtype="<f4").tobytes()
+                _overwrite(part, HEADER + 4 * box**2 * first, data)
+            head = self.record.read_bytes().index(b"\n") + 1
+            _overwrite(self.record, head + batch, DONE)
+        except OSError as error:
+            kept = f"{self.paths[0]}: {error.strerror}; what is finished is kept"
+            raise OSError(error.errno, kept) from error
+
+    def finish(self, write_table: Callable[[], None]) -> bool:
+        """Give whole stacks their names and write the table that lists them; False if not whole."""
+        if not self.record.exists():  # another process was last, too
+            return True
+        if self.missing:
+            return False
+        for part, path in zip(self.parts, self.paths, strict=True):
+            if part.exists():
+                os.replace(part, path)
+        write_table()
+        self.record.unlink(missing_ok=True)
+        return True
+
+
+def begin(
     paths: list[Path],
+    shape: tuple[int, int],
+    pixel_size_A: float,
     batch_size: int,
-    shards: int,
-    scheduler: str | None,
-) -> None:
-    """Write stacks in parts, at the same time, and join them.
+    asked: dict,
+) -> Unfinished:
+    """Begin a run, or join one that is going on or was cut off.
 
     Parameters
     ----------
-    work : callable
-        Writes some rows to stacks of these paths, under their `hidden` names; can be pickled.
-    source : ParticleFile
     paths : list of Path
-        Stacks to write.
-    batch_size : int
-        Parts begin at multiples of it.
-    shards : int
-        Parts, as many as are worked on at a time if there is no scheduler.
-    scheduler : str, optional
-        Address of a dask scheduler, ``tcp://host:8786``, whose workers see the same files.
-
-    Raises
-    ------
-    ValueError, OSError
-        One line that says what is wrong with the number of shards, the disk or the cluster.
+        Of the stacks.
+    shape : (int, int)
+        Images in each, pixels a side.
+    pixel_size_A : float
+        0 if it is not known.
+    asked : dict
+        Input and options, as JSON has them: ValueError if an unfinished run has others.
     """
-    if shards < 1:
-        raise ValueError(f"shards is {shards}: ask for one or more")
-    room = 2 * len(paths) * 4 * source.stacks.box**2 * len(source.table)
-    check_room(paths[0].resolve().parent, room, "or choose another folder")
-    parts = split(len(source.table), batch_size, shards)
-    places = [[_part_of(path.resolve(), k) for path in paths] for k in range(len(parts))]
-    with pool(len(parts), scheduler) as executor:
-        futures = [executor.submit(work, *job) for job in zip(places, parts, strict=True)]
-        bar = tqdm(as_completed(futures), total=len(parts), desc="denoise", unit=" shards")
-        for future in bar:
-            future.result()
-    for path, pieces in zip(paths, zip(*places, strict=True), strict=True):
-        _join(path, source, pieces)
+    batches = -(-shape[0] // batch_size)
+    record = paths[0].with_name(f".{paths[0].name}.run")
+    if not record.exists():
+        room = len(paths) * 4 * shape[1] ** 2 * shape[0]
+        check_room(record.resolve().parent, room, "or choose another folder")
+        head = {"id": secrets.token_hex(4), "asked": asked}
+        text = json.dumps(head).encode() + b"\n" + TO_DO * batches
+        _make_once(record, lambda path: path.write_bytes(text))
+    try:
+        head = json.loads(record.read_bytes().partition(b"\n")[0])
+        run, same = head["id"], head["asked"] == asked
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{record} is no record of a run: delete it to start anew") from error
+    if not same:
+        raise ValueError(
+            f"{record} is an unfinished run with other options or another input: give those to "
+            "go on, or delete it to start anew"
+        )
+    parts = [path.with_name(f".{path.name}.{run}.part") for path in paths]
+    for old in record.parent.glob(f".{paths[0].name}.*.part"):  # of a record that was deleted
+        if old not in parts:
+            old.unlink(missing_ok=True)
+    unfinished = Unfinished(paths, parts, record, shape, batch_size)
+    for part in parts:
+        if not part.exists() and unfinished.missing:
+            _make_once(part, lambda path: _make_stack(path, shape, pixel_size_A))
+    return unfinished
 
 
-def split(count: int, size: int, shards: int) -> list[range]:
-    """Rows of each part: about as many in each, and each but the last in whole batches."""
-    batches = -(-count // size)
-    shards = min(shards, batches)
-    edges = [k * batches // shards * size for k in range(shards)] + [count]
+def split(count: int, shards: int) -> list[range]:
+    """Batches of each shard, in order, about as many in each."""
+    edges = [k * count // shards for k in range(shards + 1)]
     return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-@contextmanager
-def pool(shards: int, scheduler: str | None) -> Iterator[Executor]:
-    """Give an executor: that of a dask cluster, or processes that share the cores."""
-    if scheduler is not None:
-        with connect(scheduler) as client:
-            yield client.get_executor(pure=False)
+def _make_stack(path: Path, shape: tuple[int, int], pixel_size_A: float) -> None:
+    """Float32 image stack of zeros, its statistics marked as not determined."""
+    count, box = shape
+    with mrcfile.new_mmap(path, (count, box, box), mrc_mode=2, overwrite=True) as mrc:
+        mrc.set_image_stack()
+        mrc.voxel_size = pixel_size_A
+        for name, value in NOT_DETERMINED.items():
+            mrc.header[name] = value
+
+
+def _make_once(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file under another name and give it its own, unless another process was first."""
+    own = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        make(own)
+        os.link(own, path)
+    except FileExistsError:
         return
-    with process_pool(shards, max(1, count_cores() // shards)) as executor:
-        try:
-            yield executor
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    except OSError as error:
+        if not own.exists():
+            raise OSError(
+                f"cannot write to {path.parent} ({error.strerror}): choose another folder"
+            ) from error
+        if not path.exists():  # a disk without hard links
+            os.replace(own, path)
+    finally:
+        own.unlink(missing_ok=True)
 
 
-def _part_of(path: Path, k: int) -> Path:
-    return path.with_name(f"{path.stem}.shard{k}{path.suffix}")
-
-
-def _join(path: Path, source: ParticleFile, pieces) -> None:
-    """Write the whole stack beside its place, rename it, and drop its parts."""
-    with beside(path) as whole:
-        write_header(whole, len(source.table), source)
-        with open(whole, "ab") as file:
-            for piece in pieces:
-                with open(hidden(piece)[0], "rb") as images:
-                    images.seek(HEADER)
-                    shutil.copyfileobj(images, file, 1 << 24)
-    for piece in pieces:
-        for name in hidden(piece):
-            name.unlink()
+def _overwrite(path: Path, place: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(data)

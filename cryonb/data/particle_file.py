@@ -51,11 +51,15 @@ class ParticleFile:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Endings of the files that `write_like` writes."""
+        return (".star",) if self.star else STACKS
+
     def read(self, rows=slice(None)) -> Particles:
         """Particles of some rows (a slice, numbers, or a mask); ValueError for NaN pixels."""
         rows = np.arange(len(self))[rows]
-        table = self.table.iloc[rows].reset_index(drop=True)
-        return Particles(self.stacks.read(rows), self.optics, table)
+        return Particles(self.stacks.read(rows), self.optics, self.table.iloc[rows])
 
     def stream(self, batch_size: int = 256, half: int | None = None) -> Iterator[Particles]:
         """Particles in the order of the rows, some at a time, so that any number fits in memory.
