@@ -594,10 +594,10 @@ def test_particles_that_cannot_be_had(archive, entry, cache, tmp_path, refused):
         assert not [name for name in kept(cache) if "first" in name]
         return line
 
-    assert "has no column _rlnImageName" in complaint(STAR, b"not found")
-    row = STAR_HEAD.encode() + b"1.0 a.mrcs\n"
-    assert "names no image 1@stack.mrcs: 1.0 a.mrcs" in complaint(STAR, row)
-    assert "has no rows below" in complaint(STAR, star_of("").encode())
+    assert "lists no particles (rlnImageName)" in complaint(STAR, b"not found")
+    row = b'1.0 a.mrcs "two words" 1\n'
+    assert "names 'a.mrcs', no image 000001@stack" in complaint(STAR, STAR_HEAD.encode() + row)
+    assert "names 'nothing', no image" in complaint(STAR, star_of("").encode())
     assert kept(cache) == []
     assert "asks for image 8 of 7" in complaint(STAR, star_of("a1 a8").encode())
     assert "asks for image 0 of 7" in complaint(STAR, star_of("a0").encode())

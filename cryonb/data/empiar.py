@@ -14,59 +14,19 @@ from tqdm import tqdm
 from cryonb.base.download import Client, Remote, Span, assemble, shown
 from cryonb.base.files import NOT_DETERMINED
 from cryonb.data.mrc import HEADER, Mrc, parse_header
+from cryonb.data.star import StarFile
 
-LABEL = "_rlnImageName"
 IMAGE = re.compile(r"(\d+)@(.+)")
-WORD = re.compile(r""""[^"]*"|'[^']*'|\S+""")
-AS_IT_IS = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
 
 
-def image_rows(star: Path) -> tuple[list[str], dict[int, re.Match]]:
-    """Lines of a STAR file, and where its rows name images, in the first table that does.
-
-    Returns
-    -------
-    lines : list of str
-        The text as it is, so that no number loses a digit.
-    images : dict of int to Match
-        By line: the number in the stack, from 1, and the stack.
-
-    Raises
-    ------
-    ValueError
-        No such table, no rows, or a row that names no image.
-    """
-    with open(star, **AS_IT_IS) as file:
-        lines = file.readlines()
-    label = next((i for i, line in enumerate(lines) if line.split()[:1] == [LABEL]), None)
-    if label is None:
-        raise ValueError(f"{star} has no column {LABEL}: choose a file that lists particles")
-    top = first = label
-    while top and lines[top - 1].startswith("_"):
-        top -= 1
-    while first < len(lines) and lines[first].startswith("_"):
-        first += 1
-    images = {}
-    for i, line in enumerate(lines[first:], start=first):
-        if not line.strip() or line.startswith("data_"):
-            break
-        words = list(WORD.finditer(line))[label - top : label - top + 1]
-        images[i] = IMAGE.fullmatch(line, *words[0].span()) if words else None
-        if images[i] is None:
-            raise ValueError(f"{star} has a row that names no image 1@stack.mrcs: {line.strip()}")
-    if not images:
-        raise ValueError(f"{star} has no rows below {LABEL}: choose a file that lists particles")
-    return lines, images
-
-
-def write_first(star: Path, count: int, stack: str, path: Path) -> None:
-    """Copy a STAR file with its first `count` images, which become 1, 2, ... of `stack`."""
-    lines, images = image_rows(star)
-    for number, (i, name) in enumerate(images.items(), start=1):
-        line = f"{lines[i][: name.start()]}{number:06d}@{stack}{lines[i][name.end() :]}"
-        lines[i] = line if number <= count else ""
-    with open(path, "w", **AS_IT_IS) as file:
-        file.writelines(lines)
+def list_images(star: StarFile) -> list[tuple[int, str]]:
+    """Number in its stack, from 1, and stack of each particle; ValueError if a row names none."""
+    names = star.frame(star.particles())["rlnImageName"]
+    found = [IMAGE.fullmatch(name) for name in names]
+    if not found or None in found:
+        wrong = names[found.index(None)] if found else "nothing"
+        raise ValueError(f"{star.path} names {wrong!r}, no image 000001@stack.mrcs: fetch another")
+    return [(int(image[1]), image[2]) for image in found]
 
 
 def fetch_images(

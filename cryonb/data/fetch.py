@@ -31,8 +31,9 @@ from cryonb.base.download import (
     shown,
 )
 from cryonb.base.files import below
-from cryonb.data.empiar import fetch_images, image_rows, write_first
+from cryonb.data.empiar import fetch_images, list_images
 from cryonb.data.mrc import HEADER, parse_header
+from cryonb.data.star import StarFile, image_names
 
 # A source distribution with two micrographs in its test data. pip checks its sha256 before it runs
 # anything of it.
@@ -238,16 +239,18 @@ def _most_bytes(url: str, head: bytes, packed_bytes: int) -> int:
 def _fetch_particles(client: Client, url: str, star: Path, max_images: int | None) -> Path:
     """Get the STAR file at `url`, then its first images as one stack and a STAR that names them."""
     keep(star, partial(_get_star, client, url))
-    images = [(int(name[1]), name[2]) for name in image_rows(star)[1].values()][:max_images]
+    file = StarFile(star)
+    images = list_images(file)[:max_images]
     first = star.with_name(f"{star.stem}_first_{len(images)}.star")
     stack = first.with_suffix(".mrcs")
     folders = [url.rpartition("/")[0]]
     while not folders[-1].endswith(EMPIAR):
         folders.append(folders[-1].rpartition("/")[0])
     keep(stack, partial(fetch_images, client, images, folders))
-    return keep(first, partial(write_first, star, len(images), stack.name))
+    names = image_names(len(images), stack.name)
+    return keep(first, lambda part: file.write(part, file.particles(), "rlnImageName", names))
 
 
 def _get_star(client: Client, url: str, part: Path) -> None:
     download(client, url, part)
-    image_rows(part)  # or ValueError
+    list_images(StarFile(part))  # or ValueError

@@ -114,9 +114,10 @@ def open_particles(
         table = pd.DataFrame({"rlnImageName": image_names(count, path.name)})
         optics, star = pd.DataFrame([{CTF_APPLIED: 0}]), None
     else:
-        star = _particle_table(StarFile(path))
-        table, named = star[0].frame(star[1]), star[0].only("optics")
-        optics = None if named is None else star[0].frame(named)
+        file = StarFile(path)
+        star = file, file.particles()
+        table, named = file.frame(star[1]), file.only("optics")
+        optics = None if named is None else file.frame(named)
     stacks = Stacks(table["rlnImageName"], path, root)
     optics, table = _grouped(optics, table, path)
     return ParticleFile(path, *_in_A(optics, table, stacks, pixel_size_A), stacks, star)
@@ -132,18 +133,6 @@ def stream_particles(
 ) -> Iterator[Particles]:
     """Read a particle file some rows at a time, see `ParticleFile.stream`."""
     return open_particles(path).stream(batch_size, half)
-
-
-def _particle_table(star: StarFile) -> tuple[StarFile, StarTable]:
-    """The table that lists the particles, in RELION 3.1's words or those of 3.0."""
-    listing = [table for table in star.tables if "rlnImageName" in table.labels]
-    named = [table for table in listing if table.name == "particles"]
-    if len(named) == 1 or len(listing) == 1:
-        return star, (named or listing)[0]
-    if not listing:
-        raise ValueError(f"{star.path} lists no particles (rlnImageName): choose another file")
-    names = " and ".join(repr(table.name) for table in listing)
-    raise ValueError(f"{star.path} has several tables of particles, {names}: keep one of them")
 
 
 def _grouped(optics, table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -107,6 +107,17 @@ class StarFile:
             raise ValueError(f"{self.path} has {len(found)} tables {name!r}: keep one of them")
         return found[0] if found else None
 
+    def particles(self) -> StarTable:
+        """The table that lists the particles, in RELION 3.1's words or those of 3.0."""
+        listing = [table for table in self.tables if "rlnImageName" in table.labels]
+        named = [table for table in listing if table.name == "particles"]
+        if len(named) == 1 or len(listing) == 1:
+            return (named or listing)[0]
+        if not listing:
+            raise ValueError(f"{self.path} lists no particles (rlnImageName): choose another file")
+        names = " and ".join(repr(table.name) for table in listing)
+        raise ValueError(f"{self.path} has several tables of particles, {names}: keep one of them")
+
     def _cells(self, table: StarTable, rows: list[int]) -> list[list[bytes]]:
         """Values of some rows; ValueError that names line and label of a row of another length."""
         if not table.loop:
@@ -153,15 +164,20 @@ class StarFile:
     def write(
         self, path: str | os.PathLike, table: StarTable, label: str, values: list[str]
     ) -> None:
-        """Write the file with other values in one column; all else stays as it was read."""
+        """Write the file with other values in one column; all else stays as it was read.
+
+        With fewer values than the table has rows, the rows behind them are left out.
+        """
         lines, at = list(self.lines), table.labels.index(label)
         places = [(row, at) for row in table.rows] if table.loop else [(table.rows[at], 1)]
-        for (row, token), value in zip(places, values, strict=True):
+        for row, _ in places[len(values) :]:
+            lines[row] = None
+        for (row, token), value in zip(places[: len(values)], values, strict=True):
             old = list(_token_matches(lines[row]))[token]
             new = value.encode(self.encoding)
             lines[row] = lines[row][: old.start()] + new + lines[row][old.end() :]
         with beside(path) as part:
-            part.write_bytes(b"\n".join(lines))
+            part.write_bytes(b"\n".join(line for line in lines if line is not None))
 
 
 def _token_matches(line: bytes) -> list[re.Match]:
