@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from cryonb import __version__
-from cryonb.base.options import DenoiseOptions, TrainOptions
+from cryonb.base.options import DenoiseOptions, Placing, TrainOptions
 
 Flag = Annotated[bool, Parameter(negative="")]  # --force, without a --no-force
 Pairs = list[tuple[str, str]] | None  # -p NAME VALUE, as often as needed
@@ -349,6 +349,7 @@ def clean(
     weights: Path | None = None,
     mask: str = "none",
     overwrite: Flag = False,
+    placing: Placing = Placing(),
 ) -> None:
     """Take noise and detergent out of a map, to look at it or to trace a model in it.
 
@@ -357,7 +358,7 @@ def clean(
     Parameters
     ----------
     map
-        A cubic map (.mrc, .map, also .gz), the molecule bright.
+        A map (.mrc, .map, also .gz), the molecule bright.
     out
         The cleaned map, .mrc, with the header of the map.
     weights
@@ -367,9 +368,9 @@ def clean(
     overwrite
         Replace the output if it is there already.
     """
-    from cryonb.commands.tools import clean_file
+    from cryonb.commands.maps import clean_file
 
-    clean_file(map, out, weights, mask, overwrite=overwrite)
+    clean_file(map, out, weights, mask, overwrite=overwrite, placing=placing)
 
 
 @app.command
@@ -382,6 +383,7 @@ def fsc(
     mask: str = "auto",
     out: str = "fsc",
     seed: int = 0,
+    placing: Placing = Placing(),
 ) -> None:
     """Compare two half maps, or a map and a reference, by Fourier shell correlation.
 
@@ -394,12 +396,12 @@ def fsc(
     reference
         A map or an atomic model, in the frame of the map, instead of half map 2.
     mask
-        A soft mask (.mrc), auto (made from the maps) or none.
+        A soft mask (.mrc), an atomic model, auto (made from the maps) or none.
     out
         Writes OUT.csv and OUT.png.
     seed
         Of the random phases.
     """
-    from cryonb.commands.tools import fsc_files
+    from cryonb.commands.maps import fsc_files
 
-    fsc_files(map, half2, reference, mask, out, seed=seed)
+    fsc_files(map, half2, reference, mask, out, seed=seed, placing=placing)

@@ -49,7 +49,6 @@
 
 # %% tags=["long"]
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -58,7 +57,7 @@ import numpy as np
 import torch
 from torch.testing import assert_close
 
-from cryonb.commands.tools import clean_file
+from cryonb.commands.maps import clean_file
 from cryonb.data import molecules
 from cryonb.data.maps import read_placed_map, write_map
 from cryonb.data.volumes import MOLECULES, from_atoms, load_volume, read_atoms
@@ -539,8 +538,7 @@ if real_map and model:
     given, pixel_A, first_A = read_placed_map(real_map)
     built = read_atoms(model, centre=False)
     near = model_mask(built.xyz_A, tuple(given.shape), pixel_A, first_A)
-    here = replace(built, xyz_A=built.xyz_A - first_A[::-1])
-    goal = from_atoms(here, len(given), pixel_A, centre=False).map
+    goal = from_atoms(built, len(given), pixel_A, first_A).map
     real = {"raw": given, "mask from the map": given * soft_mask(given, pixel_A, largest=True)}
     real["mask around the model"] = given * near
     real[best] = cleaners[best](given, pixel_size_A=pixel_A)

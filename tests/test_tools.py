@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import mrcfile
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from test_projection import phantom
 from torch.testing import assert_close
 
 from cryonb.cli import main
-from cryonb.data.maps import read_map, write_map
+from cryonb.data.maps import PlacedMap, read_map, read_placed_map, write_map
+from cryonb.data.molecules import Atoms
 from cryonb.data.particle_file import stream_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
+from cryonb.data.volumes import fit_atoms, from_atoms, read_atoms
 from cryonb.evaluation.resolution import fsc, fsc_mask_corrected, resolution_at
 from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
 from cryonb.physics.reconstruct import reconstruct
+from cryonb.simulation.masks import model_mask
 
 N, PIXEL = 24, 3.0
 
@@ -145,13 +154,141 @@ def test_fsc_says_what_is_wrong(halves, tmp_path, volume, capsys):
         return capsys.readouterr().err
 
     write_map(tmp_path / "other.mrc", volume, PIXEL + 1)
-    assert "on one grid" in complaint(paths[0], tmp_path / "other.mrc")
-    write_map(tmp_path / "small.mrc", volume[1:, 1:, 1:], PIXEL)
-    assert "on one grid" in complaint(paths[0], tmp_path / "small.mrc")
+    assert "voxels of 4 Å, the first map of 3 Å" in complaint(paths[0], tmp_path / "other.mrc")
+    write_map(tmp_path / "small.mrc", volume[4:, 4:, 4:], PIXEL)
+    assert "--centre to lay" in complaint(paths[0], tmp_path / "small.mrc")
     write_map(tmp_path / "hard.mrc", (volume > volume.mean()).float(), PIXEL)
     assert "soft" in complaint(*paths, "--mask", tmp_path / "hard.mrc")
     write_map(tmp_path / "empty.mrc", volume * 0, PIXEL)
-    assert "no mask" in complaint(*paths, "--mask", tmp_path / "empty.mrc")
+    assert "same value everywhere" in complaint(*paths, "--mask", tmp_path / "empty.mrc")
     assert main(["fsc", str(paths[0])]) == 2
     assert "second half map" in capsys.readouterr().err
     assert not (tmp_path / "curve.csv").exists()
+
+
+def placed(path, map, start=(0, 0, 0), origin=(0, 0, 0), pixel_A=PIXEL):
+    """Write a map (z, y, x) with NSTART and ORIGIN (x, y, z)."""
+    write_map(path, map, pixel_A)
+    with mrcfile.mmap(path, "r+") as mrc:
+        mrc.nstart, mrc.header.origin = start, origin
+    return path
+
+
+@pytest.fixture(scope="module")
+def ball():
+    """A map of 24³ voxels that is smooth and vanishes at its edges."""
+    xyz = np.random.default_rng(1).normal(size=(60, 3)) * (6, 5, 4)
+    atoms = Atoms(xyz - xyz.mean(0), np.full(60, "C"), np.full(60, 150.0), "ball")
+    return from_atoms(atoms, N, PIXEL).map
+
+
+@pytest.fixture
+def compare(tmp_path):
+    """A function that gives the FSC of a map with a reference, unmasked."""
+
+    def curve(map, reference, *options):
+        out, reference = f"{tmp_path / 'c'}", ["--reference", str(reference)]
+        assert main(["fsc", str(map), *reference, "--out", out, "--mask", "none", *options]) == 0
+        return pd.read_csv(f"{out}.csv", index_col=0)["unmasked"].to_numpy()
+
+    return curve
+
+
+@pytest.mark.parametrize("start", [(0, 0, 0), (1, 0, 0), (-24, 7, 300)])
+def test_a_map_is_itself_wherever_it_lies(tmp_path, volume, compare, start):
+    path = placed(tmp_path / "a.mrc", volume, start)
+    assert compare(path, path) == pytest.approx(1)
+    far = placed(tmp_path / "b.mrc", volume, origin=tuple(PIXEL * s for s in start))
+    assert compare(path, far) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shift", [(3.0, -2.0, 1.0), (0.5, -1.25, 2.0)])
+def test_frames_that_differ_are_aligned(tmp_path, ball, compare, capsys, shift):
+    """Moved by whole or fractional voxels, the header saying so: the same map."""
+    frequency = torch.meshgrid(*[torch.fft.fftfreq(N)] * 3, indexing="ij")
+    phase = sum(f * s for f, s in zip(frequency, shift[::-1], strict=True))
+    moved = torch.fft.ifftn(torch.fft.fftn(ball) * torch.exp(2j * torch.pi * phase)).real
+    one = placed(tmp_path / "one.mrc", ball)
+    two = placed(tmp_path / "two.mrc", moved, origin=tuple(PIXEL * s for s in shift))
+    assert compare(one, two)[1:-1].min() > 0.99
+    assert "resampled onto it" in capsys.readouterr().out
+    assert compare(one, placed(two, moved))[1:].min() < 0.5
+
+
+def test_bricks_are_padded_and_other_pixels_resampled(tmp_path, ball, compare, capsys):
+    cut = placed(tmp_path / "cut.mrc", ball[2:20, 1:, :].contiguous(), start=(0, 1, 2))
+    whole, fine = placed(tmp_path / "whole.mrc", ball), tmp_path / "fine.mrc"
+    assert compare(cut, cut) == pytest.approx(1)
+    assert compare(cut, whole)[1:].min() > 0.99 and compare(whole, cut)[1:].min() > 0.99
+    placed(fine, fourier_crop(ball, 36), pixel_A=PIXEL * 24 / 36)
+    assert compare(whole, fine)[1:].min() > 0.99
+    assert "2 Å/px" in capsys.readouterr().out
+    near = placed(tmp_path / "near.mrc", ball, pixel_A=PIXEL * 1.0005)
+    assert compare(whole, near) == pytest.approx(1)
+
+
+def test_an_unknown_pixel_size_is_asked_for(tmp_path, volume, compare, capsys):
+    path, out = tmp_path / "bare.mrc", tmp_path / "out.mrc"
+    for field in ("mx", "cella"):
+        write_map(path, volume, PIXEL)
+        with mrcfile.mmap(path, "r+") as mrc:
+            mrc.header[field] = 0
+        for command in (["fsc", str(path), str(path)], ["clean", str(path), "--out", f"{out}x"]):
+            assert main(command) == 2
+            assert "--pixel-size" in capsys.readouterr().err
+        assert compare(path, path, "--pixel-size", "2.5") == pytest.approx(1)
+        assert main(["clean", str(path), "--out", str(out), "--pixel-size=2.5", "--overwrite"]) == 0
+        assert mrcfile.open(out).voxel_size.tolist() == pytest.approx((2.5, 2.5, 2.5))
+    assert main(["fsc", str(path), str(path), "--pixel-size", "0"]) == 2
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A PDB file of 60 atoms about (90, 60, 120) Å."""
+    xyz = np.random.default_rng(0).normal(size=(60, 3)) * (10, 6, 4) + (90.0, 60.0, 120.0)
+    lines = [
+        f"HETATM{i:5d}  C   UNK A{i:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 40.00           C  "
+        for i, (x, y, z) in enumerate(xyz, 1)
+    ]
+    (tmp_path / "model.pdb").write_text("\n".join([*lines, "END", ""]))
+    return tmp_path / "model.pdb", read_atoms(tmp_path / "model.pdb", centre=False)
+
+
+def test_models_lie_in_the_frame_of_the_map(tmp_path, model, compare, capsys):
+    path, atoms = model
+    first = (85.0, 30.0, 45.0)  # z, y, x; box of 72 Å, so that nothing lies in one at the origin
+    density = from_atoms(atoms, 36, 2.0, first).map
+    framed = placed(tmp_path / "map.mrc", density, origin=first[::-1], pixel_A=2.0)
+    assert compare(framed, path) == pytest.approx(1, abs=1e-4)
+    lost = placed(tmp_path / "lost.mrc", density, pixel_A=2.0)
+    assert main(["fsc", str(lost), "--reference", str(path)]) == 2
+    assert "--centre, --fit" in capsys.readouterr().err
+    assert compare(lost, path, "--centre")[1] > 0.8  # it lies 9 Å off the middle
+    assert compare(lost, path, "--centre", "--fit")[1:15].min() > 0.99
+
+
+def test_a_model_is_fitted_from_nearby(model):
+    _, atoms = model
+    given = PlacedMap(from_atoms(atoms, 36, 2.0, (85.0, 30.0, 45.0)).map, 2.0, (85.0, 30.0, 45.0))
+    turn = Rotation.from_rotvec([10, -8, 6], degrees=True)
+    middle = atoms.xyz_A.mean(0)
+    off = dataclasses.replace(atoms, xyz_A=turn.apply(atoms.xyz_A - middle) + middle + [4, -3, 2])
+    found = fit_atoms(off, given)
+    assert np.sqrt(((found.xyz_A - atoms.xyz_A) ** 2).sum(1).mean()) < 0.3  # Å; 6 before
+
+
+def test_masks_and_models_for_maps_that_are_no_cubes(tmp_path, model, volume):
+    """What is cleaned has the frame, shape and header of what was given."""
+    path, atoms = model
+    brick = from_atoms(atoms, 36, 2.0, (85.0, 30.0, 45.0)).map[8:28, 3:33, 8:33].contiguous()
+    name = placed(tmp_path / "brick.mrc", brick, origin=(61.0, 36.0, 101.0), pixel_A=2.0)
+    mask = model_mask(atoms.xyz_A, tuple(brick.shape), 2.0, (101.0, 36.0, 61.0))
+    placed(tmp_path / "mask.mrc", mask, pixel_A=2.0)  # as RELION's: no place
+    outs = [tmp_path / f"{name}.mrc.gz" for name in ("plain", "model", "mask")]
+    for out, with_mask in zip(outs, ("none", path, tmp_path / "mask.mrc"), strict=True):
+        assert main(["clean", str(name), "--out", str(out), "--mask", str(with_mask)]) == 0
+    plain, modelled, masked = (read_placed_map(out) for out in outs)
+    assert plain.map.shape == brick.shape and plain.first_A == (101.0, 36.0, 61.0)
+    assert_close(masked.map, plain.map * mask, atol=1e-5, rtol=1e-5)
+    assert_close(modelled.map, plain.map * mask, atol=1e-5, rtol=1e-5)
+    assert outs[0].read_bytes()[:2] == b"\x1f\x8b"

@@ -117,3 +117,27 @@ class TrainOptions:
     compile: Annotated[bool, Parameter(negative="")] = False
     seed: int = 0
     out: Path = Path("kept")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Placing:
+    """How maps and models are laid on each other by `cryonb fsc` and `cryonb clean`.
+
+    Attributes
+    ----------
+    pixel_size_A
+        In Å, of all maps given, instead of what their headers say.
+    centre
+        Lay middles on middles (of a model: its centre of mass), wherever headers put things.
+    fit
+        Turn and move a model to where the map is dense, from where it lies.
+    """
+
+    pixel_size_A: Annotated[float | None, Parameter("--pixel-size")] = None
+    centre: Annotated[bool, Parameter(negative="")] = False
+    fit: Annotated[bool, Parameter(negative="")] = False
+
+    def __post_init__(self):
+        if self.pixel_size_A is not None and not 1e-3 < self.pixel_size_A < 1e4:
+            raise ValueError(f"a pixel size of {self.pixel_size_A:g} Å: give it in Å")

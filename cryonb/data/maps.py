@@ -3,101 +3,118 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import mrcfile
 import numpy as np
 import torch
 
-from cryonb.base.files import beside, existing
+from cryonb.base.files import beside
+from cryonb.data.mrc import Mrc, open_mrc
 
 # What says where a map lies and whose it is.
 KEPT_FIELDS = (
     "nxstart nystart nzstart mx my mz cella cellb mapc mapr maps ispg exttyp origin nlabl label"
 ).split()
 
-
-def read_mrc(path: str | os.PathLike) -> tuple[np.ndarray, np.void, np.recarray]:
-    """Data, header and voxel size of an MRC file (gzipped or not); ValueError if it is damaged."""
-    path = existing(path)
-    try:
-        with mrcfile.open(path, permissive=False) as mrc:
-            return np.array(mrc.data), mrc.header.copy(), mrc.voxel_size.copy()
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path} is not a whole MRC file, damaged or cut short ({error}): get it again"
-        ) from error
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
 
 
-def read_map(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
-    """Read an MRC or CCP4 map (gzipped or not), its axes in the order (z, y, x).
+class PlacedMap(NamedTuple):
+    """A map and where it lies.
 
-    Returns
-    -------
+    Attributes
+    ----------
     map : Tensor (z, y, x), float32
     pixel_size_A : float
+    first_A : (float, float, float)
+        Where the first voxel lies: (z, y, x) in Å.
+    """
+
+    map: torch.Tensor
+    pixel_size_A: float
+    first_A: tuple[float, float, float]
+
+
+def read_map(
+    path: str | os.PathLike, pixel_size_A: float | None = None
+) -> tuple[torch.Tensor, float]:
+    """Read a map (z, y, x) and its pixel size as `read_placed_map` does, not where it lies."""
+    return read_placed_map(path, pixel_size_A)[:2]
+
+
+def read_placed_map(path: str | os.PathLike, pixel_size_A: float | None = None) -> PlacedMap:
+    """Read an MRC or CCP4 map (gzipped or not), its axes in the order (z, y, x).
+
+    It lies where the header's ORIGIN says, or NSTART voxels off where ORIGIN is zero, as in
+    ChimeraX (gemmi looks at NSTART only, RELION at neither). Both count along x, y and z, whatever
+    order MAPC, MAPR and MAPS give to columns, rows and sections.
+
+    Parameters
+    ----------
+    pixel_size_A : float, optional
+        Instead of what the header says.
 
     Raises
     ------
     FileNotFoundError
         No such file.
     ValueError
-        Damaged, not a volume, voxels that are NaN, or that are not cubes.
+        Damaged, not one volume, voxels that are NaN or not cubes, an unknown pixel size.
     """
-    return read_placed_map(path)[:2]
-
-
-def read_placed_map(
-    path: str | os.PathLike,
-) -> tuple[torch.Tensor, float, tuple[float, float, float]]:
-    """Read a map as `read_map` does, and where its first voxel lies: (z, y, x) in Å.
-
-    The place is the header's ORIGIN, or NSTART voxels where ORIGIN is zero; both count along x, y
-    and z, whatever order MAPC, MAPR and MAPS give to columns, rows and sections.
-    """
-    data, header, size = read_mrc(path)
-    order = _axis_order(header)
-    if data.ndim != 3 or np.iscomplexobj(data) or sorted(order) != [1, 2, 3]:
+    mrc = open_mrc(path)
+    header, data, order = mrc.header, mrc.data, _axis_order(mrc.header)
+    if len(data) > 1 and (
+        header["ispg"] == 0 and header["mz"] == 1 or Path(path).suffix == ".mrcs"
+    ):
+        raise ValueError(f"{path} is a stack of {len(data)} images: give a map")
+    if min(data.shape) == 1 or mrc.volumes > 1 or np.iscomplexobj(data):
         raise ValueError(f"{path} holds {data.dtype} of shape {data.shape}: give a real 3D map.")
+    if sorted(order) != [1, 2, 3]:
+        raise ValueError(f"{path} has the axes {order} as MAPS, MAPR, MAPC: correct its header")
     if not np.isfinite(data).all():
         count = np.count_nonzero(~np.isfinite(data))
         raise ValueError(f"{path} has {count} NaN or infinite voxels: repair the map first.")
-    voxel = [float(size[axis]) for axis in "zyx"]
-    if max(voxel) == 0:
-        raise ValueError(
-            f"{path} has no pixel size, its header says 0 × 0 × 0 Å: write the cell's edges into it"
-        )
-    if min(voxel) <= 0 or max(voxel) - min(voxel) > 1e-3 * max(voxel):
-        raise ValueError(
-            f"{path} has voxels of {voxel[2]:g} × {voxel[1]:g} × {voxel[0]:g} Å (x, y, z), which "
-            "are not cubes: correct the header, or resample the map to one pixel size."
-        )
+    pixel_A = pixel_size_A or _cubic_voxel(mrc)
     to_zyx = [order.index(axis) for axis in (3, 2, 1)]
     start = np.array([int(header[name]) for name in ("nzstart", "nystart", "nxstart")])[to_zyx]
     origin = np.array([float(header["origin"][axis]) for axis in "zyx"])
-    first_A = origin if origin.any() else start * voxel[0]
-    grid = np.ascontiguousarray(data.transpose(to_zyx), dtype=np.float32)
-    return torch.from_numpy(grid), voxel[0], tuple(first_A.tolist())
+    if not np.isfinite(origin).all():
+        raise ValueError(f"{path} has an ORIGIN that is not a number: correct its header")
+    first_A = origin if origin.any() else start * pixel_A
+    grid = np.array(data.transpose(to_zyx), dtype=np.float32, order="C")
+    return PlacedMap(torch.from_numpy(grid), pixel_A, tuple(first_A.tolist()))
+
+
+def _cubic_voxel(mrc: Mrc) -> float:
+    """Edge of a voxel in Å; ValueError if it is unknown, or a voxel is no cube."""
+    angles = [float(mrc.header["cellb"][name]) for name in ("alpha", "beta", "gamma")]
+    if any(angles) and not np.allclose(angles, 90, rtol=0, atol=0.01):
+        raise ValueError(
+            f"{mrc.path} has cell angles of {angles[0]:g}, {angles[1]:g} and {angles[2]:g}°: "
+            "resample it to a grid with right angles"
+        )
+    z, y, x = mrc.voxel_A
+    if not 1e-3 < min(z, y, x) < 1e4:
+        raise ValueError(
+            f"{mrc.path} has no pixel size, its header says {x:g} × {y:g} × {z:g} Å: give it "
+            "(--pixel-size), or write the cell's edges into the header"
+        )
+    if max(z, y, x) - min(z, y, x) > 1e-3 * max(z, y, x):
+        raise ValueError(
+            f"{mrc.path} has voxels of {x:g} × {y:g} × {z:g} Å (x, y, z), which are not cubes: "
+            "correct the header, or resample the map to one pixel size."
+        )
+    return z
 
 
 def _axis_order(header: np.void) -> list[int]:
     """Which of x, y, z (1, 2, 3) sections, rows and columns are; some programs leave them empty."""
     order = [int(header[name]) for name in ("maps", "mapr", "mapc")]
     return order if any(order) else [3, 2, 1]
-
-
-def check_one_cube(path: str | os.PathLike, map: torch.Tensor) -> None:
-    """ValueError if the file of a map (z, y, x) is a stack of images, or its box is no cube."""
-    with mrcfile.open(path, header_only=True) as mrc:
-        stack = mrc.header.ispg == 0 and mrc.header.mz == 1 and mrc.header.nz > 1
-    if stack or Path(path).suffix == ".mrcs":
-        raise ValueError(f"{path} is a stack of {len(map)} images: give a map")
-    if len(set(map.shape)) > 1:
-        z, y, x = map.shape
-        raise ValueError(f"{path} has {x} × {y} × {z} voxels: cut or pad the map to a cube")
 
 
 def write_map(path: str | os.PathLike, map: torch.Tensor, pixel_size_A: float) -> None:
@@ -127,7 +144,8 @@ def _new_file(path: str | os.PathLike, data: np.ndarray) -> Iterator[mrcfile.mrc
         count = np.count_nonzero(~np.isfinite(data))
         raise ValueError(f"{path} is not written, {count} of its values are NaN or infinite")
     try:
-        with beside(path) as part, mrcfile.new(part, overwrite=True) as mrc:
+        zipped = COMPRESSIONS.get(Path(path).suffix)
+        with beside(path) as part, mrcfile.new(part, compression=zipped, overwrite=True) as mrc:
             mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))
             yield mrc
     except OSError as error:
@@ -138,26 +156,33 @@ def _new_file(path: str | os.PathLike, data: np.ndarray) -> Iterator[mrcfile.mrc
 
 
 def write_map_like(
-    path: str | os.PathLike, map: torch.Tensor, like: str | os.PathLike, label: str = ""
+    path: str | os.PathLike,
+    map: torch.Tensor,
+    like: str | os.PathLike,
+    pixel_size_A: float,
+    label: str = "",
 ) -> None:
     """Write a volume (z, y, x) as float32 with the header of another file of the same grid.
 
     Cell, place, order of axes, space group, extended header and labels are those of `like`;
-    statistics are the new map's, and `label` becomes one label more where there is room.
+    statistics are the new map's, and `label` becomes one label more where there is room. A cell
+    that says another pixel size than `pixel_size_A`, or none, is replaced.
     ValueError if the grids differ, OSError as in `write_map`.
     """
-    with mrcfile.open(like, permissive=False) as mrc:
-        header, extended = mrc.header.copy(), mrc.extended_header.copy()
-        data = map.detach().cpu().numpy().transpose([3 - axis for axis in _axis_order(header)])
-        if data.shape != mrc.data.shape:
-            raise ValueError(f"A map of {data.shape} voxels has no place in {like}.")
+    old = open_mrc(like, quiet=True)
+    data = map.detach().cpu().numpy().transpose([3 - axis for axis in _axis_order(old.header)])
+    if data.shape != old.shape:
+        raise ValueError(f"A map of {data.shape} voxels has no place in {like}.")
     with _new_file(path, data) as mrc:
-        mrc.set_extended_header(extended)
+        mrc.set_extended_header(np.frombuffer(old.extended_header, "V1"))
         for name in KEPT_FIELDS:
-            mrc.header[name] = header[name]
-        if label and mrc.header.nlabl < 10:
+            mrc.header[name] = old.header[name]
+        if label and 0 <= mrc.header.nlabl < 10:
             mrc.header.label[mrc.header.nlabl] = label.encode()
             mrc.header.nlabl += 1
+        if not np.allclose(old.voxel_A, pixel_size_A, rtol=1e-3):
+            mrc.header.mx, mrc.header.my, mrc.header.mz = map.shape[::-1]
+            mrc.header.cella = tuple(n * pixel_size_A for n in map.shape[::-1])
 
 
 def level_and_scale(map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,6 +190,63 @@ def level_and_scale(map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     flat = map.flatten(-3)
     level, scale = flat.median(-1).values, flat.std(-1)
     return level[..., None, None, None], scale.clamp_min(1e-20)[..., None, None, None]
+
+
+def to_cube(given: PlacedMap) -> tuple[PlacedMap, tuple[slice, slice, slice]]:
+    """Pad a map about its middle with its median, to a cube; and what cuts the cube back."""
+    map, pixel_A, first_A = given
+    size = max(map.shape)
+    if min(map.shape) == size:
+        return given, (slice(None),) * 3
+    before = [size // 2 - n // 2 for n in map.shape]
+    cut = tuple(slice(b, b + n) for b, n in zip(before, map.shape, strict=True))
+    cube = map.new_full((size,) * 3, float(map.median()))
+    cube[cut] = map
+    first_A = tuple(x - b * pixel_A for x, b in zip(first_A, before, strict=True))
+    return PlacedMap(cube, pixel_A, first_A), cut
+
+
+def overlap(a: PlacedMap, b: PlacedMap) -> float:
+    """What the boxes of two maps share, as a part of the smaller box."""
+    first = np.array([a.first_A, b.first_A])
+    edges = np.array([np.array(x.map.shape) * x.pixel_size_A for x in (a, b)])
+    shared = ((first + edges).min(0) - first.max(0)).clip(0)
+    return float(shared.prod() / edges.prod(1).min())
+
+
+def onto_grid(
+    given: PlacedMap,
+    box_size: int,
+    pixel_size_A: float,
+    first_A: tuple[float, float, float] | None = None,
+    fill: float | None = None,
+) -> torch.Tensor:
+    """Bring a map onto another grid by where both lie, see `resample`.
+
+    Parameters
+    ----------
+    box_size, pixel_size_A
+        Of the result. A pixel size within 1e-3 of the map's own is taken as the same.
+    first_A : (float, float, float), optional
+        Where the result's first voxel lies: (z, y, x) in Å. None: the middles of both grids meet.
+    fill : float, optional
+        Beyond the map's box; by default its median.
+
+    Returns
+    -------
+    Tensor (z, y, x), float32
+    """
+    map, old_A, old_first_A = given
+    step = pixel_size_A / old_A
+    step = 1.0 if abs(step - 1) < 1e-3 else step
+    if first_A is None:
+        first = [n // 2 - box_size // 2 * step for n in map.shape]
+    else:
+        first = [(new - old) / old_A for new, old in zip(first_A, old_first_A, strict=True)]
+    if step == 1 and set(map.shape) == {box_size} and max(abs(x) for x in first) < 1e-2:
+        return map
+    fill = float(map.median()) if fill is None else fill
+    return resample(map - fill, box_size, step, first) + fill
 
 
 def resample(

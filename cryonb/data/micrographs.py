@@ -18,7 +18,8 @@ from scipy.ndimage import uniform_filter1d
 from scipy.optimize import minimize
 
 from cryonb.data.fetch import fetch
-from cryonb.data.maps import read_mrc, write_map
+from cryonb.data.maps import write_map
+from cryonb.data.mrc import open_mrc
 from cryonb.data.volumes import Volume, load_volume
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.fourier import (
@@ -104,15 +105,18 @@ def read_micrograph(path: str | os.PathLike) -> tuple[torch.Tensor, float]:
     FileNotFoundError, ValueError
         No such file; damaged; a movie, a stack or a volume; no pixel size; NaN.
     """
-    data, _, size = read_mrc(path)
-    data = data[0] if data.ndim == 3 and len(data) == 1 else data
-    if data.ndim != 2 or np.iscomplexobj(data):
+    mrc = open_mrc(path)
+    data, (_, y_A, x_A) = mrc.data, mrc.voxel_A
+    if len(data) > 1 or np.iscomplexobj(data):
         raise ValueError(f"{path} holds an array {data.shape}, no micrograph: align movies first")
-    if not size.x > 0:
-        raise ValueError(f"{path} has no pixel size in its header: set it with mrcfile or RELION")
-    if not np.isfinite(data).all():
-        raise ValueError(f"{path} holds NaN or infinite pixels: make it again")
-    return remove_hot_pixels(torch.from_numpy(data.astype(np.float32))), float(size.x)
+    if not (x_A > 0 and abs(x_A - y_A) < 1e-3 * x_A):
+        raise ValueError(
+            f"{path} has no pixel size, or no square pixels, in its header ({x_A:g} × {y_A:g} Å): "
+            "set it with mrcfile or RELION"
+        )
+    if not np.isfinite(data).all() or data.min() == data.max():
+        raise ValueError(f"{path} holds NaN or infinite pixels, or one value: make it again")
+    return remove_hot_pixels(torch.from_numpy(data[0].astype(np.float32))), x_A
 
 
 def remove_hot_pixels(image: torch.Tensor) -> torch.Tensor:

@@ -7,20 +7,22 @@ origin sits at index n // 2 of every axis.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gemmi
 import numpy as np
 import torch
 from scipy.fft import next_fast_len
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.optimize import minimize
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from cryonb.base.files import existing
 from cryonb.data import molecules
 from cryonb.data.fetch import fetch, is_volume
-from cryonb.data.maps import read_placed_map, resample
+from cryonb.data.maps import PlacedMap, onto_grid, read_placed_map
 from cryonb.physics.fourier import filter_radially, fourier_crop
 
 MOLECULES = {"channel": molecules.channel, "prestin": molecules.prestin}
@@ -63,7 +65,7 @@ def load_volume(
     box_size: int = 64,
     pixel_size_A: float = 3.0,
     *,
-    centre: bool = True,
+    first_A: tuple[float, float, float] | None = None,
     solvent: bool = False,
 ) -> Volume:
     """Load a molecule as a volume of the asked box and pixel size.
@@ -78,10 +80,10 @@ def load_volume(
         Voxels along each edge, even or odd.
     pixel_size_A : float
         Voxel edge in Å.
-    centre : bool
-        True: a model's centre of mass, or the middle of a map's grid, goes to index n // 2.
-        False: the file's own frame, (0, 0, 0) Å at voxel (0, 0, 0); a deposited model and its map
-        superpose in it.
+    first_A : (float, float, float), optional
+        Where the first voxel lies in the file's own frame, (z, y, x) in Å: with one and the same
+        place, a deposited model and its map superpose. None: a model's centre of mass, or the
+        middle of a map's grid, goes to index n // 2.
     solvent : bool
         Of atoms: in vitreous ice instead of vacuum, see `from_atoms`.
 
@@ -98,24 +100,37 @@ def load_volume(
         raise ValueError(f"A box of {box_size} px at {pixel_size_A} Å/px: give positive numbers.")
     if str(source) in MOLECULES:
         return from_atoms(MOLECULES[str(source)](), box_size, pixel_size_A, solvent=solvent)
+    path = source_path(source)
+    if is_model(path):
+        atoms = read_atoms(path, centre=first_A is None)
+        return from_atoms(atoms, box_size, pixel_size_A, first_A, solvent=solvent)
+    given = read_placed_map(path)
+    if first_A is None:
+        reach_A = _reach(given.map) * given.pixel_size_A
+        _check_fits(reach_A, box_size, pixel_size_A, path.name)
+    map = onto_grid(given, box_size, pixel_size_A, first_A)
+    return Volume(map, pixel_size_A, path.name.split(".")[0])
+
+
+def source_path(source: str | os.PathLike) -> Path:
+    """File of a model or a map, fetched if it is an entry; ValueError if it is neither."""
     path = fetch(str(source)) if is_volume(str(source)) else Path(source)
-    suffix = Path(path.stem if path.suffix.lower() == ".gz" else path).suffix.lower()
-    if suffix not in MODEL_SUFFIXES + MAP_SUFFIXES:
+    if not is_model(path) and _suffix(path) not in MAP_SUFFIXES:
         raise ValueError(
             f"Unknown source {str(source)!r}: give one of {', '.join(MOLECULES)}, or a file ending "
             f"in {', '.join(MODEL_SUFFIXES + MAP_SUFFIXES)} (also with .gz), or an entry such as "
             "EMD-8511 or 5U6O."
         )
-    if suffix in MODEL_SUFFIXES:
-        atoms = read_atoms(path, centre=centre)
-        return from_atoms(atoms, box_size, pixel_size_A, centre=centre, solvent=solvent)
-    grid, old_A, first_A = read_placed_map(path)
-    step = pixel_size_A / old_A
-    first = tuple(-x / old_A for x in first_A)
-    if centre:
-        first = tuple(n // 2 - box_size // 2 * step for n in grid.shape)
-        _check_fits(_reach(grid) * old_A, box_size, pixel_size_A, path.name)
-    return Volume(resample(grid, box_size, step, first), pixel_size_A, path.name.split(".")[0])
+    return path
+
+
+def is_model(path: str | os.PathLike) -> bool:
+    """Whether a file's name is that of an atomic model, gzipped or not."""
+    return _suffix(path) in MODEL_SUFFIXES
+
+
+def _suffix(path: str | os.PathLike) -> str:
+    return Path(str(path).lower().removesuffix(".gz")).suffix
 
 
 def read_atoms(path: str | os.PathLike, *, centre: bool = True) -> molecules.Atoms:
@@ -139,25 +154,82 @@ def read_atoms(path: str | os.PathLike, *, centre: bool = True) -> molecules.Ato
     if not sites:
         raise ValueError(f"{path} lists no atoms: give a file with a model in it.")
     xyz = np.array([site.atom.pos.tolist() for site in sites])
+    b_factor = np.array([site.atom.b_iso for site in sites])
+    lost = ~(np.isfinite(xyz).all(1) & (np.abs(b_factor) < 1e5))
+    if lost.any():
+        first = sites[int(lost.argmax())]
+        raise ValueError(
+            f"{path}: {lost.sum()} of {len(sites)} atoms have no sound position or B factor, the "
+            f"first in {first.residue} of chain {first.chain.name}: correct or delete them"
+        )
     middle = np.average(xyz, axis=0, weights=[site.atom.element.weight for site in sites])
     spine = [i for i, site in enumerate(sites) if site.atom.name == "CA"]
     charged = np.array([sites[i].residue.name in CHARGED for i in spine], dtype=bool)
     return molecules.Atoms(
         xyz - middle if centre else xyz,
         np.array([site.atom.element.name for site in sites]),
-        np.array([site.atom.b_iso for site in sites]),
+        b_factor,
         path.name.split(".")[0],
         _cyclic_symmetry(xyz - middle),
         _guess_membrane((xyz - middle)[spine, 2], charged) if centre else None,
     )
 
 
+def atoms_in_box(
+    xyz_A: np.ndarray,
+    shape: tuple[int, int, int],
+    pixel_size_A: float,
+    first_A: tuple[float, float, float],
+    least: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms (n, zyx) in voxels of a map's grid, and which of them lie in it.
+
+    ValueError if that is less than a part `least` of them.
+    """
+    atoms = (np.asarray(xyz_A)[:, ::-1] - first_A) / pixel_size_A
+    inside = ((atoms > -0.5) & (atoms < np.array(shape) - 0.5)).all(1)
+    if inside.mean() < least:
+        raise ValueError(
+            f"Only {inside.mean():.0%} of the model's {len(atoms)} atoms lie in the map's box: "
+            "give the model in the frame of the map and a map whose header says where it lies, "
+            "or move the model (--centre, --fit)"
+        )
+    return atoms, inside
+
+
+def fit_atoms(atoms: molecules.Atoms, given: PlacedMap) -> molecules.Atoms:
+    """Turn and move a model as one body to where the map around its atoms is densest.
+
+    The mean density at the atoms is maximised from where they lie, first in the map blurred by a
+    Gaussian of 8 Å, then of 4 and 2 Å; a maximum that is farther away than about a helix is not
+    found. As ChimeraX's fitmap, which does so without the blur.
+    """
+    few = atoms.xyz_A[:: 1 + len(atoms.xyz_A) // 3000]
+    middle = few.mean(0)
+    reach_A = max(float((few - middle).std()), 1.0)  # so that 1 is about 1 Å of turning, too
+
+    def moved(xyz_A: np.ndarray, move: np.ndarray) -> np.ndarray:
+        turn = Rotation.from_rotvec(move[:3] / reach_A)
+        return turn.apply(xyz_A - middle) + middle + move[3:]
+
+    def loss(move: np.ndarray, smooth: np.ndarray) -> float:
+        at = (moved(few, move)[:, ::-1] - given.first_A) / given.pixel_size_A
+        return -map_coordinates(smooth, at.T, order=1).mean()
+
+    move = np.zeros(6)
+    for blur_A in (8.0, 4.0, 2.0):
+        smooth = gaussian_filter(given.map.numpy(), blur_A / given.pixel_size_A)
+        smooth /= max(float(np.abs(smooth).max()), 1e-30)
+        move = minimize(loss, move, smooth, method="Powell", options={"xtol": 0.01}).x
+    return replace(atoms, xyz_A=moved(atoms.xyz_A, move))
+
+
 def from_atoms(
     atoms: molecules.Atoms,
     box_size: int = 64,
     pixel_size_A: float = 3.0,
+    first_A: tuple[float, float, float] | None = None,
     *,
-    centre: bool = True,
     solvent: bool = False,
 ) -> Volume:
     """Electrostatic potential of atoms in volts, above that of vacuum or of the solvent.
@@ -166,8 +238,9 @@ def from_atoms(
     grid of at most 1 Å. A common extra blur keeps that grid from aliasing and is divided out after
     the Fourier crop to the asked box. Source: Peng et al., Acta Cryst. A 52:257 (1996), by gemmi.
 
-    With `centre`, coordinates (0, 0, 0) lie at index n // 2 and the molecule must fit the box in
-    every orientation; otherwise they lie at voxel 0.
+    Coordinates (0, 0, 0) lie at index n // 2 and the molecule must fit the box in every
+    orientation; or voxel 0 lies at `first_A` (z, y, x), and a tenth of the atoms
+    may lie outside and is left out.
 
     With `solvent`, each atom displaces ice: a Gaussian of its volume, at the potential of vitreous
     ice, is subtracted (Fraser, MacRae and Suzuki, J. Appl. Cryst. 11:693, 1978; Vulović and others,
@@ -178,22 +251,21 @@ def from_atoms(
     edge_A = box_size * pixel_size_A
     fine = next_fast_len(int(np.ceil(edge_A / min(1.0, pixel_size_A / 2))), real=True)
     middle_A = box_size // 2 * pixel_size_A
-    xyz_A = atoms.xyz_A + (middle_A if centre else 0.0)  # from the box's voxel 0
-    if centre:
-        reach_A = np.linalg.norm(atoms.xyz_A, axis=1).max()
+    xyz_A, inside = atoms.xyz_A, slice(None)  # from the box's middle
+    if first_A is None:
+        reach_A = np.linalg.norm(xyz_A, axis=1).max()
         _check_fits(reach_A + ATOM_RADIUS_A, box_size, pixel_size_A, atoms.name)
-    elif xyz_A.min() < 0 or xyz_A.max() > edge_A:
-        raise ValueError(
-            f"{atoms.name} lies at {xyz_A.min():.0f} to {xyz_A.max():.0f} Å, outside a box of 0 to "
-            f"{edge_A:.0f} Å: use centre=True or a larger box."
-        )
+    else:
+        inside = atoms_in_box(xyz_A, (box_size,) * 3, pixel_size_A, first_A, least=0.9)[1]
+        xyz_A = xyz_A[inside] - np.array(first_A)[::-1] - middle_A
     density = gemmi.DensityCalculatorE()
     density.grid.set_unit_cell(gemmi.UnitCell(edge_A, edge_A, edge_A, 90, 90, 90))
     density.grid.spacegroup = gemmi.SpaceGroup("P 1")
     density.grid.set_size(fine, fine, fine)
     density.blur = max(0.0, 60 * (edge_A / fine) ** 2 - float(atoms.b_factor.min()))
-    xyz_A = xyz_A - middle_A + fine // 2 * edge_A / fine  # the crop keeps middles, not first voxels
-    for position, element, b in zip(xyz_A, atoms.element, atoms.b_factor, strict=True):
+    xyz_A = xyz_A + fine // 2 * edge_A / fine  # the crop keeps middles, not first voxels
+    listed = zip(xyz_A, atoms.element[inside], atoms.b_factor[inside], strict=True)
+    for position, element, b in listed:
         atom = gemmi.Atom()
         atom.element, atom.b_iso, atom.pos = gemmi.Element(element), b, gemmi.Position(*position)
         density.add_atom_density_to_grid(atom)
@@ -229,6 +301,8 @@ def _reach(grid: torch.Tensor) -> float:
 def _cyclic_symmetry(xyz: np.ndarray) -> str:
     """Highest C_n about z (n ≤ 8) that brings atoms onto atoms within 1 Å."""
     tree = KDTree(xyz)
+    if np.median(np.hypot(xyz[:, 0], xyz[:, 1])) < 2.0:  # a line along z has every symmetry
+        return "C1"
     for n in range(8, 1, -1):
         turned = Rotation.from_euler("z", 360 / n, degrees=True).apply(xyz)
         if np.median(tree.query(turned)[0]) < 1.0:

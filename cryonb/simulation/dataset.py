@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from cryonb.base.files import sole
-from cryonb.data.maps import read_map, read_mrc, write_map, write_stack
+from cryonb.data.maps import read_map, write_map, write_stack
+from cryonb.data.mrc import open_mrc
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import Particles, particles_from_arrays, write_particles
 from cryonb.data.volumes import Volume
@@ -220,7 +221,7 @@ def _read_split(folder: Path, split: str, pixel_size_A: float) -> Split:
     path = folder / f"{split}_structure.mrcs"
     structure = torch.zeros_like(clean.images)
     if path.is_file():
-        structure = torch.from_numpy(read_mrc(path)[0])
+        structure = torch.tensor(open_mrc(path).data)
     images = Images(
         clean.images, structure, clean.rotations, noisy.defocus_um if noisy.ctf_applied else None
     )

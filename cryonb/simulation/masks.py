@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from skimage.filters import threshold_otsu
 
-from cryonb.data.volumes import Volume
+from cryonb.data.volumes import Volume, atoms_in_box
 
 
 def soft_mask(
@@ -91,13 +91,7 @@ def model_mask(
     ValueError
         More than half of the atoms lie outside the map.
     """
-    atoms = (np.asarray(xyz_A)[:, ::-1] - first_A) / pixel_size_A  # (n, zyx) in voxels
-    inside = ((atoms > -0.5) & (atoms < np.array(shape) - 0.5)).all(1)
-    if inside.mean() < 0.5:
-        raise ValueError(
-            f"Only {inside.mean():.0%} of the model's {len(atoms)} atoms lie in the map's box: "
-            "give the model in the frame of the map, and a map whose header says where it lies."
-        )
+    atoms, _ = atoms_in_box(xyz_A, shape, pixel_size_A, first_A)
     reach = (extend_A + soft_edge_A) / pixel_size_A
     low = np.clip(np.floor(atoms.min(0) - reach), 0, shape).astype(int)
     high = np.clip(np.ceil(atoms.max(0) + reach) + 1, 0, shape).astype(int)
