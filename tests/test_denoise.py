@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 import starfile
 import torch
 
-from cryonb.base import files
+from cryonb.base import files, precision
 from cryonb.base.options import DenoiseOptions
 from cryonb.cli import main
 from cryonb.commands import denoise as command
@@ -29,6 +28,13 @@ from cryonb.learning.weights import save_model
 from cryonb.physics.geometry import random_rotations
 
 BOX = 32
+BF16 = 3e-2  # of images with a deviation of about 1, where another process has computed them
+
+
+@pytest.fixture(autouse=True)
+def _in_float32(monkeypatch):
+    """So that results can be compared; processes of their own may compute in bf16."""
+    monkeypatch.setattr(precision, "fast_precision", lambda: "no")
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +218,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_stack(tmp_path, weights):
     assert main([*map(str, arguments[:-1]), "16"]) == 2, "other options do not go on silently"
     assert main([*map(str, arguments)]) == 0
     assert (tmp_path / "cut.mrcs").stat().st_ino == inode, "the file of the first run was used"
-    assert_same_stack(tmp_path, "cut", "whole")
+    assert_same_stack(tmp_path, "cut", "whole", BF16)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -385,46 +391,39 @@ def test_the_run_record_names_the_input(tmp_path, weights, monkeypatch):
         (tmp_path / ".o.mrcs.run").unlink()
 
 
-def assert_same_stack(tmp_path, one: str, other: str):
+def assert_same_stack(tmp_path, one: str, other: str, atol: float = 1e-4):
     """Equal but for the order of float32 sums, which depends on the number of threads."""
     one, other = (mrcfile.read(tmp_path / f"{name}.mrcs") for name in (one, other))
-    np.testing.assert_allclose(one, other, atol=1e-4)
+    np.testing.assert_allclose(one, other, atol=atol)
 
 
 SHARDED = {"batch_size": 8, "samples": 2, "steps": 2}
 
 
-@pytest.fixture(scope="module")
-def in_one_piece(tmp_path_factory, weights):
-    folder = tmp_path_factory.mktemp("whole")
-    star = particle_file(folder, 60)
-    denoise_file(star, folder / "whole.star", checkpoint=weights, **SHARDED)
-    return folder
-
-
 @pytest.fixture
-def copy_of_it(in_one_piece, tmp_path):
-    shutil.copytree(in_one_piece, tmp_path, dirs_exist_ok=True)
+def in_one_piece(tmp_path, weights):
+    star = particle_file(tmp_path, 60)
+    denoise_file(star, tmp_path / "whole.star", checkpoint=weights, **SHARDED)
     return tmp_path
 
 
-def assert_all_the_same(folder):
-    assert_same_stack(folder, "whole", "parts")
-    assert_same_stack(folder, "whole_std", "parts_std")
+def assert_all_the_same(folder, atol: float = 1e-4):
+    assert_same_stack(folder, "whole", "parts", atol)
+    assert_same_stack(folder, "whole_std", "parts_std", atol)
     whole, parts = ((folder / f"{name}.star").read_text() for name in ("whole", "parts"))
     assert parts.replace("parts", "whole") == whole
     assert not list(folder.glob(".*"))
 
 
-def test_processes_give_what_one_piece_gives(copy_of_it, weights):
+def test_processes_give_what_one_piece_gives(in_one_piece, weights):
     options = SHARDED | {"checkpoint": weights, "shards": 3}
-    denoise_file(copy_of_it / "p.star", copy_of_it / "parts.star", **options)
-    assert_all_the_same(copy_of_it)
+    denoise_file(in_one_piece / "p.star", in_one_piece / "parts.star", **options)
+    assert_all_the_same(in_one_piece, BF16)
 
 
-def test_shards_fill_one_output_in_any_order_and_go_on(copy_of_it, weights, monkeypatch, capsys):
+def test_shards_fill_one_output_in_any_order_and_go_on(in_one_piece, weights, monkeypatch, capsys):
     """The last of several commands names the stack; one that was cut off is given again."""
-    star, out = copy_of_it / "p.star", copy_of_it / "parts.star"
+    star, out = in_one_piece / "p.star", in_one_piece / "parts.star"
     options = SHARDED | {"checkpoint": weights, "shards": 3}
     denoise_file(star, out, shard=3, **options)
     assert "5 batches are left to others" in capsys.readouterr().out and not out.exists()
@@ -437,7 +436,7 @@ def test_shards_fill_one_output_in_any_order_and_go_on(copy_of_it, weights, monk
     denoise_file(star, out, shard=3, **options)  # nothing left to do
     denoise_file(star, out, shard=2, **options)
     assert written == [0, 1, 2, 3, 4]
-    assert_all_the_same(copy_of_it)
+    assert_all_the_same(in_one_piece)
 
 
 @pytest.mark.parametrize(
