@@ -75,6 +75,7 @@ import torch
 from scipy import ndimage
 from torch.testing import assert_close
 
+from cryonb.base.parameters import true_or_false
 from cryonb.data import molecules
 from cryonb.data.volumes import VOLT_A2, from_atoms, load_volume
 from cryonb.evaluation.metrics import correlation
@@ -121,6 +122,7 @@ run_dir = "runs/own"  # everything is written under it
 # The default molecule is written by code: ideal helices and strands, side chains and loops, four times around an axis. It is no real protein, but it has the texture, the symmetry and the handedness of one.
 
 # %%
+structural, use_ctf = map(true_or_false, (structural, use_ctf))
 atoms = molecules.channel()
 channel = from_atoms(atoms, box_size, pixel_size_A)
 at_zero = {e: sum(gemmi.Element(e).c4322.a) for e in set(atoms.element)}  # f(0) in Å

@@ -61,6 +61,7 @@ import torch
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
+from cryonb.base.parameters import true_or_false
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter
 from cryonb.evaluation.metrics import mse, psnr
@@ -107,6 +108,7 @@ run_dir = "runs/own"  # everything is written under it
 # estimates it from noisy images (`04_compare_methods`).
 
 # %% mystnb={"image": {"alt": "Six noisy test particles, the output of the best linear filter, and the clean particles"}}
+structural, use_kept = map(true_or_false, (structural, use_kept))
 run_dir = Path(run_dir)
 volume = load_volume(source, box_size, pixel_size_A)
 counts = {"train": n_train, "validation": n_validation, "test": n_test}

@@ -55,6 +55,7 @@ import torch
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
+from cryonb.base.parameters import true_or_false
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter, over_turns
 from cryonb.evaluation.metrics import mse, psnr
@@ -95,6 +96,7 @@ seed = 0  # of the data, the training and the sampler
 run_dir = "runs/own"  # everything is written under it
 
 # %%
+structural, use_kept = map(true_or_false, (structural, use_kept))
 run_dir = Path(run_dir)
 volume = load_volume(source, box_size, pixel_size_A)
 counts = {"train": n_train, "validation": n_validation, "test": n_test}

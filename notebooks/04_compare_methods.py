@@ -61,6 +61,7 @@ import torch
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
+from cryonb.base.parameters import true_or_false
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers import methods
 from cryonb.denoisers.baselines import linear_filter
@@ -119,6 +120,7 @@ run_dir = "runs/own"  # everything is written under it
 # function of $x$ does better *on average*. Here it is in six lines, on a coarse list of candidates.
 
 # %%
+structural, use_kept = map(true_or_false, (structural, use_kept))
 run_dir = Path(run_dir)
 volume = load_volume(source, box_size, pixel_size_A)
 counts = {"train": n_train, "validation": n_validation, "test": n_test}

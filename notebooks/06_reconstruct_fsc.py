@@ -58,6 +58,7 @@ import torch
 from torch.testing import assert_close
 from tqdm.auto import tqdm
 
+from cryonb.base.parameters import true_or_false
 from cryonb.data.maps import write_map
 from cryonb.data.particle_file import read_particles
 from cryonb.data.volumes import load_volume
@@ -98,6 +99,7 @@ run_dir = "runs/own"  # folder for everything that is written
 # The next cell loads the noisy test particles and the stacks that notebooks 02 and 03 wrote for them. All have the same rows, and so the same true poses. You use the truth twice: for the poses, as if another program had found them without error, and for the volume that judges the result. Real data offer neither.
 
 # %%
+structural, relion = map(true_or_false, (structural, relion))
 STAGES = {"noisy": "", "posterior_mean": "02", "sample": "02", "refined": "03"}  # made by notebook
 POSES_OF = {"a": "true", "b": "raw", "c": "denoised", "d": "denoised"}  # four routes, see below
 IMAGES_OF = {"a": "raw", "b": "raw", "c": "denoised", "d": "raw"}
@@ -241,8 +243,8 @@ def show_slices(volumes, limits, title):
             ax.imshow(middle, **grey, extent=(-edge_A, edge_A) * 2, origin="lower")
             ax.set(xlabel=f"{names[1]} (Å)", ylabel=f"{names[2]} (Å)")
             ax.text(0.04, 0.92, f"{names[0]} = 0", transform=ax.transAxes, color="w", size=8)
-            if column is not axes.T[0]:
-                ax.set(ylabel="", yticklabels=[])
+    for ax in axes[:, 1:].flat:
+        ax.set(ylabel="", yticklabels=[])
     fig.suptitle(title)
     plt.show()
 

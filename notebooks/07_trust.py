@@ -56,6 +56,7 @@ import numpy as np
 import torch
 from torch.testing import assert_close
 
+from cryonb.base.parameters import true_or_false
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers import methods
 from cryonb.evaluation import audit
@@ -110,6 +111,7 @@ run_dir = "runs/own"  # everything is written under it
 # do not.
 
 # %%
+use_kept = true_or_false(use_kept)
 run_dir, n = Path(run_dir), min(trust_images, n_test)
 volume = load_volume(source, box_size, pixel_size_A)
 counts = {"train": n_train, "validation": n_validation, "test": n_test}

@@ -57,6 +57,7 @@ import numpy as np
 import torch
 from torch.testing import assert_close
 
+from cryonb.base.parameters import true_or_false
 from cryonb.commands.maps import clean_file
 from cryonb.data import molecules
 from cryonb.data.maps import read_placed_map, write_map
@@ -110,6 +111,7 @@ run_dir = "runs/own"  # folder for everything that is written
 # particles averages it away. Only knowing what a protein looks like can tell the two apart.
 
 # %%
+use_kept = true_or_false(use_kept)
 volume, atoms = load_volume(source, box_size, pixel_size_A), MOLECULES[source]()
 run, truth, belt, scale = Path(run_dir), volume.map, micelle(volume), clean_scale(volume)
 generator = torch.Generator().manual_seed(seed)

@@ -17,6 +17,7 @@ import torch
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
+from cryonb.base.parameters import true_or_false
 from cryonb.data.volumes import load_volume
 from cryonb.running.plan import find_notebooks, plan, read_parameters, read_profile
 
@@ -56,6 +57,22 @@ def test_parameters_are_explained_literals(path):
     comments = {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
     for statement in ast.parse(cell.source).body:
         assert statement.end_lineno in comments, f"no comment: {ast.unparse(statement)}"
+
+
+@each
+def test_switches_may_come_as_text(path):
+    """Plain papermill injects `-p structural false` as text, which would be true."""
+    switches = [name for name, value in read_parameters(path).items() if isinstance(value, bool)]
+    code = "\n".join(c.source for c in cells(path))
+    for name in switches:
+        assert re.search(rf"^(\w+, )*{name}(, \w+)* = (map\()?true_or_false", code, re.M), name
+
+
+def test_a_switch_is_true_or_false():
+    assert true_or_false(True) and true_or_false("True") and true_or_false("true")
+    assert not true_or_false(False) and not true_or_false("false")
+    with pytest.raises(ValueError, match="'no' is neither"):
+        true_or_false("no")
 
 
 @each
