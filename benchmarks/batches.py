@@ -19,7 +19,7 @@ from timing import SIGMA, in_turn, synchronised
 from cryonb.base.draws import generator_on
 from cryonb.base.precision import autocast
 from cryonb.commands.denoise import best_device
-from cryonb.learning.diffusion import SR3, denoise, posterior_mean
+from cryonb.learning.diffusion import SR3, denoise_batches, posterior_mean
 from cryonb.learning.train import sr3_loss
 from cryonb.learning.weights import KEPT, load_model
 
@@ -28,7 +28,7 @@ ROUNDS = 3  # of training in a timing
 
 def from_host(model: SR3, noisy: torch.Tensor, steps: int, batch: int) -> None:
     """Denoise particles of the host's memory, back into it."""
-    for _ in denoise(model, noisy, SIGMA, steps, batch_size=batch):
+    for _ in denoise_batches(model, noisy, SIGMA, steps, batch_size=batch):
         pass
 
 

@@ -60,7 +60,7 @@ def parts(folder: Path, n: int, box: int, repeats: int) -> None:
             type(part)(back, part.optics, part.table).resampled(box)
 
     def network() -> None:
-        list(denoise(model, white, noise.sigma, 1))
+        denoise(model, white, noise.sigma)
 
     print(f"\n{n} images of {box} px")
     report(

@@ -26,7 +26,7 @@ from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter, over_turns
 from cryonb.denoisers.peers import affine_fit, bm3d, cwf_denoiser, missing, topaz
 from cryonb.evaluation.metrics import mse, psnr
-from cryonb.learning.diffusion import SR3, one_step
+from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.refine import Refiner, refine
 from cryonb.learning.weights import KEPT, MANY, load_model
 from cryonb.physics.fourier import fourier_crop
@@ -97,13 +97,13 @@ def our_rows(small: Stacks, device: str, args) -> dict[str, Row]:
     learn = small.clean[small.test :]
     linear = linear_filter(learn, learn, sigma)
     fitted = clock() - start
-    once = partial(one_step, first, sigma=sigma)
+    once = partial(denoise, first, sigma=sigma)
     rows = {ONE: once}
     for steps in (2, 4, 8):
         rows[f"SR3 for the channel, {steps} steps"] = partial(once, steps=steps)
     rows["SR3 for the channel, over turns"] = partial(over_turns, once)
     rows["SR3 for the channel → U-Net"] = lambda x: refine(second, once(x), x, sigma)
-    rows[ANY] = partial(one_step, many, sigma=sigma)
+    rows[ANY] = partial(denoise, many, sigma=sigma)
     rows["SR3 for any molecule, over turns"] = partial(over_turns, rows[ANY])
     found = {name: Row(partial(cropped, call), n) for name, call in rows.items()}
     return found | {"best linear filter": Row(partial(cropped, linear), n, fitted)}

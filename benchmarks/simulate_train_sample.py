@@ -80,7 +80,7 @@ def sampling(images: torch.Tensor, many: int, repeats: int) -> None:
     model = SR3().to(memory_format=torch.channels_last).eval()
 
     def draw(stack: torch.Tensor, steps: int, eta: float) -> Callable:
-        return lambda: list(denoise(model, stack, SIGMA, steps, eta=eta))
+        return lambda: denoise(model, stack, SIGMA, steps, eta=eta)
 
     names = "8 steps, deterministic", "1 step, posterior mean", f"{many} steps, ancestral"
     compare(

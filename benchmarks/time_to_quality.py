@@ -27,7 +27,8 @@ from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter
 from cryonb.denoisers.methods import SR3_SHARE
 from cryonb.evaluation.metrics import psnr
-from cryonb.learning.diffusion import SR3, one_step
+from cryonb.learning import diffusion
+from cryonb.learning.diffusion import SR3
 from cryonb.learning.pretrain import REFINER, STEPS
 from cryonb.learning.refine import Refiner, refine, refine_loss
 from cryonb.learning.train import Progress, draw_batch, sr3_loss, train
@@ -91,7 +92,7 @@ def one_stage(budget_s: float, seed: int, sigma: float, args):
     clock, loss = Clock(), partial(sr3_loss, sigma=sigma)
     clean = simulated(MOST, seed, args.box_size, SIMULATED * budget_s)
     model = trained(SR3(), (clean, clean), loss, budget_s - clock.cpu_s, args, seed)
-    return partial(one_step, model, sigma=sigma), clean
+    return partial(diffusion.denoise, model, sigma=sigma), clean
 
 
 def two_stages(budget_s: float, seed: int, sigma: float, args):

@@ -42,7 +42,7 @@ import cryonb.base.precision
 from cryonb.base.precision import fast_precision, keep_freed_memory
 from cryonb.commands.denoise import best_device
 from cryonb.data.volumes import load_volume
-from cryonb.learning.diffusion import SR3, one_step
+from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.train import draw_batch, sr3_loss, train
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
@@ -94,7 +94,7 @@ def alone(given_back: bool, args) -> None:
         cryonb.base.precision.keep_freed_memory = lambda: False
     images = torch.randn(2 * args.batch_size, args.box_size, args.box_size)
     step = training_step(SR3(), partial(draw_batch, (images, images)), args.batch_size)
-    calls = {"a training step": step, "denoising": partial(one_step, SR3().eval(), images, SIGMA)}
+    calls = {"a training step": step, "denoising": partial(denoise, SR3().eval(), images, SIGMA)}
     print(json.dumps(in_turn(calls, args.repeats, CLOCKS[args.clock])))
 
 

@@ -23,7 +23,7 @@ from cryonb.denoisers.baselines import linear_filter, over_turns
 from cryonb.denoisers.methods import blur
 from cryonb.denoisers.peers import cwf, missing
 from cryonb.evaluation.metrics import psnr
-from cryonb.learning.diffusion import SR3, one_step
+from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.weights import KEPT, MANY, load_model
 from cryonb.simulation.simulate import SETTINGS, clean_scale, noise_sigma, setting, simulate_images
 
@@ -44,7 +44,7 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
     clean, observed = test.clean, test.observed(args.pixel_size_A)
     noisy = observed + sigma * torch.randn(clean.shape, generator=generator)
     pairs = learn.clean, learn.observed(args.pixel_size_A)
-    once = partial(one_step, many, sigma=sigma)
+    once = partial(denoise, many, sigma=sigma)
 
     def dB(images: torch.Tensor) -> float:
         return float(psnr(images, clean).mean())
@@ -54,7 +54,7 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
         "blur": max(dB(blur(noisy, width)) for width in np.arange(1, 5, 0.5)),
         "CWF": float("nan") if missing("cwf") else dB(cwf(noisy, sigma)),
         "linear filter": dB(linear_filter(*pairs, sigma)(noisy)),
-        "one protein": dB(one_step(one, noisy, sigma)),
+        "one protein": dB(denoise(one, noisy, sigma)),
         "any molecule": dB(once(noisy)),
         "over turns": dB(over_turns(once, noisy)),
     }

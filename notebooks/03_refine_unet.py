@@ -53,11 +53,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from torch.testing import assert_close
-from tqdm.auto import tqdm
 
 from cryonb.base.parameters import true_or_false
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter, over_turns
+from cryonb.denoisers.compare import Comparison
 from cryonb.evaluation.metrics import mse, psnr
 from cryonb.evaluation.resolution import frc
 from cryonb.learning.diffusion import SR3, denoise
@@ -68,13 +68,12 @@ from cryonb.physics.fourier import radial_mean
 from cryonb.showing.plotting import (
     grey_limits,
     say,
-    say_scores,
     say_table,
     show_rows,
     train_live,
     use_style,
 )
-from cryonb.simulation.dataset import read_dataset, score_test, write_dataset, write_denoised
+from cryonb.simulation.dataset import read_dataset, write_dataset, write_denoised
 
 use_style()
 
@@ -110,8 +109,7 @@ first = {s: load_model(run_dir / "models" / f"{s}-sr3.safetensors", SR3)[0] for 
 
 def draw_samples(model, split, n_steps, tag):
     """Denoise the noisy particles of a split, with a progress bar."""
-    bar = tqdm(denoise(model, split.noisy.images, sigma, n_steps, seed=seed), desc=tag)
-    return torch.cat(list(bar))
+    return denoise(model, split.noisy.images, sigma, n_steps, seed=seed, title=tag)
 
 
 # %% [markdown]
@@ -258,7 +256,7 @@ model, second = copy.deepcopy(first["white"]).train(), refiners["white", "one st
 stacks, loss = (part.clean.images, part.observed), partial(sr3_loss, sigma=sigma, snr_start=snr)
 fed = held.clean.images, held_out["white", 1], held.noisy.images
 one_image = held.noisy.images[:1]
-estimates = n_validation * count_flops(lambda: list(denoise(model, one_image, sigma, 1)))
+estimates = n_validation * count_flops(lambda: denoise(model, one_image, sigma))
 budget = estimates + refine_images * training_cost(second, fed, partial(refine_loss, sigma=sigma))
 n_images = round(budget / training_cost(model, stacks, loss))  # what the budget buys
 slower = options | {"learning_rate": learning_rate / 2, "seed": seed + 1}
@@ -285,11 +283,7 @@ print(
 # %%
 def turned(model, setting):
     """One-step estimate of the test particles, averaged over turns and mirror images."""
-
-    def one_step(images):
-        return torch.cat(list(denoise(model, images, sigma, 1)))
-
-    return over_turns(one_step, data[setting].test.noisy.images)
+    return over_turns(partial(denoise, model, sigma=sigma), data[setting].test.noisy.images)
 
 
 made = dict(box_size=box_size, pixel_size_A=pixel_size_A, snr=snr)
@@ -316,11 +310,11 @@ for setting in settings:
     filtered = linear_filter(train_set.clean.images, same, sigma)(part.noisy.images)
     first_rows = {"noisy": part.noisy.images, "best linear filter": filtered}
     outputs[setting] = first_rows | outputs[setting]
-    scores[setting] = {
-        name: score_test(images, data[setting]) for name, images in outputs[setting].items()
-    }
-    title = f"{setting}, SNR {snr:g}, {n_test} test particles"
-    say_scores(scores[setting], title)
+    table = Comparison(data[setting])
+    for name, images in outputs[setting].items():
+        table.score(name, images)
+    scores[setting] = table.rows
+    say(f"**{setting}, SNR {snr:g}, {n_test} test particles**\n\n{table.markdown()}")
 
 # %% mystnb={"image": {"alt": "Strips of test particles: noisy, sample, refined, clean"}}
 for setting, images in outputs.items():
@@ -437,7 +431,7 @@ say_table(["fed with", "before (dB)", "after (dB)"], [(name, *dB) for name, dB i
 
 # %%
 few = noisy[:64]
-draws = [torch.cat(list(denoise(first["white"], few, sigma, steps, seed=s))) for s in range(4)]
+draws = [denoise(first["white"], few, sigma, steps, seed=s) for s in range(4)]
 averaged = torch.stack(draws).mean(0)
 for name, images in {"one sample": draws[0], "mean of four": averaged}.items():
     print(f"{name}: {float(psnr(images, clean[:64]).mean()):.2f} dB")
@@ -465,7 +459,7 @@ print(f"refined: {float(psnr(refined64, clean[:64]).mean()):.2f} dB")
 # %%
 for name in ("train", "validation"):
     part = getattr(data["white"], name)
-    out = torch.cat(list(denoise(first["white"], part.noisy.images[:256], sigma, steps)))
+    out = denoise(first["white"], part.noisy.images[:256], sigma, steps)
     print(f"{name}: {float(psnr(out, part.clean.images[:256]).mean()):.2f} dB")
 
 # %% [markdown]

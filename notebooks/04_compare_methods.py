@@ -65,8 +65,10 @@ from cryonb.base.parameters import true_or_false
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers import methods
 from cryonb.denoisers.baselines import linear_filter
-from cryonb.denoisers.compare import Comparison, errors_by_samples, errors_by_steps
+from cryonb.denoisers.compare import Comparison
+from cryonb.denoisers.gan import contaminate
 from cryonb.evaluation.metrics import mse, psnr
+from cryonb.learning import diffusion
 from cryonb.physics.projection import project
 from cryonb.poses.posterior import bayes_limit, posterior
 from cryonb.poses.templates import every_pose, pose_of, view_directions, volume_templates
@@ -280,8 +282,10 @@ for name, table in tables.items():
     trainings[name] = methods.Training(part, train_images, stacks, folder, batch_size, seed)
     rows[name] = methods.classical(part, slow_images)
     rows[name] |= methods.learned(trainings[name], steps, samples, held_out)
-    rows[name] |= methods.kept(part) if use_kept else {}
-    rows[name]["template posterior"], memories[name] = methods.memory(part, limit_images)
+    rows[name] |= methods.pretrained(part) if use_kept else {}
+    rows[name]["template posterior"], memories[name] = methods.template_posterior(
+        part, limit_images
+    )
     for title, method in tqdm(rows[name].items(), desc=name):
         table.add(title, method)
 best = methods.Method(lambda noisy: limit.mean, "molecule known; no time given", first=limit_images)
@@ -343,7 +347,7 @@ other = read_dataset(write_dataset(part, other_volume, few, **made | {"source": 
 shown = other.volume, other.test.noisy.images, sigma, other_volume.symmetry
 *_, (_, other_limit) = bayes_limit(*shown)
 table = Comparison(other, other_limit.mean)
-unknowing = methods.classical(other, slow_images, knowing=False)
+unknowing = methods.classical(other, slow_images, trained=False)
 for title, method in (rows["white"] | unknowing).items():
     table.add(title, method)
 table.add("Bayes limit", methods.Method(lambda noisy: other_limit.mean, "molecule known"))
@@ -393,10 +397,10 @@ for ratio in tqdm(sweep, desc="SNR"):
     given = drawn + level * torch.randn(drawn.shape, generator=generator)
     *_, (_, best) = bayes_limit(molecule, given, level, volume.symmetry)
     found = {"Bayes limit": best.mean}
-    found["template posterior"] = methods.recalled(memories["white"], given, level)
+    found["template posterior"] = methods.posterior_mean(memories["white"], given, level)
     found["best linear filter"] = linear_filter(learn, learn, level)(given)
     for title in networks if level <= sigma * 1.001 else []:
-        found[title] = rows["white"][title].denoise(given, sigma=level)
+        found[title] = diffusion.denoise(rows["white"][title].network, given, level)
     for title, images in found.items():
         points.setdefault(title, []).append((ratio, float(psnr(images, drawn).mean())))
 
@@ -453,23 +457,43 @@ say(f"SR3's one-step mean reaches the best two-stage result ({most:.2f} dB) **{w
 
 
 # %%
+def exact_model(y_t, gamma, noisy, level):
+    """E[y | y_t, x] of the small world: state and particle are worth one image of less noise."""
+    view, noise = diffusion.fuse(y_t, torch.tensor(gamma), noisy, torch.tensor(level))
+    return posterior(small, view, float(noise)).mean
+
+
+def drawn_by(model, noisy, level, n_steps, draw, **solver):
+    """One sample of each particle, with random numbers of its own."""
+    random = torch.Generator().manual_seed(draw)
+    *_, last = diffusion.sample(model, noisy, level, n_steps, generator=random, **solver)
+    return last.clean
+
+
+def error_of(images, truth):
+    """Mean squared error over a stack."""
+    return float(mse(images, truth).mean())
+
+
 small, loud = volume_templates(molecule, 8.0, volume.symmetry), 10.0
 n = 4 * max(slow_images // 4, 4)
 world, generator = every_pose(small), torch.Generator().manual_seed(seed)
 truth = project(molecule, world[torch.randint(len(world), (n,), generator=generator)])
 seen = truth + loud * torch.randn(truth.shape, generator=generator)
-network = rows["white"]["SR3, one step"].denoise.args[0]
+network = rows["white"]["SR3, one step"].network
 solvers = {"second order": {}, "DDIM": {"second_order": False}}
 solvers["ancestral"] = {"second_order": False, "eta": 1.0}
 k, counted = 1 + np.arange(samples), [1, 2, 4, 8, 16, 32]
 falls, means = {}, {"theory, 1 + 1/K": 1 + 1 / k}
-tried = {"network": (network, noisy[: 2 * n], clean[: 2 * n], sigma, counted, samples)}
-tried["exact"] = methods.exact_model(small), seen, truth, loud, counted[:4], 4
-for name, (*given, some, most_samples) in tried.items():
-    for title, solver in solvers.items():
-        errors = errors_by_steps(*given, some, **solver)
+tried = {"network": (network, noisy[: 2 * n], sigma, clean[: 2 * n], counted, samples)}
+tried["exact"] = exact_model, seen, loud, truth, counted[:4], 4
+for name, (*given, answer, some, most_samples) in tried.items():
+    for title, solver in tqdm(solvers.items(), desc=name):
+        errors = [error_of(drawn_by(*given, s, 0, **solver), answer) for s in some]
         falls[f"{name}, {title}"] = some, np.array(errors) / errors[0]
-    means[name] = np.array(errors_by_samples(*given, steps, most_samples)) / errors[0]
+    draws = torch.stack([drawn_by(*given, steps, draw) for draw in range(most_samples)])
+    averages = draws.cumsum(0) / torch.arange(1, most_samples + 1).view(-1, 1, 1, 1)
+    means[name] = np.array([error_of(images, answer) for images in averages]) / errors[0]
 
 # %% mystnb={"image": {"alt": "Error of samples against the number of steps, and of the mean of K samples"}}
 labels = {"y": "MSE ÷ MSE of one step"}
@@ -496,8 +520,14 @@ say(f"A sample of {steps} steps has **{ratios['exact']:.2f}** times the error of
 # column: a network that has hardly been trained has little to lose.
 
 # %%
-lost = {}
-for title, method in methods.with_outliers(trainings["white"], 0.2).items():
+generator = torch.Generator().manual_seed(seed)
+stacks = contaminate(data["white"].train.clean.images, 0.2, generator), data["white"].train.observed
+training = replace(trainings["white"], stacks=stacks, folder=run_dir / "models" / "outliers")
+lost, robust = {}, {"U-Net, clean targets", "DenoiseGAN", "RobustGAN"}
+for title, recipe in methods.direct_recipes(sigma).items():
+    if title not in robust:
+        continue
+    method = training.row(title, recipe)
     after = float(psnr(method.denoise(noisy), clean).mean())
     lost[title] = dB[title], after, dB[title] - after
 columns = ["", "clean (dB)", "20 % outliers (dB)", "lost (dB)"]
@@ -560,7 +590,7 @@ say_table(["σ assumed ÷ true", "measured MSE", "forecast"], wrong)
 memory, n = memories["white"], max(slow_images // 4, 4)
 for share in (16, 4, 1):
     part = replace(memory, target=memory.target[:, ::share], observed=memory.observed[:, ::share])
-    value = psnr(methods.recalled(part, noisy[:n], sigma), clean[:n]).mean()
+    value = psnr(methods.posterior_mean(part, noisy[:n], sigma), clean[:n]).mean()
     print(f"{2 * n_train // share} templates: {value:.2f} dB")
 print(f"Bayes limit: {psnr(limit.mean[:n], clean[:n]).mean():.2f} dB")
 

@@ -69,11 +69,11 @@ from cryonb.data.volumes import load_volume
 from cryonb.data.whitening import amplitude, from_network, level, measure_noise, to_network
 from cryonb.denoisers.baselines import linear_filter
 from cryonb.denoisers.compare import Method, run_all
-from cryonb.denoisers.methods import blur, one_step, untrained
+from cryonb.denoisers.methods import blur, untrained
 from cryonb.evaluation.metrics import correlation, sure
 from cryonb.evaluation.resolution import frc
 from cryonb.evaluation.truth import closest_projections, likeness
-from cryonb.learning.diffusion import SR3
+from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.refine import Refiner, refine
 from cryonb.learning.train import any_level_loss, draw_batch
 from cryonb.learning.weights import KEPT, MANY, load_model
@@ -409,7 +409,7 @@ known = 10**0.5  # the only noise level that the network for one protein has met
 
 def both_stages(x, sigma):
     """SR3's one step, then the U-Net behind it."""
-    return refine(second, one_step(one, x, sigma), x, sigma)
+    return refine(second, denoise(one, x, sigma), x, sigma)
 
 
 def at_known(denoise, x, sigma):
@@ -422,10 +422,10 @@ denoisers = untrained(like[1] + grain, like[0], sigma, slow_images)
 del denoisers["Topaz, contrast -1"]  # ours are bright, which it does better on, see notebook 04
 for name, denoiser in {
     "linear filter": linear_filter(*like, sigma),
-    "one protein, transferred": partial(at_known, partial(one_step, one), sigma=sigma),
+    "one protein, transferred": partial(at_known, partial(denoise, one), sigma=sigma),
     "one protein, SR3 → U-Net": partial(at_known, both_stages, sigma=sigma),
-    "many proteins": partial(one_step, many, sigma=sigma),
-    "many proteins, tuned": partial(one_step, tuned, sigma=sigma),
+    "many proteins": partial(denoise, many, sigma=sigma),
+    "many proteins, tuned": partial(denoise, tuned, sigma=sigma),
 }.items():
     denoisers[name] = Method(denoiser)
 
@@ -435,7 +435,7 @@ for name, denoiser in {
 
 # %% mystnb={"image": {"alt": "Particles of the twin, noisy, denoised by each method, and their truth"}}
 flat_real, flat_twin = stacks.values()
-raw = at_known(partial(one_step, one), flat_twin, flat_twin.std())
+raw = at_known(partial(denoise, one), flat_twin, flat_twin.std())
 raw = raw * (raw * twin_truth).sum() / raw.square().sum()  # at the scale that suits it: no unit
 on_twin = {"one protein, raw": raw} | run_all(denoisers, twin_white)
 denoisers = {name: denoiser for name, denoiser in denoisers.items() if name in on_twin}
@@ -519,7 +519,7 @@ say(
 # %% mystnb={"image": {"alt": "Real particles, noisy and denoised by each method"}}
 real = run_all(denoisers, white)
 strip = {"whitened": white} | real
-strip["one protein, raw"] = at_known(partial(one_step, one), flat_real[:8], flat_real.std())
+strip["one protein, raw"] = at_known(partial(denoise, one), flat_real[:8], flat_real.std())
 if structure:
     found_real = closest["real"]
     strip |= {"closest projection": found_real.observed}
@@ -660,7 +660,7 @@ for shift_um in (0.0, 0.1, 0.3, 1.0):
     table, columns = twin.table, [k for k in ("rlnDefocusU", "rlnDefocusV") if k in twin.table]
     table = table.assign(**{k: table[k] + 1e4 * shift_um for k in columns})
     mistaken = type(twin)(twin.images, twin.optics, table)
-    seen = one_step(many, to_network(mistaken, noise)[0], sigma)
+    seen = denoise(many, to_network(mistaken, noise)[0], sigma)
     ratio = seen.square().mean() / on_twin["many proteins"].square().mean()
     wrong[f"{shift_um:g} µm off"] = float((seen - twin_truth).square().mean() / size), float(ratio)
 columns = ["defocus", "error ÷ signal variance", "power ÷ before"]

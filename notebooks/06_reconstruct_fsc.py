@@ -507,7 +507,7 @@ search = {"spacings_deg": (6.0, 3.0), "box_size": box_size // 2}  # pixels enoug
 for one_snr in tqdm(route_snrs, desc="four routes"):
     sigma = one_snr**-0.5
     noisy_views = views + sigma * torch.randn(views.shape, generator=generator)
-    denoiser = methods.ready(white, one_snr)
+    denoiser = methods.for_molecule(white, one_snr)
     clean_views = denoiser.denoise(noisy_views)
     say(f"SNR {one_snr:g}: denoised by {denoiser.settings}.")
     known["raw"] = estimate_poses(reference, noisy_views, sigma, symmetry, **search).rotations

@@ -59,9 +59,11 @@ from torch.testing import assert_close
 from cryonb.base.parameters import true_or_false
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers import methods
+from cryonb.denoisers.direct import Direct
 from cryonb.evaluation import audit
 from cryonb.evaluation.metrics import mse
 from cryonb.evaluation.resolution import fsc, resolution_at
+from cryonb.learning import diffusion
 from cryonb.learning.diffusion import SR3, sample
 from cryonb.learning.weights import load_kept, load_model
 from cryonb.physics.fourier import radial_mean
@@ -123,9 +125,9 @@ made = {"box_size": box_size, "pixel_size_A": pixel_size_A, "snr": snr}
 kept = load_kept(Path(source).stem, "white", "sr3", SR3, **made) if use_kept else None
 network = (kept or load_model(run_dir / "models" / "white-sr3.safetensors", SR3))[0]
 denoisers = {"best linear filter": methods.linear(data).denoise}
-denoisers["SR3, one step"] = partial(methods.one_step, network, sigma=sigma)
-denoisers["SR3, sample"] = partial(methods.one_step, network, sigma=sigma, steps=steps)
-denoisers["template posterior"] = methods.memory(data, n)[0].denoise
+denoisers["SR3, one step"] = partial(diffusion.denoise, network, sigma=sigma)
+denoisers["SR3, sample"] = partial(diffusion.denoise, network, sigma=sigma, steps=steps)
+denoisers["template posterior"] = methods.template_posterior(data, n)[0].denoise
 say(f"SR3: {'weights that come with cryonb' if kept else 'the network of 02_train_sr3'}.")
 
 # %% [markdown]
@@ -235,8 +237,8 @@ apart = {"U-Net": [], "template posterior": []}
 for k, share in enumerate((slice(0, n_train // 2), slice(n_train // 2, None))):
     stacks = data.train.clean.images[share], data.train.observed[share]
     training = methods.Training(data, half_images, stacks, run_dir / "models/halves", seed=seed + k)
-    apart["U-Net"].append(methods.direct(training).denoise)
-    recall = partial(methods.recalled, image_templates(stacks[0]), sigma=sigma)
+    apart["U-Net"].append(training.row("U-Net", Direct(sigma)).denoise)
+    recall = partial(methods.posterior_mean, image_templates(stacks[0]), sigma=sigma)
     apart["template posterior"].append(recall)
 for name, (first, second) in apart.items():
     gaps[f"{name}, one for both"] = fsc_gap(first, first)
@@ -399,7 +401,7 @@ drawn = {"exact posterior": [], "SR3": []}
 for k in range(samples):
     rotations = pose_of(directions, exact.drawn_index[k], exact.drawn_psi_deg[k])
     drawn["exact posterior"].append(project(molecule, rotations))
-    drawn["SR3"].append(methods.one_step(network, noisy, sigma, steps, seed + k))
+    drawn["SR3"].append(diffusion.denoise(network, noisy, sigma, steps, seed=seed + k))
 drawn = {name: torch.stack(images) for name, images in drawn.items()}  # (K, n, y, x)
 
 # %% [markdown]
@@ -542,9 +544,9 @@ print(f"variation {found.variation:.3f}, resemblance {found.resemblance:.2f}")
 # ````
 
 # %%
-remembered = methods.memory(data, n)[1]
+remembered = methods.template_posterior(data, n)[1]
 for ratio in (1.0, 0.1, 0.03):
-    recall = partial(methods.recalled, remembered, sigma=ratio**-0.5)
+    recall = partial(methods.posterior_mean, remembered, sigma=ratio**-0.5)
     value = share_drawn(recall, ratio**-0.5, 32)[1]
     print(f"SNR {ratio:g}: {value:.2f} of the missing density is drawn")
 

@@ -193,12 +193,13 @@ def test_files_are_relions(tmp_path, volume):
     assert np.isfinite(noisy.images.numpy()).all()
 
 
-def test_scores_of_the_truth_and_of_the_input_without_white_noise(tmp_path, volume):
-    folder = write_dataset(tmp_path / "d", volume, COUNTS, noise="structural")
-    data = read_dataset(folder)
-    assert score_test(data.test.clean.images, data)["residual"] == 0
-    scores = score_test(data.test.observed, data)
-    assert scores["residual"] == pytest.approx(1, abs=1e-4)  # the structure, all of it
-    assert score_test(data.test.noisy.images, data)["mse"] > scores["mse"] > 0
+def test_share_of_the_micelle_is_all_in_the_input_half_in_half_and_none_in_the_target(
+    tmp_path, volume
+):
+    belt = StructuralNoise(micelle=1.0, neighbours=0, ice=0, carbon=0)
+    data = read_dataset(write_dataset(tmp_path / "d", volume, COUNTS, noise=belt))
+    clean, observed = data.test.clean.images, data.test.observed
+    for images, share in ((clean, 0), (observed, 1), (0.5 * (clean + observed) + 3, 0.5)):
+        assert score_test(images, data)["micelle_left"] == pytest.approx(share, abs=1e-3)
     white = read_dataset(write_dataset(tmp_path / "w", volume, COUNTS))
-    assert "residual" not in score_test(white.test.noisy.images, white)
+    assert "micelle_left" not in score_test(white.test.noisy.images, white)

@@ -15,15 +15,15 @@ from cryonb.denoisers.direct import denoise_direct
 from cryonb.denoisers.gan import (
     KINDS,
     LEAST,
+    Adversarial,
     Discriminator,
     Generator,
     beta_score,
     contaminate,
     judge_loss,
     pass_loss,
-    train_gan,
 )
-from cryonb.learning.train import count_flops, draw_batch, flops_per_image
+from cryonb.learning.train import count_flops, flops_per_image
 from cryonb.learning.weights import load_model, save_model
 
 
@@ -32,11 +32,8 @@ def run(kind, n_images=64, seed=0, images=None, **options):
     torch.manual_seed(0)
     generator, discriminator = Generator(kind, shrink=4, blocks=1), Discriminator(kind, shrink=8)
     average = copy.deepcopy(generator)
-    draw = partial(draw_batch, (images, images))
-    steps = train_gan(
-        generator, discriminator, average, draw, n_images, kind=kind, sigma=SIGMA, seed=seed,
-        **options,
-    )  # fmt: skip
+    recipe, networks = Adversarial(SIGMA, kind, **options), (generator, discriminator, average)
+    steps = recipe.begin((images, images), *networks, n_images=n_images, seed=seed)
     return average.eval(), list(steps), discriminator
 
 
@@ -144,10 +141,8 @@ def test_cost_of_an_image_counts_both_players():
     """A step runs G once and D three times forward: on clean, on made images, and for G's sake."""
     generator, discriminator = Generator("robust", shrink=8), Discriminator("robust", shrink=8)
     players, x = (generator, discriminator, generator), torch.zeros(1, 32, 32)
-    draw = partial(draw_batch, (discs(16), discs(16)))
-    each = flops_per_image(
-        lambda *copies: train_gan(*copies, draw, 800, kind="robust", sigma=SIGMA), *players
-    )
+    steps = partial(Adversarial(SIGMA, "robust").begin, (discs(16), discs(16)), n_images=800)
+    each = flops_per_image(steps, *players)
     g, d = (count_flops(partial(m, *a)) for m, a in
             ((generator, (x, SIGMA)), (discriminator, (x, x, SIGMA))))  # fmt: skip
     assert g + 3 * d < each < 3 * (g + 3 * d)  # backward costs at most twice forward

@@ -8,7 +8,7 @@ import torch
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter, over_turns
 from cryonb.evaluation.metrics import psnr
-from cryonb.learning.diffusion import SR3, one_step
+from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.refine import Refiner, refine
 from cryonb.learning.weights import KEPT, MANY, load_kept, load_model
 from cryonb.simulation.simulate import clean_scale, setting, simulate_images
@@ -44,13 +44,13 @@ def test_it_beats_the_best_linear_filter_and_keeps_its_word(case):
     linear = mean_psnr(linear_filter(*training, SIGMA)(noisy), clean)
 
     def once(images):
-        return one_step(model, images, SIGMA)
+        return denoise(model, images, SIGMA)
 
     estimate = once(noisy)
     one = mean_psnr(estimate, clean)
     assert one > linear + 0.7  # see the table in notebook 03; the filter of few images is weaker
     assert mean_psnr(over_turns(once, noisy), clean) > one
-    sample = one_step(model, noisy, SIGMA, 8)
+    sample = denoise(model, noisy, SIGMA, 8)
     assert said["options"]["refine_steps"] == 1  # it refines the one-step estimate
     refined = mean_psnr(refine(second, estimate, noisy, SIGMA), clean)
     assert refined > mean_psnr(sample, clean) + 1
@@ -76,7 +76,7 @@ def test_the_model_for_any_molecule_is_the_better_one_where_no_model_was_trained
     many, manifest = load_model(MANY, SR3)
     one = load_kept("channel", "white", "sr3", SR3, **MADE)[0]
     found = {
-        name: mean_psnr(one_step(model, noisy, SIGMA), clean)
+        name: mean_psnr(denoise(model, noisy, SIGMA), clean)
         for name, model in {"many": many, "one": one}.items()
     }
     assert found["many"] > found["one"] + 1.5

@@ -11,7 +11,7 @@ import torch_fourier_shell_correlation as tfsc
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cryonb.data.volumes import load_volume
-from cryonb.evaluation.metrics import fit_parts, mse, psnr, ssim, structural_noise_residual, sure
+from cryonb.evaluation.metrics import fit_parts, mse, psnr, ssim, sure
 from cryonb.evaluation.resolution import frc, fsc, fsc_mask_corrected, resolution_at
 from cryonb.physics.fourier import low_pass
 from cryonb.simulation.masks import soft_mask
@@ -65,22 +65,6 @@ def test_ssim_and_psnr_equal_scikit_image(shape):
     torch.testing.assert_close(ssim(clean, clean), torch.ones(4, dtype=torch.float64))
     with pytest.raises(ValueError, match="11 px"):
         ssim(clean[:, :10], clean[:, :10])
-
-
-def test_structural_noise_residual_is_one_for_the_input_and_zero_for_the_target():
-    clean, structure = seeded(3, 16, 16), seeded(3, 16, 16, seed=1)
-    region = torch.zeros(16, 16)
-    region[4:9] = 1
-    noisy = clean + structure
-    ones = torch.ones(3)
-    torch.testing.assert_close(structural_noise_residual(noisy, clean, structure, region), ones)
-    assert structural_noise_residual(clean, clean, structure, region).eq(0).all()
-    half = clean + 0.5 * structure
-    torch.testing.assert_close(structural_noise_residual(half, clean, structure, region), ones / 4)
-    outside = clean + 9 * (1 - region)  # errors elsewhere do not count
-    assert structural_noise_residual(outside, clean, structure, region).eq(0).all()
-    with pytest.raises(ValueError, match="no structural noise"):
-        structural_noise_residual(noisy, clean, structure * (1 - region), region)
 
 
 @pytest.mark.parametrize("n", [16, 17])

@@ -146,8 +146,13 @@ def test_smoke_02_trains_and_asks_rightly(smoke):
         assert 3 < noisy < 7  # 10 log10 of range squared over 10 times the signal's variance
         assert r[f"{setting}: best linear filter psnr_dB"] > noisy + 14
         assert r[f"{setting}: one step, trained here psnr_dB"] > noisy + 8
-    assert r["asked_fused_1_dB"] > r["asked_eps_1_dB"] + 10
-    assert r["structural: noisy residual"] > r["structural: best linear filter residual"] > 0
+    for curriculum in ("with", "without"):
+        one = {f: r[f"asked for {f}, {curriculum} curriculum, 1 (dB)"]
+               for f in ("noise", "mixture", "clean image")}  # fmt: skip
+        assert one["clean image"] > one["noise"] + 10 and one["mixture"] > one["noise"] + 10
+    assert (
+        r["structural: noisy micelle_left"] > 0.7 > r["structural: best linear filter micelle_left"]
+    )
 
 
 def test_smoke_03_refines(smoke):
@@ -179,7 +184,7 @@ def test_smoke_04_compares(smoke):
     assert lost > 3 > abs(gained)  # what memory is worth on a molecule it does not know
     told, untold = (r[f"micelle, {name}: mse"] for name in ("told of the micelle", "not told"))
     assert told < 0.7 * untold
-    assert "structural: noisy residual" in r and "structural: Bayes limit mse" not in r
+    assert "structural: noisy micelle_left" in r and "structural: Bayes limit mse" not in r
 
 
 def test_smoke_05_measures_what_the_simulation_put_in(smoke):

@@ -183,7 +183,7 @@ def _drawn(model, white, sigma: float, batch: int, options: DenoiseOptions) -> I
         seed = options.seed + 7919 * (batch * count + k)
         how = {"batch_size": len(white), "seed": seed}
         steps = options.steps if options.samples else 1
-        yield torch.cat(list(denoise(model, white, sigma, steps, **how)))
+        yield denoise(model, white, sigma, steps, **how)
 
 
 def _particles(source: ParticleFile, rows, options: DenoiseOptions) -> Particles:

@@ -11,7 +11,7 @@ import torch
 from cryonb.base.files import beside
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.audit import Denoiser, Row, audit, audit_samples
-from cryonb.learning.diffusion import SR3, one_step
+from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.weights import load_model
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
@@ -33,17 +33,17 @@ def write_audit(
     """Audit a denoiser on a folder of data, see `cryonb audit`; returns the page that it wrote."""
     given = read_dataset(data)
     model = load_model(denoiser, SR3)[0] if denoiser.endswith(".safetensors") else None
-    denoise = partial(one_step, model, sigma=given.sigma) if model else _function(denoiser)
+    apply = partial(denoise, model, sigma=given.sigma) if model else _function(denoiser)
     noisy, clean = (x.images[:images] for x in (given.test.noisy, given.test.clean))
     unknown = load_volume(other, clean.shape[-1], given.pixel_size_A)
     generator = torch.Generator().manual_seed(seed)
     truth = project(unknown.map / clean_scale(unknown), random_rotations(images, generator))
     unseen = truth + given.sigma * torch.randn(truth.shape, generator=generator), truth
     about = given.sigma, given.pixel_size_A, given.manifest["symmetry"], seed
-    rows = audit(denoise, given.volume, clean, unseen, *about)
+    rows = audit(apply, given.volume, clean, unseen, *about)
     if model:
         seeds = range(seed, seed + samples)
-        draws = torch.stack([one_step(model, noisy, given.sigma, steps, s) for s in seeds])
+        draws = torch.stack([denoise(model, noisy, given.sigma, steps, seed=s) for s in seeds])
         inside = projected_mask(given.mask, given.test.clean.rotations[:images])
         rows.append(audit_samples(draws, clean, inside))
     text = _page(denoiser, data, rows)

@@ -9,10 +9,9 @@ import ctypes
 import math
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from tqdm.auto import tqdm
 
 from cryonb.base.files import beside
 from cryonb.evaluation.metrics import mse
-from cryonb.learning.diffusion import sample
 from cryonb.learning.train import Progress, flops_per_image
 from cryonb.simulation.dataset import Dataset, score_test
 
@@ -34,7 +32,7 @@ COLUMNS = {  # key of a row: heading, format
     "psnr_spread_dB": ("± seeds", ".2f"),
     "ssim": ("SSIM", ".3f"),
     "mse_mask": ("MSE in mask", ".4f"),
-    "residual": ("micelle residual", ".2f"),
+    "micelle_left": ("micelle left", ".2f"),
     "over_limit": ("MSE ÷ limit", ".1f"),
     "train_tflop": ("training (TFLOP)", ".2f"),
     "ms_per_image": ("ms per image", ".1f"),
@@ -43,36 +41,35 @@ COLUMNS = {  # key of a row: heading, format
 }
 
 
-@contextmanager
-def peak_memory(every: float = 0.01) -> Iterator[list[float]]:
-    """Watch this process's own memory; the list then holds its peak above the start, in MiB.
+def _peak_and_now() -> tuple[float, float]:
+    """Highest and present resident memory of this process in bytes; NaN if the system is silent."""
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset, memory.rss
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        values = dict(line.split(":", 1) for line in lines)
+        return tuple(1024 * float(values[key].split()[0]) for key in ("VmHWM", "VmRSS"))
+    except (OSError, KeyError):
+        return math.nan, memory.rss
 
-    With glibc, memory that was freed before is given back first, so that its use is seen again.
-    On Linux, pages of memory-mapped files do not count: the system takes them back when it likes.
+
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """Ask the system for the peak of this process's memory; the list then holds its rise in MiB.
+
+    Linux starts the count anew for each block. Windows knows the peak of the whole process: a block
+    that stays below an earlier one rises by less than it takes. Elsewhere it is NaN.
     """
     if platform.system() == "Linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
-    process, stop = psutil.Process(), threading.Event()
-
-    def own() -> int:
-        memory = process.memory_info()
-        return memory.rss - getattr(memory, "shared", 0)
-
-    start = highest = own()
-
-    def watch():
-        nonlocal highest
-        while not stop.wait(every):
-            highest = max(highest, own())
-
-    thread, found = threading.Thread(target=watch, daemon=True), []
-    thread.start()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is given back, to be seen again
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now, proc(5)
+    start, rise = _peak_and_now()[1], []
     try:
-        yield found
+        yield rise
     finally:
-        stop.set()
-        thread.join()
-        found.append((max(highest, own()) - start) / 2**20)
+        rise.append(max(_peak_and_now()[0] - start, 0.0) / 2**20)
 
 
 @dataclass(frozen=True)
@@ -92,6 +89,8 @@ class Method:
         More noisy particles that it learns from.
     curve : list of (TFLOP, PSNR)
         On validation particles, while it was trained.
+    network : nn.Module or None
+        What `denoise` runs.
     """
 
     denoise: Callable[[torch.Tensor], torch.Tensor]
@@ -100,6 +99,7 @@ class Method:
     first: int | None = None
     also: torch.Tensor | None = None
     curve: list = field(default_factory=list)
+    network: nn.Module | None = None
 
     def given(self, noisy: torch.Tensor) -> torch.Tensor:
         """Particles that it is handed: the first of a stack, and those that it learns from."""
@@ -180,14 +180,19 @@ class Comparison:
                 f"{name} returned {tuple(images.shape)}, or NaN, for particles "
                 f"{tuple(given.shape)}: a denoiser returns as many finite images of the same box."
             )
-        self.images[name] = images = images[: len(noisy)].float()
+        self.score(name, images[: len(noisy)].float())
+        cost = {"train_tflop": method.train_tflop, "ms_per_image": 1e3 * seconds / len(given)}
+        self.rows[name] |= cost | {"peak_MiB": peak[0], "images": len(noisy)}
+
+    def score(self, name: str, images: torch.Tensor) -> None:
+        """Enter the scores of images (n, y, x) that a method made of the first n test particles."""
+        self.images[name] = images
         row = score_test(images, self.data)
         if self.limit is not None:
             n, clean = min(len(images), len(self.limit)), self.data.test.clean.images
             best = mse(self.limit[:n], clean[:n]).mean()
             row["over_limit"] = float(mse(images[:n], clean[:n]).mean() / best)
-        row |= {"train_tflop": method.train_tflop, "ms_per_image": 1e3 * seconds / len(given)}
-        self.rows[name] = row | {"peak_MiB": peak[0], "images": len(images)}
+        self.rows[name] = row
 
     @property
     def psnr_dB(self) -> dict[str, float]:
@@ -238,8 +243,7 @@ def train_for(
 
     Parameters
     ----------
-    start : callable (*modules, n_images) -> iterator of Progress
-        Such as ``lambda model, average, n: train(model, average, draw, loss, n)``.
+    start : callable (*modules, n_images=...) -> iterator of Progress
     evaluate : callable () -> float, optional
         Quality of what has been trained so far; called at 1/32, 1/16 ... 1 of the run.
 
@@ -248,41 +252,13 @@ def train_for(
     list of (TFLOP, quality)
         The last one is the end; quality is NaN without `evaluate`.
     """
-    each = 1e-12 * flops_per_image(lambda *copies: start(*copies, 10**9), *modules)
+    each = 1e-12 * flops_per_image(lambda *copies: start(*copies, n_images=10**9), *modules)
     n_images = max(1, round(tflop / each))
     points, curve = [2.0**-k for k in range(5, -1, -1)], []
     with tqdm(total=n_images, desc=title, unit="image") as bar:
-        for progress in start(*modules, n_images):
+        for progress in start(*modules, n_images=n_images):
             bar.update(min(progress.images, n_images) - bar.n)
             while points and progress.fraction >= points[0]:
                 points = [p for p in points if p > progress.fraction]
                 curve.append((each * progress.images, evaluate() if evaluate else math.nan))
     return curve
-
-
-def _sampled(model, noisy, sigma: float, steps: int, seed: int, **solver) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    *_, last = sample(model, noisy, sigma, steps, generator=generator, **solver)
-    return last.clean
-
-
-def errors_by_steps(model, noisy, clean, sigma: float, steps: list[int], **solver) -> list[float]:
-    """Mean squared error of one sample, for each number of steps.
-
-    Parameters
-    ----------
-    model : callable (y_t, gamma, noisy, sigma) -> clean estimate
-        An `SR3`, or `cryonb.denoisers.methods.exact_model`.
-    noisy, clean : Tensor (n, y, x)
-    **solver
-        `second_order` and `eta` of `cryonb.learning.diffusion.sample`.
-    """
-    made = (_sampled(model, noisy, sigma, k, 0, **solver) for k in tqdm(steps, desc="steps"))
-    return [float(mse(images, clean).mean()) for images in made]
-
-
-def errors_by_samples(model, noisy, clean, sigma: float, steps: int, most: int) -> list[float]:
-    """Mean squared error of the mean of 1, 2 ... `most` samples; arguments as above."""
-    made = [_sampled(model, noisy, sigma, steps, s) for s in tqdm(range(most), desc="samples")]
-    means = torch.stack(made).cumsum(0) / torch.arange(1, most + 1).view(-1, 1, 1, 1)
-    return [float(mse(images, clean).mean()) for images in means]

@@ -9,12 +9,14 @@ Introduced in: 04_compare_methods.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from cryonb.base.draws import by
 from cryonb.base.precision import autocast
-from cryonb.learning.train import curriculum_sigma
+from cryonb.learning.train import Recipe, curriculum_sigma
 from cryonb.learning.unet import UNet
 
 
@@ -36,62 +38,46 @@ class Denoiser(nn.Module):
         return self.unet(noisy[:, None] / (1 + sigma**2) ** 0.5, level)[:, 0].float()
 
 
-def _with_noise(images: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
-    return images + level * torch.randn(images.shape, **by(generator)).to(images)
+@dataclass(frozen=True)
+class Direct(Recipe):
+    """Mean squared error from the clean image, or from a second noisy one.
 
+    Noise2Noise never looks at the clean image: what both noisy images share is signal, in the
+    setting "structural" micelle, neighbours and carbon, too. Its loss stays near sigma^2, which is
+    no fault. The curriculum, and fresh noise in each step, are gifts of simulation: a microscope
+    gives two halves of one exposure at one noise level.
 
-def supervised_loss(
-    model: nn.Module,
-    batch,
-    fraction: float,
-    generator: torch.Generator,
-    *,
-    sigma: float,
-    snr_start: float = 3.0,
-) -> torch.Tensor:
-    """Mean squared error from the clean image; a loss for `cryonb.learning.train.train`.
-
-    Parameters
+    Attributes
     ----------
-    batch : (Tensor, Tensor), each (b, y, x)
-        Clean images, and the observed ones without their white noise, which is drawn here. In the
-        setting "white" they are equal.
-    fraction : float
-        Share of the run that is done.
     sigma : float
         White noise at the end of the curriculum, see `cryonb.learning.train.curriculum_sigma`.
+    noise2noise : bool
     snr_start : float
-        SNR at its beginning; the run's own SNR for no curriculum.
+        SNR at the beginning; the run's own SNR for no curriculum.
     """
-    clean, observed = batch
-    level = curriculum_sigma(fraction, sigma, snr_start)
-    return (model(_with_noise(observed, level, generator), level) - clean).square().mean()
 
+    sigma: float
+    noise2noise: bool = False
+    snr_start: float = 3.0
+    settings = "SR3's network on the noisy image, SNR 3 down to the data's"
 
-def noise2noise_loss(
-    model: nn.Module,
-    batch,
-    fraction: float,
-    generator: torch.Generator,
-    *,
-    sigma: float,
-    snr_start: float = 3.0,
-) -> torch.Tensor:
-    """Mean squared error from a second noisy image; a loss for `cryonb.learning.train.train`.
+    def networks(self) -> list[nn.Module]:
+        return [Denoiser()]
 
-    Lehtinen et al. 2018, eq. 6: with noise of zero mean, independent of the first,
-    ``E|f(x) - x'|^2 = E|f(x) - observed|^2 + sigma^2``, so the minimum lies where the supervised
-    one does, and a loss that stays near sigma^2 is no fault. The clean image is never looked at:
-    what both noisy images share is signal. In the setting "structural" that includes micelle,
-    neighbours and carbon, so Noise2Noise keeps them. That is its nature, not a fault of training.
+    def loss(self, network, batch, fraction: float, generator) -> torch.Tensor:
+        """Loss on a batch (clean, observed), the latter without white noise, each (b, y, x)."""
+        clean, observed = batch
+        level = curriculum_sigma(fraction, self.sigma, self.snr_start)
 
-    Parameters as in `supervised_loss`. The curriculum, and fresh noise in each step, are gifts of
-    simulation: a microscope gives two halves of one exposure at one noise level.
-    """
-    _, observed = batch
-    level = curriculum_sigma(fraction, sigma, snr_start)
-    noisy, target = (_with_noise(observed, level, generator) for _ in range(2))
-    return (model(noisy, level) - target).square().mean()
+        def noisy():
+            return observed + level * torch.randn(observed.shape, **by(generator)).to(observed)
+
+        given = noisy()
+        target = noisy() if self.noise2noise else clean
+        return (network(given, level) - target).square().mean()
+
+    def apply(self, network: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
+        return denoise_direct(network, noisy, self.sigma)
 
 
 @torch.no_grad()

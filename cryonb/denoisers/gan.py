@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -27,10 +28,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from cryonb.base.precision import autocast
+from cryonb.denoisers.direct import denoise_direct
 from cryonb.learning.train import (
     Progress,
+    Recipe,
     check_finite,
     curriculum_sigma,
+    draw_batch,
     learning_rate_share,
     update_average,
 )
@@ -157,60 +161,62 @@ def pass_loss(kind: str, fake: torch.Tensor) -> torch.Tensor:
     return _score(fake, 0)
 
 
-def train_gan(
-    generator: Generator,
-    discriminator: Discriminator,
-    average: Generator,
-    draw: Callable[[int, torch.Generator], tuple],
-    n_images: int,
-    *,
-    kind: str,
-    sigma: float,
-    snr_start: float = 3.0,
-    batch_size: int = 8,
-    seed: int = 0,
-) -> Iterator[Progress]:
-    """Train G and D in turn on `n_images` images; yields after every step, as `train` does.
+@dataclass(frozen=True)
+class Adversarial(Recipe):
+    """A generator and its discriminator, `kind` and `shrink` as theirs, for noise `sigma`.
 
-    Adam with beta1 = 0.5; rates warm up and fall along a cosine. Step k depends on (seed, k) alone;
-    noise is fresh in each. The loss in `Progress` is the L1 distance of G's images from the clean
-    ones: it means the same all along the run, unlike what G and D score against each other.
-
-    Parameters
-    ----------
-    average : nn.Module
-        Copy of `generator` that becomes its moving average: use this one afterwards.
-    draw : callable (batch_size, generator) -> (clean, observed), each (b, y, x)
-        White noise `sigma` is added to `observed` here.
-    kind : str
-        "denoise" or "robust", that of both networks.
-    snr_start : float
-        Begin at this SNR, see `curriculum_sigma`: no part of the published methods, but no worse in
-        a trial on single seeds.
+    Training begins at `snr_start`, see `cryonb.learning.train.curriculum_sigma`: no part of the
+    published methods, but no worse in a trial on single seeds.
     """
-    l1, networks = _of_kind(kind)["l1"], (generator, discriminator)
-    device = next(generator.parameters()).device
-    adam = partial(torch.optim.Adam, betas=(0.5, 0.999), fused=True)
-    optimisers = [
-        adam(network.to(memory_format=torch.channels_last).parameters()) for network in networks
-    ]
-    steps, start = math.ceil(n_images / batch_size), time.perf_counter()
-    for step in range(steps):
-        random = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        clean, observed = (x.to(device) for x in draw(batch_size, random))
-        level = curriculum_sigma(step / steps, sigma, snr_start)
-        noisy = observed + level * torch.randn(observed.shape, generator=random).to(device)
-        share = learning_rate_share(step, steps)
-        for optimiser, rate in zip(optimisers, RATES, strict=True):
-            optimiser.param_groups[0]["lr"] = rate * share
-        distance = _step(kind, networks, optimisers, clean, noisy, level, l1)
-        check_finite(distance, step)
-        update_average(average, generator, step + 1)
-        seen, spent = (step + 1) * batch_size, time.perf_counter() - start
-        yield Progress(step + 1, seen, (step + 1) / steps, distance, RATES[0] * share, spent)
+
+    sigma: float
+    kind: str
+    shrink: int = 4
+    snr_start: float = 3.0
+
+    @property
+    def settings(self) -> str:
+        return f"widths 1/{self.shrink} of the published, SNR 3 down to the data's"
+
+    def networks(self) -> list[nn.Module]:
+        return [Generator(self.kind, self.shrink), Discriminator(self.kind, self.shrink)]
+
+    def apply(self, network: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
+        return denoise_direct(network, noisy, self.sigma)
+
+    def begin(
+        self, stacks, generator, discriminator, average, *, n_images: int, batch_size=8, seed=0
+    ) -> Iterator[Progress]:
+        """Train G and D in turn; yields after every step, as `cryonb.learning.train.train`.
+
+        Adam with beta1 = 0.5; rates warm up and fall along a cosine. Step k depends on (seed, k)
+        alone; white noise is fresh in each. The loss in `Progress` is the L1 distance of G's images
+        from the clean ones: it means the same all along the run. `average` becomes the moving
+        average of G.
+        """
+        size = min(batch_size, 8)  # published: 1
+        networks, device = (generator, discriminator), next(generator.parameters()).device
+        adam = partial(torch.optim.Adam, betas=(0.5, 0.999), fused=True)
+        optimisers = [
+            adam(network.to(memory_format=torch.channels_last).parameters()) for network in networks
+        ]
+        steps, start = math.ceil(n_images / size), time.perf_counter()
+        for step in range(steps):
+            random = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            clean, observed = (x.to(device) for x in draw_batch(stacks, size, random))
+            level = curriculum_sigma(step / steps, self.sigma, self.snr_start)
+            noisy = observed + level * torch.randn(observed.shape, generator=random).to(device)
+            share = learning_rate_share(step, steps)
+            for optimiser, rate in zip(optimisers, RATES, strict=True):
+                optimiser.param_groups[0]["lr"] = rate * share
+            distance = _step(self.kind, networks, optimisers, clean, noisy, level)
+            check_finite(distance, step)
+            update_average(average, generator, step + 1)
+            seen, spent = (step + 1) * size, time.perf_counter() - start
+            yield Progress(step + 1, seen, (step + 1) / steps, distance, RATES[0] * share, spent)
 
 
-def _step(kind, networks, optimisers, clean, noisy, level: float, l1: float) -> float:
+def _step(kind: str, networks, optimisers, clean, noisy, level: float) -> float:
     """One step of D, then one of G against the new D; returns the L1 distance."""
     generator, discriminator = networks
     with autocast(clean.device):
@@ -221,7 +227,7 @@ def _step(kind, networks, optimisers, clean, noisy, level: float, l1: float) -> 
     discriminator.requires_grad_(False)
     with autocast(clean.device):
         distance = (fake - clean).abs().mean()
-        loss = pass_loss(kind, discriminator(fake, noisy, level)) + l1 * distance
+        loss = pass_loss(kind, discriminator(fake, noisy, level)) + KINDS[kind]["l1"] * distance
     _descend(optimisers[0], loss)
     discriminator.requires_grad_(True)
     return float(distance.detach())

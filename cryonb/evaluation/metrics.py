@@ -172,37 +172,6 @@ def correlation(a: torch.Tensor, b: torch.Tensor, dims: int = 2) -> torch.Tensor
     return torch.where(size > 0, (a * b).sum(axes) / size, 0.0)
 
 
-def structural_noise_residual(
-    output: torch.Tensor, clean: torch.Tensor, structure: torch.Tensor, region: torch.Tensor
-) -> torch.Tensor:
-    """Error energy left in a region, relative to the structural noise the input had there.
-
-    ``||(output - clean) m||^2 / ||structure m||^2`` for each image. 1 means that as much wrong
-    density is left as the micelle (or neighbour, or carbon) brought in, 0 that none is. Any other
-    error inside the region, such as white noise, counts as well, so a noisy input lies above 1.
-
-    Parameters
-    ----------
-    output, clean : torch.Tensor, shape (n, y, x)
-        Denoised image and its target.
-    structure : torch.Tensor, shape (n, y, x)
-        The structural noise alone, without white noise, as it stands in the input.
-    region : torch.Tensor, shape (y, x) or (n, y, x)
-        Weights m in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If shapes differ or an image has no structural noise in its region.
-    """
-    check_pair(output, clean)
-    check_pair(output, structure)
-    before = (structure * region).square().sum((-2, -1))
-    if not (before > 0).all():
-        raise ValueError("an image has no structural noise in its region: leave such images out")
-    return ((output - clean) * region).square().sum((-2, -1)) / before
-
-
 def fit_parts(volume: torch.Tensor, *parts: torch.Tensor) -> list[float]:
     """Shares of known densities in a map: least squares of ``map = sum_i share_i part_i + level``.
 

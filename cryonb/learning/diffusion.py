@@ -5,19 +5,11 @@ to noise alone (gamma = 0). The network learns to undo it while it looks at the 
 ``x = y_0 + structure + sigma n``. Clean images have unit pooled variance
 (`cryonb.simulation.simulate`).
 
-What the network is asked for is its *parameterisation*:
-
-``eps``
-    the noise, as published. The clean image then follows as ``(y_t - sqrt(1 - gamma) eps) /
-    sqrt(gamma)``, which multiplies the network's error by ``1 / sqrt(gamma)``, 150 at the start.
-``v``
-    ``sqrt(gamma) eps - sqrt(1 - gamma) y_0`` (Salimans and Ho 2022): at gamma = 0 this is minus
-    the clean image, so the first step is already the posterior mean E[y_0 | x].
-``fused``
-    Two noisy views of one image, ``x`` and ``z = y_t / sqrt(gamma)``, are worth exactly as much as
-    their weighted mean ``c``, with noise ``1 / sigma_c**2 = 1 / sigma**2 + gamma / (1 - gamma)``.
-    The network sees c and x, and adds to c, scaled as in Karras et al. 2022 (EDM). For white noise
-    the diffusion model *is* a denoiser for all noise levels below sigma.
+Two noisy views of one image, ``x`` and ``z = y_t / sqrt(gamma)``, are worth exactly as much as
+their weighted mean ``c``, with noise ``1 / sigma_c**2 = 1 / sigma**2 + gamma / (1 - gamma)``. The
+network sees c and x and corrects c, scaled as in Karras et al. 2022 (EDM): its first step, from
+pure noise, is the posterior mean E[y_0 | x]. For white noise the diffusion model *is* a denoiser
+for all noise levels below sigma. `02_train_sr3` asks for the noise instead, as published.
 """
 
 from __future__ import annotations
@@ -28,12 +20,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from cryonb.base.draws import by
 from cryonb.base.precision import autocast
 from cryonb.learning.unet import UNet
 
-PARAMETERISATIONS = ("eps", "v", "fused")
 GAMMA_START = 4.5e-5  # of the published schedule: T = 2000, beta from 1e-6 to 1e-2, linear
 SIGMA_END = 0.05  # noise, in clean standard deviations, that the last step removes
 
@@ -42,20 +34,6 @@ def _column(value, like: torch.Tensor) -> torch.Tensor:
     """One value per image, shape (b, 1, 1, 1)."""
     value = torch.as_tensor(value, dtype=torch.float32, device=like.device)
     return value.expand(len(like)).reshape(-1, 1, 1, 1)
-
-
-def published_gammas(steps: int = 2000) -> torch.Tensor:
-    """Schedule of the SR3 paper: gamma after each of `steps` linear betas 1e-6 ... 1e-2."""
-    return torch.cumprod(1 - torch.linspace(1e-6, 1e-2, steps, dtype=torch.float64), 0)
-
-
-def draw_gamma_published(n: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw gammas as SR3 trains: a random step t, then sqrt(gamma) uniform within it."""
-    root = torch.cat([torch.ones(1, dtype=torch.float64), published_gammas()]).sqrt()
-    t = torch.randint(1, len(root), (n,), **by(generator))
-    u = torch.rand(n, dtype=torch.float64, **by(generator))
-    root = root.to(t.device)
-    return (root[t] + u * (root[t - 1] - root[t])).square().float()
 
 
 def gamma_of(sigma_c, sigma) -> torch.Tensor:
@@ -94,59 +72,33 @@ def fuse(y_t: torch.Tensor, gamma, noisy: torch.Tensor, sigma) -> tuple[torch.Te
 
 
 class SR3(nn.Module):
-    """Conditional diffusion model: a U-Net and what it is asked for.
+    """Conditional diffusion model: a U-Net, and how its output becomes a clean image.
 
-    Parameters
-    ----------
-    parameterisation : str
-        "eps", "v" or "fused", see the module's docstring.
-    **unet
-        Size of the network, see `cryonb.learning.unet.UNet`.
-
-    Raises
-    ------
-    ValueError
-        Unknown parameterisation.
+    The keywords are the size of the network, see `cryonb.learning.unet.UNet`. ValueError for
+    weights of another parameterisation, which older files name.
     """
 
-    def __init__(self, parameterisation: str = "fused", **unet):
+    def __init__(self, *, parameterisation: str = "fused", **unet):
         super().__init__()
-        if parameterisation not in PARAMETERISATIONS:
-            raise ValueError(
-                f"Unknown parameterisation {parameterisation!r}: choose one of {PARAMETERISATIONS}."
-            )
-        self.config = {"parameterisation": parameterisation, **unet}
+        if parameterisation != "fused":
+            raise ValueError(f"weights of the parameterisation {parameterisation!r}: train anew")
+        self.config = unet
         self.unet = UNet(2, levels=2, **unet)
-        self.parameterisation = parameterisation
 
     def _network(self, y_t, gamma, noisy, sigma) -> torch.Tensor:
         """Raw output of the network, all images (b, 1, y, x), all levels (b, 1, 1, 1)."""
-        x = noisy / (1 + sigma**2).sqrt()
-        if self.parameterisation == "fused":
-            view, level = fuse(y_t, gamma, noisy, sigma)
-            view = view / (1 + level**2).sqrt()
-        else:
-            view, level = y_t, ((1 - gamma).clamp_min(1e-6) / gamma).sqrt()
+        view, level = fuse(y_t, gamma, noisy, sigma)
+        channels = [view / (1 + level**2).sqrt(), noisy / (1 + sigma**2).sqrt()]
         levels = torch.cat([level, sigma], dim=1).flatten(1).log()
-        return self.unet(torch.cat([view, x], dim=1), levels).float()
+        return self.unet(torch.cat(channels, dim=1), levels).float()
 
-    def _clean(self, out, y_t, gamma, noisy, sigma) -> torch.Tensor:
-        """Clean image that an output of the network stands for."""
-        if self.parameterisation == "eps":
-            return (y_t - (1 - gamma).sqrt() * out) / gamma.sqrt()
-        if self.parameterisation == "v":
-            return gamma.sqrt() * y_t - (1 - gamma).sqrt() * out
-        view, level = fuse(y_t, gamma, noisy, sigma)
-        return (view + level * (1 + level**2).sqrt() * out) / (1 + level**2)
+    def base_and_scale(self, y_t, gamma, noisy, sigma) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return base and scale of the clean image, ``base + scale * output`` of the network.
 
-    def _target(self, clean, eps, y_t, gamma, noisy, sigma) -> torch.Tensor:
-        """Output that the network should give; inverse of `_clean`."""
-        if self.parameterisation == "eps":
-            return eps
-        if self.parameterisation == "v":
-            return gamma.sqrt() * eps - (1 - gamma).sqrt() * clean
+        Whatever the two are, the output that the loss asks for is ``(clean - base) / scale``.
+        """
         view, level = fuse(y_t, gamma, noisy, sigma)
-        return ((1 + level**2) * clean - view) / (level * (1 + level**2).sqrt())
+        return view / (1 + level**2), level / (1 + level**2).sqrt()
 
     def forward(self, y_t: torch.Tensor, gamma, noisy: torch.Tensor, sigma) -> torch.Tensor:
         """Estimate the clean image, E[y_0 | y_t, x].
@@ -164,7 +116,8 @@ class SR3(nn.Module):
         """
         gamma, sigma = _column(gamma, y_t), _column(sigma, y_t)
         inputs = y_t[:, None], gamma, noisy[:, None], sigma
-        return self._clean(self._network(*inputs), *inputs)[:, 0]
+        base, scale = self.base_and_scale(*inputs)
+        return (base + scale * self._network(*inputs))[:, 0]
 
     def loss(
         self, clean: torch.Tensor, observed: torch.Tensor, gamma, sigma, generator: torch.Generator
@@ -187,7 +140,8 @@ class SR3(nn.Module):
         white = torch.randn(clean.shape, **by(generator)).to(clean.device)
         y_t = gamma.sqrt() * clean + (1 - gamma).sqrt() * eps
         inputs = y_t, gamma, observed + sigma * white, sigma
-        return (self._network(*inputs) - self._target(clean, eps, *inputs)).square().mean()
+        base, scale = self.base_and_scale(*inputs)
+        return (self._network(*inputs) - (clean - base) / scale).square().mean()
 
 
 @dataclass(frozen=True)
@@ -278,11 +232,11 @@ def posterior_mean(model, noisy: torch.Tensor, sigma: float, generator=None) -> 
     return model(state, GAMMA_START, noisy, sigma)
 
 
-def denoise(
+def denoise_batches(
     model: nn.Module,
     noisy: torch.Tensor,
     sigma: float,
-    steps: int = 8,
+    steps: int = 1,
     *,
     batch_size: int = 64,
     seed: int = 0,
@@ -307,18 +261,20 @@ def denoise(
     """
     device = next(model.parameters()).device
     for k, batch in enumerate(noisy.split(batch_size)):
+        given = batch.to(device), sigma
         generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
         with autocast(device, precision):
             if steps == 1:
-                last = posterior_mean(model, batch.to(device), sigma, generator)
+                last = posterior_mean(model, *given, generator)
             else:
-                for step in sample(
-                    model, batch.to(device), sigma, steps, eta=eta, generator=generator
-                ):
+                for step in sample(model, *given, steps, eta=eta, generator=generator):
                     last = step.clean
         yield last.cpu()
 
 
-def one_step(model, noisy, sigma: float, steps: int = 1, seed: int = 0) -> torch.Tensor:
-    """Denoise a stack (n, y, x) as `denoise`, at once: in one step, or a sample in more."""
-    return torch.cat(list(denoise(model, noisy, sigma, steps, seed=seed)))
+def denoise(model, noisy, sigma: float, steps: int = 1, *, title="", **options) -> torch.Tensor:
+    """Denoise a stack (n, y, x), as `denoise_batches`; with a progress bar if it has a title."""
+    batches = denoise_batches(model, noisy, sigma, steps, **options)
+    size = options.get("batch_size", 64)
+    total = -(-len(noisy) // size)
+    return torch.cat(list(tqdm(batches, desc=title, total=total) if title else batches))

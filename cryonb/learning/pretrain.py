@@ -23,7 +23,7 @@ from cryonb.base.options import TrainOptions
 from cryonb.base.workers import count_cores
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.metrics import correlation, psnr
-from cryonb.learning.diffusion import SR3, denoise, one_step
+from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.mapclean import MapCleaner, cleaning_loss
 from cryonb.learning.refine import Refiner, refine, refine_loss
 from cryonb.learning.train import any_level_loss, draw_batch, sr3_loss, train
@@ -125,8 +125,8 @@ def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Re
     clean, observed = stacks
     generator = generator_on(observed.device).manual_seed(args.seed + 1)
     noisy = observed + sigma * torch.randn(observed.shape, **by(generator))
-    fed = denoise(model, noisy, sigma, args.refine_steps, batch_size=max(64, args.batch_size))
-    drawn = torch.cat(list(tqdm(fed, desc="first stage"))).to(observed.device)
+    options = {"batch_size": max(64, args.batch_size), "title": "first stage"}
+    drawn = denoise(model, noisy, sigma, args.refine_steps, **options).to(observed.device)
     refiner = Refiner(**REFINER)
     loss = partial(refine_loss, sigma=sigma)
     draw = partial(draw_batch, (clean, drawn, noisy))
@@ -195,7 +195,7 @@ def evaluate(
     """Mean PSNR in dB of each stage on test images (n, y, x) with fresh white noise."""
     white = torch.randn(observed.shape, generator=torch.Generator().manual_seed(2))
     noisy = observed + sigma * white
-    made = partial(one_step, model, noisy, sigma)
+    made = partial(denoise, model, noisy, sigma)
     images = {"noisy": noisy, "posterior_mean": made(1), "sample": made(STEPS)}
     if refiner is not None:
         images["refined"] = refine(refiner, made(refine_steps), noisy, sigma)

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cryonb.base.draws import by, generator_on
 from cryonb.base.precision import autocast
-from cryonb.learning.diffusion import SR3, draw_gamma, draw_gamma_published
+from cryonb.learning.diffusion import SR3, draw_gamma
 from cryonb.learning.weights import read_checkpoint, write_checkpoint
 
 
@@ -36,6 +37,34 @@ class Progress:
     loss: float
     learning_rate: float
     seconds: float
+
+
+class Recipe:
+    """A kind of network: how it is built, trained and used. Subclasses say it.
+
+    Attributes
+    ----------
+    settings : str
+        In words, for a table.
+    """
+
+    settings = ""
+
+    def networks(self) -> list[nn.Module]:
+        """Build what is trained; the first is used afterwards."""
+        raise NotImplementedError
+
+    def loss(self, network, batch, fraction: float, generator) -> torch.Tensor:
+        """Loss on a batch, see `train`."""
+        raise NotImplementedError
+
+    def apply(self, network: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
+        """Denoise a stack (n, y, x)."""
+        raise NotImplementedError
+
+    def begin(self, stacks, *networks, n_images: int, **options) -> Iterator[Progress]:
+        """Train the networks, whose last is the moving average, on batches of stacks (n, y, x)."""
+        return train(*networks, partial(draw_batch, stacks), self.loss, n_images, **options)
 
 
 def draw_batch(stacks, n: int, generator: torch.Generator) -> list[torch.Tensor]:
@@ -81,13 +110,9 @@ def sr3_loss(
     """Loss of a diffusion model on a batch (clean, observed), with the curriculum.
 
     `snr_start` and `share` are those of `curriculum_sigma`. A part `start` of the batch is trained
-    on the first step, the posterior mean. "eps" trains as published: at the full noise level,
-    gammas of the SR3 schedule.
+    on the first step, the posterior mean.
     """
     clean, observed = batch
-    if model.parameterisation == "eps":
-        gamma = draw_gamma_published(len(clean), generator)
-        return model.loss(clean, observed, gamma, sigma, generator)
     level = curriculum_sigma(fraction, sigma, snr_start, share)
     gamma = draw_gamma(len(clean), level, generator, start)
     return model.loss(clean, observed, gamma, level, generator)

@@ -98,23 +98,6 @@ def show_denoised(images: dict[str, torch.Tensor], *, n: int = 6, title: str = "
     return show_rows(rows, limits=limits, title=title, width_in=1.0)
 
 
-SCORE_COLUMNS = {
-    "mse": ("MSE", ".3f"),
-    "psnr_dB": ("PSNR (dB)", ".2f"),
-    "psnr_mask_dB": ("in mask (dB)", ".2f"),
-    "ssim": ("SSIM", ".3f"),
-    "residual": ("micelle residual", ".2f"),
-}
-
-
-def say_scores(rows: dict[str, dict[str, float]], title: str = "") -> None:
-    """Display a table of scores, name to the values of `cryonb.simulation.dataset.score_test`."""
-    shown = [k for k in SCORE_COLUMNS if any(k in row for row in rows.values())]
-    columns = ["", *(SCORE_COLUMNS[k][0] for k in shown)]
-    cells = [[n, *(format(row[k], SCORE_COLUMNS[k][1]) for k in shown)] for n, row in rows.items()]
-    say_table(columns, cells, title)
-
-
 def plot_lines(
     lines: dict[str, tuple],
     *,
