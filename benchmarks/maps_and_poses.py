@@ -53,12 +53,12 @@ def projection(volume, n: int, repeats: int, folder: Path) -> None:
     print(f"\nProjection of {n:,} images with CTF")
     report(in_turn(beside_relion(ours, command, folder), repeats))
     rows, made = read_particles(star).select(range(min(n, 40))), ["ours.mrcs", "projected.mrcs"]
-    exact = project(volume.map, rows.rotations, rows.shifts_px, padding=9)
+    exact = project(volume.map, rows.rotations, rows.shifts_px, padding=6)
     exact = apply_ctf(exact, rows.ctf)
     for stack in (name for name in made if (folder / name).is_file()):
         images = torch.from_numpy(mrcfile.read(folder / stack)[: len(exact)].copy())
         error = (images - exact).norm() / exact.norm()
-        print(f"  {stack}: error {error:.2%} of a projection that is padded ninefold")
+        print(f"  {stack}: error {error:.2%} of a projection padded sixfold")
 
 
 def beside_relion(ours: Callable, command: str, folder: Path) -> dict[str, Callable]:

@@ -151,7 +151,7 @@ _ = fig.suptitle(f"The embedded channel at {pixel_size_A:g} Å per pixel")
 #
 # $$ I(x, y) = \sum_z V\bigl(R\,(x, y, z)\bigr) . $$
 #
-# That is a few lines. It is also slow, and interpolating between voxels blurs. The usual way goes through Fourier space. Set $R = 1$ and look at the two-dimensional transform of the sum over $z$: it equals the plane $k_z = 0$ of the volume's transform, term by term. A rotated volume has a rotated transform, so **every projection is a central slice**. `cryonb.physics.projection.project` reads such slices from a padded transform, by way of the library torch-fourier-slice.
+# That is a few lines. It is also slow, and interpolating between voxels blurs. The usual way goes through Fourier space. Set $R = 1$ and look at the two-dimensional transform of the sum over $z$: it equals the plane $k_z = 0$ of the volume's transform, term by term. A rotated volume has a rotated transform, so **every projection is a central slice**. `cryonb.physics.projection.project` reads such slices from a padded transform.
 
 
 # %%

@@ -1,21 +1,25 @@
 """Projection of volumes by central slices, and image shifts.
 
-The slices come from torch-fourier-slice (Burt and others, BSD-3). The padding is done here: to an
-even box for every box size, because the library's own padding leaves odd boxes odd, for which its
-slices are wrong, and to a finer Fourier grid than the slice needs, which is where the remaining
-error of the trilinear interpolation comes from.
+Transforms are read between their grid points with a short kernel, three to eight points along each
+axis, from a grid twice as fine as the box needs; dividing by the kernel's own transform beforehand
+takes out what the kernel does (gridding; the kernel is that of Barnett, Magland and af Klinteberg
+2019). The poses of particles (`cryonb.poses`) are read from the same grid, on rings.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch_fourier_slice import extract_central_slices_rfft_3d_multichannel
 
 from cryonb.physics.fourier import check_cubic
 
-AXES = (-3, -2, -1)
-IMAGE_PADDING = 2  # what a turn or shift carries out of the box is cut off and does not wrap around
+WIDTH = 3  # grid points under the kernel along each axis, for projections
+FINER = 2  # points of the oversampled transform to one of the box's own
 
 
 def pad_centred(x: torch.Tensor, size: int, *, dims: int) -> torch.Tensor:
@@ -31,28 +35,88 @@ def sinc2_envelope(size: int, device: torch.device) -> torch.Tensor:
     return s[:, None, None] * s[:, None] * s
 
 
-def _padded_ft(volumes: torch.Tensor, padded: int) -> torch.Tensor:
-    """Transform of padded volumes `(c, n, n, n)`: (c, padded, padded, padded // 2 + 1), shifted."""
-    x = pad_centred(volumes, padded, dims=3) / sinc2_envelope(padded, volumes.device)
-    x_ft = torch.fft.rfftn(torch.fft.ifftshift(x, dim=AXES), dim=AXES)
-    return torch.fft.fftshift(x_ft, dim=(-3, -2))
+def _kernel(distance: torch.Tensor, width: int) -> torch.Tensor:
+    """Weight of a grid point at a distance in grid steps: the exponential of a semicircle."""
+    beta = 0.97 * math.pi * width * (1 - 0.5 / FINER)
+    inside = torch.addcmul(torch.ones(()).to(distance), distance, distance, value=-4 / width**2)
+    return inside.clamp_(min=0).sqrt_().mul_(beta).exp_()
 
 
-def _slices(
-    volumes_ft: torch.Tensor, rotations: torch.Tensor, shifts_px: torch.Tensor, box: int
-) -> torch.Tensor:
-    """Images (c, b, box, box) of central slices, sampled on a padded image grid."""
-    padded, size = volumes_ft.shape[-2], IMAGE_PADDING * box
-    # A slice of the padded transform read in steps of padded / size: scale the rotation.
-    step = padded / size
-    slices = extract_central_slices_rfft_3d_multichannel(
-        volumes_ft, step * rotations, fftfreq_max=0.5 / step
-    )  # (b, c, padded, padded // 2 + 1), empty beyond the image's Nyquist frequency
-    low = padded // 2 - size // 2
-    slices = torch.fft.ifftshift(slices[..., low : low + size, : size // 2 + 1], dim=-2)
-    slices = slices * shift_phases(shifts_px, size)[:, None]
-    images = torch.fft.fftshift(torch.fft.irfft2(slices, s=(size, size)), dim=(-2, -1))
-    return pad_centred(images, box, dims=2).transpose(0, 1)
+@lru_cache(maxsize=16)
+def _envelope(box: int, width: int) -> torch.Tensor:
+    """Transform of the kernel at the pixels of the box: (box,)."""
+    nodes, weights = (torch.from_numpy(a) * width / 2 for a in np.polynomial.legendre.leggauss(64))
+    at = torch.arange(box) - box // 2
+    waves = torch.cos(2 * torch.pi * nodes[:, None] * at / (FINER * box))
+    return (weights * _kernel(nodes, width) @ waves).float()
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Fourier transform of images or volumes that can be read anywhere: `Transform.of`, `at`.
+
+    Attributes
+    ----------
+    rows : Tensor (points, width * c * 2)
+        At each point of the oversampled half grid, kx >= 0, the values of `width` points in a row.
+    box, dims, width : int
+        Pixels of the box, its dimensions, and grid points under the kernel along each axis.
+    """
+
+    rows: torch.Tensor
+    box: int
+    dims: int
+    width: int
+
+    @classmethod
+    def of(cls, x: torch.Tensor, dims: int, width: int) -> Transform:
+        """Transform x, (c, y, x) or (c, z, y, x) for `dims` 2 or 3, about the box centre."""
+        box, axes = x.shape[-1], tuple(range(-dims, 0))
+        envelope = _envelope(box, width).to(x.device)
+        for axis in range(dims):
+            x = x / envelope.view(-1, *[1] * axis)
+        x = torch.fft.ifftshift(pad_centred(x, FINER * box, dims=dims), dim=axes)
+        x_ft = torch.fft.fftn(x, dim=axes)
+        grid = torch.arange(-cls._edge(box, width), FINER * box // 2 + width // 2 + 1)
+        for axis in axes[:-1]:
+            x_ft = x_ft.index_select(axis, (grid % (FINER * box)).to(x.device))
+        x_ft = x_ft[..., grid[grid >= -(width // 2)].to(x.device)].unfold(-1, width, 1)
+        return cls(
+            torch.view_as_real(x_ft.movedim(0, -1)).flatten(-3).flatten(0, -2), box, dims, width
+        )
+
+    @property
+    def channels(self) -> int:
+        return self.rows.shape[1] // (2 * self.width)
+
+    @staticmethod
+    def _edge(box: int, width: int) -> int:
+        """Grid points from the origin to the lowest along y and z: beyond Nyquist by the kernel."""
+        return FINER * box // 2 + width // 2
+
+    def at(self, points: torch.Tensor) -> torch.Tensor:
+        """Values at `points` (..., dims), x first, in cycles per pixel: complex (c, ...)."""
+        width, edge = self.width, self._edge(self.box, self.width)
+        at = points.reshape(-1, self.dims).T.contiguous() * (FINER * self.box)  # (dims, p)
+        mirror = torch.where(at[:1] < 0, -1.0, 1.0)  # x(-k) = x(k)*
+        at = at * mirror
+        lowest = torch.ceil(at - width / 2)
+        taps = torch.arange(width, dtype=torch.int32, device=at.device)
+        weight = _kernel((lowest - at)[:, None] + taps[:, None], width)  # (dims, width, p)
+        step, lowest = FINER * self.box // 2 + 2 - width % 2, lowest.int()
+        index, offset, others = lowest[0] + width // 2, taps[:1], torch.ones_like(at[:1])
+        for axis in range(1, self.dims):
+            index = index + step * (lowest[axis] + edge)
+            offset = (offset[:, None] + step * taps).flatten()
+            others = (others[:, None] * weight[axis]).flatten(0, 1)  # (width ** axis, p)
+            step *= 2 * edge + 1
+        index = index[:, None] + offset
+        others = others.T.contiguous()
+        found = F.embedding_bag(index, self.rows, mode="sum", per_sample_weights=others)
+        along_x = weight[0].T.unsqueeze(1).contiguous()  # (p, 1, width)
+        found = (along_x @ found.unflatten(1, (width, -1))).view(at.shape[1], -1, 2)
+        real, imaginary = found.permute(2, 1, 0)  # (c, p) each
+        return torch.complex(real, imaginary * mirror).view(-1, *points.shape[:-1])
 
 
 def check_poses(
@@ -78,8 +142,8 @@ def project(
     rotations: torch.Tensor,
     shifts_px: torch.Tensor | None = None,
     *,
-    batch_size: int = 32,
-    padding: int = 3,
+    batch_size: int = 8,
+    padding: float = 2.0,
 ) -> torch.Tensor:
     """Project volumes: I(x, y) = sum over z of V(R (x, y, z)), then shift.
 
@@ -97,9 +161,11 @@ def project(
         (y, x) in pixels.
     batch_size : int
         Images at a time; memory grows with it, the result does not change.
-    padding : int
-        Volume padding before the transform. The error, 0.6 % of the image's norm on average for a
-        particle that fills 0.7 of the box and 2 % for poses along the axes, falls as it grows.
+    padding : float
+        Size of the image whose transform is sampled, relative to the box that is cut from it: what
+        turns, shifts and the ringing at Nyquist carry out of the box does not come back on the
+        other side. The error, for a particle that has detail up to Nyquist, is 0.4 % of the
+        image's norm; it is 0.9 % with 1.25, in half the time, and 0.2 % with 3.
 
     Returns
     -------
@@ -112,12 +178,20 @@ def project(
     """
     box = check_cubic(volume, 3)
     rotations, shifts_px = check_poses(rotations, shifts_px, volume.device)
-    padded = padding * box + padding * box % 2  # even
-    volumes_ft = _padded_ft(volume.reshape(-1, box, box, box).float(), padded)
-    images = volumes_ft.real.new_empty(len(volumes_ft), len(rotations), box, box)
+    volumes_ft = Transform.of(volume.reshape(-1, box, box, box).float(), 3, WIDTH)
+    size = 2 * math.ceil(padding * box / 2)
+    ky, kx = (f(size, device=volume.device) for f in (torch.fft.fftfreq, torch.fft.rfftfreq))
+    inside = (ky[:, None].square() + kx.square() <= 0.25).flatten().nonzero()[:, 0]
+    plane = torch.stack([kx[inside % len(kx)], ky[inside // len(kx)]], dim=1)
+    images = volume.new_empty(volumes_ft.channels, len(rotations), box, box, dtype=torch.float32)
     for i in range(0, len(rotations), batch_size):
         b = slice(i, i + batch_size)
-        images[:, b] = _slices(volumes_ft, rotations[b], shifts_px[b], box)
+        values = volumes_ft.at(plane @ rotations[b, :, :2].mT)  # (c, b, points inside)
+        slices = values.new_zeros(*values.shape[:2], size * len(kx))
+        slices[..., inside] = values
+        phases = shift_phases(shifts_px[b] + box // 2, size)  # the centre to its place
+        slices = slices.unflatten(-1, (size, len(kx))) * phases
+        images[:, b] = torch.fft.irfft2(slices, s=(size, size))[..., :box, :box]
     return images.reshape(*volume.shape[:-3], len(rotations), box, box)
 
 
