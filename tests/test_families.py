@@ -10,7 +10,15 @@ from cryonb.data.volumes import from_atoms, load_volume
 from cryonb.learning.diffusion import SR3
 from cryonb.learning.pretrain import MANY_SNR
 from cryonb.learning.train import any_level_loss
-from cryonb.simulation.families import RESIDUE_A3, coarse_volume, random_molecule, training_images
+from cryonb.physics.fourier import low_pass, radial_frequency, radial_mean
+from cryonb.simulation import families
+from cryonb.simulation.families import (
+    RESIDUE_A3,
+    coarse_volume,
+    draw_maps,
+    random_molecule,
+    training_images,
+)
 
 
 def test_molecules_have_the_density_and_symmetry_that_they_say():
@@ -40,14 +48,60 @@ def test_the_quick_volume_is_nearly_that_of_the_atoms():
 
 
 def test_training_images_are_scaled_and_repeatable():
-    target, observed = training_images(3, 4, 32, seed=1)
-    assert target.shape == observed.shape == (12, 32, 32)
+    target, observed = training_images(2, 4, 32, seed=1)
+    assert target.shape == observed.shape == (8, 32, 32)
     assert float(target.std()) == pytest.approx(1, abs=0.25)
-    again = training_images(3, 4, 32, seed=1)
+    again = training_images(2, 4, 32, seed=1)
     assert torch.equal(target, again[0]) and torch.equal(observed, again[1])
-    assert not torch.allclose(training_images(3, 4, 32, seed=2)[0], target)
-    shared = training_images(3, 4, 32, seed=1, workers=2)  # up to rounding: other threads
-    torch.testing.assert_close(shared, (target, observed), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(training_images(2, 4, 32, seed=2)[0], target)
+
+
+def test_workers_make_the_same_images():
+    alone, shared = (training_images(3, 2, 32, seed=1, workers=workers) for workers in (1, 2))
+    torch.testing.assert_close(shared, alone, atol=1e-4, rtol=1e-4)  # rounding: other threads
+
+
+def test_images_of_ones_own_kind(monkeypatch):
+    """Molecules of the asked size, at 2 px around the centre, seen through the given filter."""
+    drawn = []
+    made = families.coarse_volume
+    monkeypatch.setattr(families, "coarse_volume", lambda a, *s: drawn.append(a) or made(a, *s))
+    passed = (radial_frequency(48, 2) < 0.25).float()[None]
+    target, _ = training_images(
+        4, 40, 48, seed=3, pixel_size_A=4.0, diameter_A=110.0, transfer=passed
+    )
+    widths = [2 * np.linalg.norm(atoms.xyz_A, axis=1).max() for atoms in drawn]
+    assert len(widths) == 4 and all(0.7 * 110 < width < 1.3 * 110 for width in widths)
+    power = radial_mean(torch.fft.rfft2(target).abs().square().mean(0), 48, dims=2)
+    assert power[14:].max() < 1e-8 * power[2]
+    x = torch.arange(48.0) - 24
+    mass = target.sum((1, 2))
+    centre = torch.stack([(target * g).sum((1, 2)) / mass for g in (x[:, None], x)])
+    assert float(centre.std()) == pytest.approx(2.0, abs=0.25)  # 320 numbers: 4 %
+
+
+def test_transfer_is_the_modulus_of_a_ctf_times_a_filter_that_dims_low_frequencies():
+    kinds = set()
+    for seed in range(24):
+        generator = torch.Generator().manual_seed(seed)
+        transfer = families._transfer(3, 32, 3.0, np.random.default_rng(seed), generator)
+        assert 0 <= float(transfer.min()) and float(transfer.max()) <= 1
+        kinds.add(len(transfer))
+        if len(transfer) == 1:  # a filter alone
+            assert (transfer[0, 0].diff() >= 0).all() and transfer[0, 0, 0] < transfer[0, 0, -1]
+    assert kinds == {1, 3}
+
+
+def test_drawn_maps_hold_a_third_to_four_thirds_of_the_micelle():
+    """With the molecule for its own micelle, low frequencies grow by 1.3 to 2.3 times."""
+    ball = torch.exp(-(((torch.arange(32.0) - 16) / 4) ** 2))
+    ball = (ball[:, None, None] * ball[:, None] * ball)[None]
+    target, observed = draw_maps(
+        (ball, ball), 40, torch.Generator().manual_seed(0), pixel_size_A=3.0, patch=32
+    )
+    both = [low_pass(maps - maps.mean((1, 2, 3), True), 40.0, 3.0) for maps in (target, observed)]
+    grown = (both[0] * both[1]).sum((1, 2, 3)) / both[0].square().sum((1, 2, 3))
+    assert 1.28 < grown.min() < 1.5 and 2.1 < grown.max() < 2.32  # noise moves them by 0.02
 
 
 def test_no_random_molecule_is_one_of_the_two_that_judge():
