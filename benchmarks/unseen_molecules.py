@@ -4,7 +4,7 @@
 
 No CTF, white noise of known level, without and with structural noise (micelle, neighbours, ice,
 carbon), as the networks for one protein (the channel) were trained. The controls are a Gaussian
-blur of the best width, ASPIRE's CWF, which learns from the noisy particles themselves, and the best
+blur of the best width, CWF, which learns from the noisy particles themselves, and the best
 linear filter, which is told their clean images; no network but the channel's own knows as much.
 """
 
@@ -20,8 +20,8 @@ import torch
 
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter, over_turns
+from cryonb.denoisers.cwf import cwf
 from cryonb.denoisers.methods import blur
-from cryonb.denoisers.peers import cwf, missing
 from cryonb.evaluation.metrics import psnr
 from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.weights import KEPT, MANY, load_model
@@ -52,7 +52,7 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
     return {
         "noisy": dB(noisy),
         "blur": max(dB(blur(noisy, width)) for width in np.arange(1, 5, 0.5)),
-        "CWF": float("nan") if missing("cwf") else dB(cwf(noisy, sigma)),
+        "CWF": dB(cwf(noisy, sigma)),
         "linear filter": dB(linear_filter(*pairs, sigma)(noisy)),
         "one protein": dB(denoise(one, noisy, sigma)),
         "any molecule": dB(once(noisy)),

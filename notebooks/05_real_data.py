@@ -387,7 +387,7 @@ _ = figure.axes[0].set(yscale="log", title="The gap between simulation and reali
 #   neighbours, no pixels that depend on each other in any other way.
 #
 # The controls are those methods of `04_compare_methods` that were trained on no particle like these: a blur,
-# K-SVD, BM3D, ASPIRE's covariance Wiener filter (CWF) and Topaz-Denoise, as far as they are installed, with their
+# K-SVD, the covariance Wiener filter (CWF), BM3D and Topaz-Denoise, as far as they are installed, with their
 # settings chosen on the same random molecules; and the **linear filter** that has the least squared error on
 # these random molecules.
 

@@ -18,10 +18,11 @@ from torch import nn
 
 from cryonb.denoisers.baselines import dihedral, linear_filter, over_turns
 from cryonb.denoisers.compare import Method, train_for
+from cryonb.denoisers.cwf import cwf
 from cryonb.denoisers.direct import Direct
 from cryonb.denoisers.gan import Adversarial
 from cryonb.denoisers.ksvd import ksvd
-from cryonb.denoisers.peers import bm3d, cwf, topaz_to_scale
+from cryonb.denoisers.peers import bm3d, topaz_to_scale
 from cryonb.evaluation.metrics import mse, psnr
 from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.refine import Refiner, refine, refine_loss
@@ -65,7 +66,7 @@ def untrained(noisy, clean, sigma: float, few: int, also=None) -> dict[str, Meth
     learnt = partial(ksvd, sigma=sigma, n_patches=min(20_000, 400 * few))
     rows["K-SVD"] = Method(learnt, "patch 12 px, tolerance 1.08 σ, by validation", first=few)
     rows["BM3D"] = Method(partial(bm3d, sigma=sigma), "bm3d, its default profile", first=few)
-    rows["CWF"] = Method(partial(cwf, sigma=sigma), "ASPIRE, its defaults, FFB basis", also=also)
+    rows["CWF"] = Method(partial(cwf, sigma=sigma), "covariance of these particles", also=also)
     pair = {"noisy": noisy[:few], "clean": clean[:few]}
     settings = "topaz-em, its pretrained unet; scale and offset by validation"
     for sign in (1, -1):
