@@ -56,6 +56,7 @@ def test_training_images_are_scaled_and_repeatable():
     assert not torch.allclose(training_images(2, 4, 32, seed=2)[0], target)
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_images():
     alone, shared = (training_images(3, 2, 32, seed=1, workers=workers) for workers in (1, 2))
     torch.testing.assert_close(shared, alone, atol=1e-4, rtol=1e-4)  # rounding: other threads

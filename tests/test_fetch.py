@@ -192,6 +192,7 @@ def test_a_micrograph_comes_through_pip_once(sdist, cache, capsys):
     assert kept(cache) == ["micrograph-epu.mrc", "micrograph-epu.mrc.sha256"]
 
 
+@pytest.mark.slow
 def test_a_micrograph_that_is_not_the_known_one_is_not_kept(sdist, cache, monkeypatch, refused):
     other = MICROGRAPHS["micrograph-epu"]._replace(sha256="0" * 64)
     monkeypatch.setitem(MICROGRAPHS, "micrograph-epu", other)

@@ -68,6 +68,7 @@ def test_record(atoms):
         atoms.name = "other"
 
 
+@pytest.mark.slow
 def test_files_are_what_the_script_writes(atoms, tool):
     with np.load(Path(molecules.__file__).with_name(f"{atoms.name}.npz")) as kept:
         built = tool.subunit(*tool.MOLECULES[atoms.name])
@@ -130,6 +131,7 @@ def test_bond_lengths(kind):
         assert np.allclose(np.linalg.norm(b - a, axis=1), length, atol=0.06)  # rounded cylinders
 
 
+@pytest.mark.slow
 def test_chain(atoms, tool):
     table, fold, *_ = tool.MOLECULES[atoms.name]
     turns = np.stack([turn_z(360 / fold * k) for k in range(fold)])
@@ -142,6 +144,7 @@ def test_chain(atoms, tool):
     assert (hand > 0).all()  # L: looking from CB to CA, N → C turns one way; D would be negative
 
 
+@pytest.mark.slow
 def test_axes_keep_their_distance(atoms, tool):
     table, fold, *_ = tool.MOLECULES[atoms.name]
     lines = [(kind, np.linspace(a, b, 40)) for kind, a, b in table]
@@ -162,6 +165,7 @@ def test_no_severe_overlap(atoms):
     assert 4.5 < crowd < 7.0  # 5.7 in TRPA1; twice that where chains overlap
 
 
+@pytest.mark.slow
 def test_packed_like_a_protein(atoms):
     density = packing(atoms.xyz_A, sum(MASS[e] for e in atoms.element))
     assert 0.8 < density < 1.35
@@ -216,6 +220,7 @@ def best_match(volume, target, rng):
     return score
 
 
+@pytest.mark.slow
 def test_mirror_image_cannot_be_turned_onto_the_molecule():
     volume = low_pass(from_atoms(molecules.channel(), 23, 8.0).map, 20.0, 8.0)
     turn = Rotation.from_rotvec([0.7, 1.1, -0.4]).as_matrix()[None]
