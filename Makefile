@@ -117,9 +117,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-# What the tests compare with besides, and dask; bm3d is for non-commercial use only, so no other target has it.
+# What the tests compare with besides, and snakemake; bm3d is for non-commercial use only, so no other target has it.
 $(PEERS): $(STAMP)
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,cluster,peers,s3]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,sweeps,peers,s3]'
 	@touch $@
 
 # npm fetches the JavaScript of the pages, once; where the machine has none, it comes as a wheel.

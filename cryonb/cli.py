@@ -26,7 +26,7 @@ app = App(
     help_epilogue="Every command takes --debug: show the whole traceback of an error.",
     help_format="plaintext",
     version=__version__,
-    default_parameter=Parameter(negative_none=""),
+    default_parameter=Parameter(allow_repeating=True),  # the last one counts
     suppress_keyboard_interrupt=False,
 )
 
@@ -60,6 +60,13 @@ def main(argv: list[str] | None = None) -> int:
         hint = "; free some space and run the same command again" if full else ""
         print(f"cryonb: {error}{hint}", file=sys.stderr)
         return 2
+
+
+def _interrupt_once(*_) -> None:
+    """Stop tidily, undisturbed by a second signal: both a shell and a sweep may send one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @app.command
@@ -96,7 +103,8 @@ def run(
     """
     from cryonb.running import runner
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as by Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt_once)
     return runner.run(
         notebook,
         profile=profile,
@@ -138,12 +146,9 @@ def check(*, fast: Flag = False) -> int:
 def sweep(
     experiment: Path,
     /,
-    *,
+    *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
     run_dir: Path | None = None,
     notebooks: Path | None = None,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    cluster: Literal["slurm"] | None = None,
     force: Flag = False,
     dry_run: Flag = False,
 ) -> int:
@@ -153,16 +158,12 @@ def sweep(
     ----------
     experiment
         YAML file, see experiments/.
+    words
+        Further options of snakemake: --cores 4, or --executor slurm --jobs 32.
     run_dir
         Sweep folder, by default runs/NAME.
     notebooks
         Folder of the notebooks, by default ./notebooks.
-    workers
-        Runs at a time, by default as cores and memory allow.
-    scheduler
-        tcp://HOST:PORT of a running dask scheduler.
-    cluster
-        Submit jobs, with the options of the YAML's slurm.
     force
         Run again, even in a folder of another experiment.
     dry_run
@@ -171,10 +172,8 @@ def sweep(
     from cryonb.running.experiment import read_experiment
     from cryonb.running.sweep import sweep as call
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    options = {"workers": workers, "scheduler": scheduler, "cluster": cluster}
-    options |= {"notebooks": notebooks, "force": force, "dry_run": dry_run}
-    return call(read_experiment(experiment), run_dir, **options)
+    options = {"notebooks": notebooks, "force": force, "dry_run": dry_run}
+    return call(read_experiment(experiment), run_dir, words=words, **options)
 
 
 @app.command

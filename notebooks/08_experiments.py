@@ -50,8 +50,11 @@
 
 # %%
 import json
+import subprocess
+import sys
 from math import comb
 from pathlib import Path
+from time import perf_counter
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,7 +70,6 @@ from cryonb.running.experiment import (
 )
 from cryonb.running.plan import find_notebooks
 from cryonb.running.runner import read_json
-from cryonb.running.sweep import sweep
 from cryonb.showing.plotting import say, say_table, use_style
 
 use_style()
@@ -79,7 +81,7 @@ image_counts = [1024, 2048, 4096]  # images that SR3 sees in training; the middl
 refine_images = 1024  # images that the second stage sees
 limit_images = 16  # test particles whose Bayes limit is computed, for each run; 0 for none
 seed_values = [0, 1, 2]  # each setting is run once with each
-workers = 0  # runs at a time; 0: as many as cores and memory allow
+cores = 0  # runs at a time, since each takes one core; 0: as many as cores and memory allow
 seed = 0  # of the draws in sections 5 and 8
 run_dir = "runs/own"  # everything is written under it
 
@@ -151,18 +153,22 @@ except ValueError as error:
 # ## 3. Run it
 #
 # Each run is a process of its own, with its own folder and its share of the cores, so a run that crashes takes
-# nothing else down. The executed notebook of a failed run is kept, with the traceback, while the others go on. A
+# nothing else down. [Snakemake](https://snakemake.github.io), a program for workflows that runs on laptops and
+# clusters alike, starts them, as many at a time as cores and memory allow. (Where it is not installed, they
+# are done one after the other.) The executed notebook of a failed run is kept, with the traceback, while the others go on. A
 # finished run is never run again unless something that matters has changed: the notebook, the source of cryonb, a
 # parameter, or a notebook before it. So there is one answer to a crash, a power cut, a full disk and Ctrl-C: *the
 # same command again*. Here we give it twice; watch how long the second one takes.
 
 # %%
-if results:
-    folder = Path(results)
-else:
-    folder = run_dir / "sweep"
-    for _ in range(2):
-        code = sweep(experiment, folder, notebooks=small, workers=workers or None)
+folder = Path(results) if results else run_dir / "sweep"
+command = [sys.executable, "-m", "cryonb", "sweep", str(run_dir / "tiny.yml")]
+command += ["--run-dir", str(folder), "--notebooks", str(small)]
+command += ["--cores", str(cores)] if cores else []
+for _ in range(0 if results else 2):
+    start = perf_counter()
+    print(subprocess.run(command, capture_output=True, text=True).stdout)
+    print(f"{perf_counter() - start:.0f} s")
 
 # %% [markdown]
 # Outside a notebook you do the same with
@@ -170,8 +176,7 @@ else:
 # ```bash
 # cryonb sweep experiments/snr.yml --dry-run          # the plan, and the command of every run
 # cryonb sweep experiments/snr.yml                    # on this machine
-# cryonb sweep experiments/snr.yml --cluster slurm    # one Slurm job for each worker
-# cryonb sweep experiments/snr.yml --scheduler tcp://10.0.0.1:8786   # a dask cluster that you have
+# cryonb sweep experiments/snr.yml --executor slurm --jobs 32   # on a cluster, a Slurm job for each run
 # cryonb results experiments/snr.yml                  # the tables
 # ```
 #
@@ -440,7 +445,7 @@ say(f"The slowest took up to **{slower:.2f} times** as long as the fastest of th
 
 # %% [markdown]
 # They shared cores, memory and disk with their neighbours, and the first ones had to start everything up. To
-# compare times, run one at a time (`--workers 1`) on a quiet machine, and repeat. The same holds for results that
+# compare times, run one at a time (`--cores 1`) on a quiet machine, and repeat. The same holds for results that
 # *depend* on time, such as the equal-time rows of `04_compare_methods`.
 #
 # ## 10. Exercises
@@ -555,7 +560,7 @@ print(f"{better} of {tosses} runs; by tossing coins: probability {chance:.2g}")
 # images for maps.
 #
 # **References.** Wickham 2014, J. Stat. Softw. 59, 10 (tidy data) · Bouthillier et al. 2021, MLSys (variance in
-# benchmarks) · Henderson et al. 2018, AAAI (seeds that decide) · Rocklin 2015, SciPy (dask) · Zhang, Zhao, Hu,
+# benchmarks) · Henderson et al. 2018, AAAI (seeds that decide) · Mölder et al. 2021, F1000Research 10, 33 (snakemake) · Zhang, Zhao, Hu,
 # Zhao, ICASSP 2024, arXiv 2401.01097.
 
 # %%

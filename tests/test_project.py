@@ -58,7 +58,7 @@ def test_constraints_are_exact_and_within_the_ranges():
     pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", v) for v in pins.values()), "public versions only"
     extras = PROJECT["optional-dependencies"]
-    more = map(Requirement, [*extras["cluster"], *extras["s3"]])
+    more = map(Requirement, [*extras["sweeps"], *extras["s3"]])
     for name, allowed in (required() | {r.name: r.specifier for r in more}).items():
         assert pins[name] in allowed, f"{name} {pins[name]} is not in {allowed}"
 
@@ -71,10 +71,8 @@ def test_each_folder_of_the_package_imports_only_from_those_before_it():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("cryonb."):
                 imports.add((path.parent.name, node.module.split(".")[1]))
-    backwards = [(a, b) for a, b in imports if b != "cli" and _floor(b) > _floor(a)]
-    assert not backwards
+    assert not [(a, b) for a, b in imports if _floor(b) > _floor(a)]
     assert {a for a, b in imports if b == "showing"} == {"showing", "commands"}
-    assert {a for a, b in imports if b == "cli"} == {"running"}  # a sweep runs `cryonb run`
 
 
 def _floor(room: str) -> int:
@@ -221,7 +219,7 @@ def test_what_a_command_does_not_take_is_one_line(words, said, capsys):
 
 
 def test_a_parameter_is_given_by_name_and_value():
-    words = "run 00 -p snr -1 --set 01_second.text --x 03 --profile smoke"
+    words = "run 00 -p snr -1 --profile quick --set 01_second.text --x 03 --profile smoke"
     _, found, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     assert found.args == ("00", "03")
     assert found.kwargs == {"given": [("snr", "-1"), ("01_second.text", "--x")], "profile": "smoke"}

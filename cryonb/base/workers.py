@@ -1,4 +1,4 @@
-"""Workers for work in many pieces: processes on this machine, or a dask cluster."""
+"""Workers for work in many pieces: processes on this machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 
 import psutil
-
-INSTALL = "pip install 'cryonb[cluster]'"
 
 
 def count_cores() -> int:
@@ -43,17 +40,3 @@ def in_processes(call: Callable, n: int, workers: int) -> Iterator:
         return
     with process_pool(workers) as pool:
         yield from pool.map(call, range(n), chunksize=max(1, min(16, n // (4 * workers))))
-
-
-@contextmanager
-def connect(scheduler) -> Iterator:
-    """Give a dask client of a scheduler: an address ``tcp://host:8786``, or a cluster.
-
-    ValueError if dask is not installed.
-    """
-    try:
-        from distributed import Client
-    except ImportError:
-        raise ValueError(f"a cluster needs dask: {INSTALL}") from None
-    with Client(scheduler, timeout=20) as client:
-        yield client

@@ -1,11 +1,9 @@
-"""Execute one notebook with papermill, in this Python, watching its progress and memory.
-
-Plain papermill has no time limit, shows nothing inside a long cell, and takes whatever kernel is
-called ``python3`` on the machine. `execute` adds these three; everything else is papermill's.
-"""
+"""Execute one notebook with papermill, in this Python, watching its progress and memory."""
 
 from __future__ import annotations
 
+import _thread
+import asyncio
 import logging
 import os
 import re
@@ -14,21 +12,22 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 import papermill
 import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
 HEARTBEAT_S = 20.0  # between two lines of a long cell where output is not a terminal
 SAMPLE_S = 0.25  # between two readings of the kernel's memory
+PARENT = int(os.environ.get("CRYONB_PARENT", 0))  # a sweep's process, with which its runs end
+SOCKET_PATH = 80  # of the 107 characters that the path of a local socket may have
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Outcome:
         Wall-clock time.
     peak_MB : float
         Largest resident memory of the kernel and its children together, in 10^6 bytes, as seen
-        every quarter of a second and after each cell.
+        every quarter of a second.
     """
 
     state: str
@@ -57,19 +56,24 @@ class Outcome:
 class ThisPython(AsyncKernelManager):
     """Starts the interpreter that runs this code, whatever kernelspecs the user has installed."""
 
+    shutdown_wait_time = 1.0  # seconds, then the kernel is killed: it may be busy and not listen
+
     @property
     def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+        argv = [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL"]
+        policy = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+        env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_WAIT_POLICY": policy}
+        argv += ["-f", "{connection_file}"]
+        return KernelSpec(argv=argv, env=env, display_name="Python 3", language="python")
 
 
 class Watch:
-    """Shows where a running notebook is, and keeps the peak memory of its kernel."""
+    """Shows where a running notebook is, hears what it prints, and keeps its peak memory."""
 
-    def __init__(self, name: str):
-        self.name, self.n_cells, self.cell, self.pid = name, 0, 0, None
+    def __init__(self, name: str, n_cells: int):
+        self.name, self.n_cells, self.cell, self.line = name, n_cells, 0, ""
         self.start = self.cell_start = time.monotonic()
-        self.line, self.peak_bytes, self.seconds = "", 0, 0.0
+        self.peak_bytes, self.seconds = 0, 0.0
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._loop)
 
     def __enter__(self) -> Watch:
@@ -83,20 +87,22 @@ class Watch:
         if sys.stdout.isatty():
             print("\r\x1b[K", end="", flush=True)
 
-    def begin_cell(self, pid: int | None) -> None:
-        self.pid, self.cell, self.line, self.cell_start = pid, self.cell + 1, "", time.monotonic()
+    def begin_cell(self, **_) -> None:
+        self.cell, self.line, self.cell_start = self.cell + 1, "", time.monotonic()
 
-    def weigh(self) -> None:
-        self.peak_bytes = max(self.peak_bytes, resident_bytes(self.pid))
-
-    def hear(self, text: str) -> None:
+    def write(self, text: str) -> None:
         lines = [line.strip() for line in re.split(r"[\r\n]", text)]
         self.line = next((line for line in reversed(lines) if line), self.line)
+
+    def flush(self) -> None:
+        pass
 
     def _loop(self) -> None:
         terminal, shown = sys.stdout.isatty(), time.monotonic()
         while not self._stop.wait(SAMPLE_S):
-            self.weigh()
+            if PARENT and os.getppid() != PARENT:
+                return _thread.interrupt_main()  # as Ctrl-C does
+            self.peak_bytes = max(self.peak_bytes, resident_bytes_of_children())
             now = time.monotonic()
             if now - shown < (1.0 if terminal else HEARTBEAT_S):
                 continue
@@ -112,76 +118,15 @@ class Watch:
                 print(f"  {text[:200]}", flush=True)
 
 
-def resident_bytes(pid: int | None) -> int:
-    """Resident memory of a process and all its children, in bytes; 0 when it is gone."""
-    try:
-        process = psutil.Process(pid) if pid else None
-        family = [process, *process.children(recursive=True)] if process else []
-        return sum(p.memory_info().rss for p in family)
-    except psutil.Error:
-        return 0
-
-
-class _Client(PapermillNotebookClient):
-    def __init__(self, nb_man, watch: Watch, **options):
-        self.watch = watch
-        watch.n_cells = sum(cell.cell_type == "code" for cell in nb_man.nb.cells)
-        super().__init__(nb_man, **options)
-
-    def execute_cell(self, cell, cell_index, **options):
-        if cell.cell_type == "code":
-            self.watch.begin_cell(getattr(self.km.provisioner, "pid", None))
+def resident_bytes_of_children() -> int:
+    """Resident memory of all that this process has started, in bytes: a kernel and its children."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
         try:
-            return super().execute_cell(cell, cell_index, **options)
-        except (CellTimeoutError, KeyboardInterrupt):
-            self.shutdown_kernel = "immediate"  # it is busy and will not listen
-            raise
-        finally:
-            self.watch.weigh()
-
-    def process_message(self, *args, **options):
-        output = super().process_message(*args, **options)
-        if output and output.output_type == "stream":
-            self.watch.hear(output.text)
-        return output
-
-
-class _Engine(NBClientEngine):
-    @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, watch, execution_timeout, **_):
-        log = logging.Logger(__name__, level=logging.CRITICAL)  # outcomes are told by us
-        with _runtime_folder() as connection:
-            client = _Client(
-                nb_man,
-                watch=watch,
-                timeout=execution_timeout,
-                startup_timeout=120,
-                kernel_name=kernel_name,
-                kernel_manager_class=ThisPython,
-                config=Config({"KernelManager": connection}),
-                log=log,
-            )
-            extra = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-            return client.execute(env={**extra, **os.environ})
-
-
-@contextmanager
-def _runtime_folder():
-    """Keep the kernel's connection in a short-lived folder; local sockets where its path is short.
-
-    Sockets take their name from the connection file. Without one they would lie in the working
-    directory, under a name that two runs at a time share.
-    """
-    before = os.environ.get("JUPYTER_RUNTIME_DIR")
-    with tempfile.TemporaryDirectory(prefix="cryonb", ignore_cleanup_errors=True) as folder:
-        os.environ["JUPYTER_RUNTIME_DIR"] = folder
-        try:  # a socket's path may have 107 characters
-            transport = "ipc" if os.name == "posix" and len(folder) < 80 else "tcp"
-            yield {"transport": transport, "connection_file": f"{folder}/kernel.json"}
-        finally:
-            os.environ.pop("JUPYTER_RUNTIME_DIR")
-            if before is not None:
-                os.environ["JUPYTER_RUNTIME_DIR"] = before
+            total += process.memory_info().rss
+        except psutil.Error:  # it has just ended
+            continue
+    return total
 
 
 def execute(
@@ -199,52 +144,63 @@ def execute(
     cell_timeout_s : float
         Longest time that one cell may take, in seconds.
 
-    Returns
-    -------
-    Outcome
-
     Raises
     ------
     OSError
         When the executed notebook cannot be written, for instance on a full disk.
     """
-    papermill_engines.register("cryonb", _Engine)
+    cells = nbformat.read(notebook, as_version=4).cells
+    watch = Watch(output.stem, sum(c.cell_type == "code" for c in cells) + bool(parameters))
     partial = output.with_name(f".{output.stem}.partial.ipynb")
-    watch = Watch(output.stem)
+    state, message = "finished", ""
     try:
         with watch:
-            state, message = _attempt(notebook, partial, parameters, watch, cell_timeout_s)
-        os.replace(partial, output)
-    finally:
+            _papermill(notebook, partial, parameters, watch, cell_timeout_s)
+    except papermill.PapermillExecutionError as error:
+        state, message = "failed", f"{error.ename}: {error.evalue}"
+    except CellTimeoutError:
+        state, message = "timeout", f"took longer than {cell_timeout_s:g} s (--cell-timeout)"
+    except DeadKernelError:
+        used = f"{watch.peak_bytes / 1e6:,.0f} MB in use before, a full memory is likely"
+        state, message = "killed", f"the Python of the notebook was killed ({used})"
+    except KeyboardInterrupt:
+        state, message = "interrupted", "stopped from the keyboard"
+    except RuntimeError as error:
+        state, message = "failed", f"the notebook's Python did not start: {error}"
+    except OSError:
         partial.unlink(missing_ok=True)
-    if state == "killed":
-        message += f" ({watch.peak_bytes / 1e6:,.0f} MB in use before, a full memory is likely)"
+        raise
+    if partial.exists():
+        os.replace(partial, output)
+    message = message and f"cell {watch.cell}: {message}"
     return Outcome(state, message, round(watch.seconds, 2), round(watch.peak_bytes / 1e6, 1))
 
 
-def _attempt(notebook, partial, parameters, watch, cell_timeout_s) -> tuple[str, str]:
-    try:
+def _papermill(notebook, partial, parameters, watch: Watch, cell_timeout_s: float) -> None:
+    """papermill.execute_notebook; its kernel's sockets lie in a folder that no other run shares."""
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # outcomes are told by us
+    ensure_event_loop().set_exception_handler(_say_unless_interrupted)
+    with tempfile.TemporaryDirectory(prefix="cryonb", ignore_cleanup_errors=True) as folder:
+        local = os.name == "posix" and len(folder) < SOCKET_PATH
+        transport = "ipc" if local else "tcp"
+        connection = {"transport": transport, "connection_file": f"{folder}/kernel.json"}
         papermill.execute_notebook(
             str(notebook),
             str(partial),
             parameters=parameters,
-            engine_name="cryonb",
             kernel_name="python3",
             progress_bar=False,
-            watch=watch,
+            start_timeout=120,
             execution_timeout=cell_timeout_s,
+            stdout_file=watch,
+            stderr_file=watch,
+            kernel_manager_class=ThisPython,
+            on_cell_execute=watch.begin_cell,
+            config=Config({"KernelManager": connection}),
         )
-        return "finished", ""
-    except papermill.PapermillExecutionError as error:
-        return "failed", f"cell {watch.cell}: {error.ename}: {error.evalue}"
-    except CellTimeoutError:
-        return (
-            "timeout",
-            f"cell {watch.cell} took longer than {cell_timeout_s:g} s (--cell-timeout)",
-        )
-    except DeadKernelError:
-        return "killed", f"cell {watch.cell}: the Python of the notebook was killed"
-    except KeyboardInterrupt:
-        return "interrupted", f"cell {watch.cell}: stopped from the keyboard"
-    except RuntimeError as error:  # the kernel did not start
-        return "failed", f"the notebook's Python did not start: {error}"
+
+
+def _say_unless_interrupted(loop: asyncio.AbstractEventLoop, context: dict) -> None:
+    """Ctrl-C ends tasks that nobody waits for any more: that is no news."""
+    if not isinstance(context.get("exception"), KeyboardInterrupt):
+        loop.default_exception_handler(context)

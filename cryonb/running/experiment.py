@@ -6,6 +6,7 @@ sweep folder holds one for each, ``sweep.json`` that lists them, and the tables 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ FIELDS = {  # key of the YAML file: type of its value
     "seeds": list,
     "cores": int,
     "memory_GB": (int, float),
-    "slurm": dict,
+    "resources": dict,
 }
 
 
@@ -54,8 +55,9 @@ class Experiment:
         Of each run.
     memory_GB : float
         That a run needs at most, in 10^9 bytes.
-    slurm : dict
-        Options of `dask_jobqueue.SLURMCluster`, such as queue, account and walltime.
+    resources : dict
+        Further resources of a run, as snakemake and its executors name them: ``runtime`` in
+        minutes, ``slurm_partition``, ``slurm_account`` ...
     """
 
     name: str
@@ -65,7 +67,7 @@ class Experiment:
     varied: list[dict] = field(default_factory=lambda: [{}])
     cores: int = 1
     memory_GB: float = 3.0
-    slurm: dict = field(default_factory=dict)
+    resources: dict = field(default_factory=dict)
 
     @property
     def configuration(self) -> dict:
@@ -142,7 +144,9 @@ def make_experiment(name: str, content: dict) -> Experiment:
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
     varied = [{**one, **combination} for one in further for combination in combined]
-    options = {k: content[k] for k in ("profile", "cores", "memory_GB", "slurm") if k in content}
+    options = {
+        k: content[k] for k in ("profile", "cores", "memory_GB", "resources") if k in content
+    }
     return Experiment(
         name, [str(n) for n in content["notebooks"]], fixed=fixed, varied=varied, **options
     )
@@ -195,9 +199,14 @@ def _reached(name: str, chosen: list[Step]):
 
 
 def run_name(varied: dict) -> str:
-    """Name of a run's folder: ``snr-0.1_seed-0``; ``run`` where nothing varies."""
+    """Name of a run's folder: ``snr-0.1_seed-0``; ``run`` where nothing varies.
+
+    Of what is too long for a file system, the end becomes a hash.
+    """
     words = (re.sub(r"[^\w.+-]+", "-", f"{name}-{value}") for name, value in varied.items())
-    return "_".join(words) or "run"
+    name = "_".join(words) or "run"
+    end = hashlib.sha256(repr(varied).encode()).hexdigest()[:16]
+    return name if len(name.encode()) < 200 else f"{name[:40]}-{end}"
 
 
 def gather(folder: str | Path) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], list[str]]:
@@ -231,9 +240,10 @@ def gather(folder: str | Path) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], l
     if not sweep:
         raise FileNotFoundError(f"{folder} is no folder of a sweep: run  cryonb sweep  first")
     rows, tables, missing = [], {}, []
-    for run, varied in sweep["runs"].items():
+    for run, planned in sweep["runs"].items():
         plain = (str, int, float)  # a list is no value for a column
-        head = {"run": run, **{k: v if isinstance(v, plain) else str(v) for k, v in varied.items()}}
+        varied = planned["varied"].items()
+        head = {"run": run, **{k: v if isinstance(v, plain) else str(v) for k, v in varied}}
         done = 0
         for notebook in sweep["notebooks"]:
             record = read_json(folder / run / f"{notebook}.json")

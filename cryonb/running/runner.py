@@ -12,12 +12,9 @@ No notebook needs this module: plain papermill executes them just as well.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
 import subprocess
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from cryonb.base.files import beside
+from cryonb.base.files import beside, sole
 from cryonb.base.workers import count_cores
 from cryonb.running.engine import execute
 from cryonb.running.plan import Step, choose, find_notebooks, hash_package, plan, read_profile
@@ -85,7 +82,8 @@ def run(
         require_gpu(profile)
     check_folder(run_dir, {"profile": profile, "given": given}, force)
     timeout = cell_timeout_s or settings.get("cell_timeout_s", 3600)
-    with lock(run_dir):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with sole(run_dir / "run.json"):
         git = git_state(folder)
         write_json(run_dir / "run.json", describe(profile, given, steps, git))
         print(f"profile {profile}, {len(chosen)} of {len(steps)} notebooks, run folder {run_dir}")
@@ -187,7 +185,7 @@ def check_folder(
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is a file; name a folder with --run-dir")
     before = read_json(run_dir / record).get("configuration")
-    if before is None and any(p.name != ".lock" for p in run_dir.iterdir()):
+    if before is None and any(p.name != f".{record}.lock" for p in run_dir.iterdir()):
         raise ValueError(
             f"{run_dir} is no {kind} folder and not empty; use another --run-dir or --force"
         )
@@ -197,31 +195,6 @@ def check_folder(
             f"{run_dir} holds a {kind} of another configuration ({words[0]}, now {words[1]}); "
             "use another --run-dir, or --force to run it anew"
         )
-
-
-@contextmanager
-def lock(run_dir: Path):
-    """Hold the run folder; the system lets go of it when this process ends, however it ends.
-
-    Raises
-    ------
-    ValueError
-        When another run holds it.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{run_dir} is in use by another run (process {file.read().strip()}); "
-                "wait for it, or use another --run-dir"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
 
 
 def describe(profile: str, given: dict, steps: list[Step], git: dict | None) -> dict:
