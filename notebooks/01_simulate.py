@@ -460,7 +460,7 @@ assert r_right > 0.3 > r_wrong
 # %% [markdown]
 # At SNR 0.01 a single image shares one per cent of its variance with the truth. And the wrong sign does not give a slightly worse image: it gives one that is *anti*correlated with the truth. Do not count on its looks to warn you.
 #
-# **Nonsense as input.** A tool for strangers must fail early and say what to do. Four mistakes, four answers; the cell fails if one goes unnoticed.
+# **Nonsense as input.** A tool that others use must fail early and say what to do. Four mistakes, four answers; the cell fails if one goes unnoticed.
 
 # %%
 white_folder = Path(run_dir) / "data" / "white"

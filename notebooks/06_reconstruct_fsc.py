@@ -260,7 +260,7 @@ for setting in data:
 # Eyes are easily pleased. You need a number.
 
 # %% [markdown]
-# ## How alike are two maps, at each level of detail?
+# ## How alike are two maps, detail by detail?
 #
 # Compare their transforms $A$ and $B$ shell by shell, where shell $s$ holds all frequencies of (rounded) radius $s$:
 #
@@ -445,7 +445,7 @@ frame_viewer(frames, labels, texts, title=title, index=1, pixelated=False, width
 # %% [markdown]
 # ## Is the micelle gone?
 #
-# In the setting `structural` the target of the networks is the molecule without its detergent. How much of the belt is left in each map? Blur the map, the molecule and the belt to 6 px, a level of detail that every map reaches, and fit the map as a sum of the molecule, the belt and a constant, by least squares over all voxels:
+# In the setting `structural` the target of the networks is the molecule without its detergent. How much of the belt is left in each map? Blur the map, the molecule and the belt to 6 px, a detail that every map reaches, and fit the map as a sum of the molecule, the belt and a constant, by least squares over all voxels:
 #
 # $$ V \approx a\,V_\text{molecule} + m\,b + c. $$
 #

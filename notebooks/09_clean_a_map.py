@@ -215,7 +215,7 @@ assert_close(after, before, atol=0.03, rtol=0)
 # $$ m(d) = \tfrac12\Big(1 + \cos\big(\pi\,\min(1, \max(0, (d-r)/w))\big)\Big). $$
 #
 # The edge is soft because a hard one would add detail of its own to every shell. Without a model, the **map itself**
-# must say where it is dense: blur it, split the voxels into two classes at the level that separates them best (Otsu
+# must say where it is dense: blur it, split the voxels into two classes at the density that separates them best (Otsu
 # 1979), keep the largest connected piece, grow it a little, and soften the edge.
 #
 # One trap: a model has its own frame. Its coordinates count from the origin of the *file*, and the map's header says

@@ -46,19 +46,15 @@ def test_every_mate_of_the_truth_is_circled_and_lies_on_its_weight():
     directions = view_directions(SPACING_DEG, "C4")
     axes = view_axes(directions)
     close = axes @ axes[7]  # cosine of the angle to one of the grid
-    images = {"one": torch.eye(4), "two": torch.eye(4)}
-    figure = show_sphere(
-        *(directions, 20 * close, axes[7], images),
-        symmetry="C4",
-        limits=dict.fromkeys(images, (0, 1)),
-    )
+    images = dict.fromkeys(("one", "two"), (torch.eye(4), (0, 1)))
+    figure = show_sphere(directions, 20 * close, axes[7], images, symmetry="C4")
     points, circles = (np.asarray(c.get_offsets()) for c in figure.axes[0].collections[:2])
     drawn = (20 * (close - close.max()) > -DECADES * math.log(10)).sum()
     assert len(points) == 4 * drawn < 4 * len(directions) and len(circles) == 4
     mates = axes[7] @ symmetry_rotations("C4").mT
     for (longitude, latitude), mate in zip(circles, mates, strict=True):
-        level = math.cos(latitude)
-        at = [level * math.cos(longitude), level * math.sin(longitude), math.sin(latitude)]
+        radius = math.cos(latitude)
+        at = [radius * math.cos(longitude), radius * math.sin(longitude), math.sin(latitude)]
         assert np.allclose(at, mate, atol=1e-5)
         assert np.abs(points - [longitude, latitude]).sum(1).min() < 1e-5
     plt.close(figure)

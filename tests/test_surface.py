@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryonb.showing.surface import level_of_volume, mesh, show_surfaces
+from cryonb.showing.surface import mesh, show_surfaces, threshold_of_volume
 
 N, PIXEL_A = 24, 2.0
 
@@ -40,10 +40,10 @@ def test_a_surface_is_closed_where_the_box_ends():
 
 def test_levels_enclose_the_voxels_asked_for():
     map = torch.randn(N, N, N, generator=torch.Generator().manual_seed(0))
-    assert int((map > level_of_volume(map, 500)).sum()) == 500
+    assert int((map > threshold_of_volume(map, 500)).sum()) == 500
     for none_or_all in (0, map.numel()):
         with pytest.raises(ValueError, match="more than none, less than all"):
-            level_of_volume(map, none_or_all)
+            threshold_of_volume(map, none_or_all)
     with pytest.raises(ValueError, match="no surface"):
         mesh(map, 100.0, PIXEL_A)
 

@@ -173,7 +173,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor, dims: int = 2) -> torch.Tensor
 
 
 def fit_parts(volume: torch.Tensor, *parts: torch.Tensor) -> list[float]:
-    """Shares of known densities in a map: least squares of ``map = sum_i share_i part_i + level``.
+    """Shares of known densities in a map: least squares of ``map = sum_i share_i part_i + offset``.
 
     Uncorrelated noise in the map changes the shares by chance only, so a grainy map may be asked
     what it holds of a molecule and of its micelle.
@@ -186,7 +186,7 @@ def fit_parts(volume: torch.Tensor, *parts: torch.Tensor) -> list[float]:
     Returns
     -------
     list of float
-        One share for each part, and the level.
+        One share for each part, and the offset.
 
     Raises
     ------

@@ -87,7 +87,7 @@ def resolution_at(frequency_per_A: torch.Tensor, value: torch.Tensor, threshold:
 
 
 def figure_of_merit(half_map_fsc: torch.Tensor) -> torch.Tensor:
-    """FSC of the full map with the truth, C, that the FSC of its half maps, F, promises.
+    """FSC of the full map with the truth, C, that the FSC of its half maps, F, predicts.
 
     ``C = sqrt(2 F / (1 + F))``, if the errors of the two are independent. Rosenthal & Henderson
     2003, J. Mol. Biol. 333, 721-745. Introduced in: 06_reconstruct_fsc.

@@ -67,10 +67,8 @@ def show_rows(
     """
     n = max(len(images) for images in rows.values())
     label_in = 0.085 * max(map(len, rows))
-    size = (
-        width_in * n + label_in,
-        width_in * len(rows) + 0.3 * bool(title) + 0.25 * bool(columns),
-    )
+    above_in = (0.3 if title else 0) + (0.25 if columns else 0)
+    size = width_in * n + label_in, width_in * len(rows) + above_in
     fig, axes = plt.subplots(len(rows), n, figsize=size, squeeze=False)
     for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
         own = limits.get(name) if isinstance(limits, dict) else limits
@@ -215,4 +213,5 @@ def say_table(columns: list[str], rows, title: str = "") -> None:
     """
     cells = [[v if isinstance(v, str) else f"{v:.4g}" for v in row] for row in rows]
     lines = [" | ".join(row) for row in [columns, ["---"] * len(columns), *cells]]
-    say(f"**{title}**\n\n" * bool(title) + "\n".join(f"| {line} |" for line in lines))
+    heading = f"**{title}**\n\n" if title else ""
+    say(heading + "\n".join(f"| {line} |" for line in lines))

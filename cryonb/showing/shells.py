@@ -34,13 +34,13 @@ def plot_fsc(
     for name, (frequency, value) in curves.items():
         (line,) = ax.plot(np.asarray(frequency), np.asarray(value), label=name)
         if name in (read_off or {}):
-            level, at_A = read_off[name], resolution_at(frequency, value, read_off[name])
-            line.set_label(f"{name}, {level:.3g}: {_in_words(at_A, frequency)}")
-            path = [0, 1 / at_A, 1 / at_A], [level, level, -0.1]
+            threshold, at_A = read_off[name], resolution_at(frequency, value, read_off[name])
+            line.set_label(f"{name}, {threshold:.3g}: {_in_words(at_A, frequency)}")
+            path = [0, 1 / at_A, 1 / at_A], [threshold, threshold, -0.1]
             ax.plot(*path, color=line.get_color(), ls=":")
-    for threshold in thresholds:
-        ax.axhline(threshold, color="0.6", lw=0.8, ls="--")
-        ax.annotate(f"{threshold:g}", (1.0, threshold), xycoords=("axes fraction", "data"), size=8)
+    for value in thresholds:
+        ax.axhline(value, color="0.6", lw=0.8, ls="--")
+        ax.annotate(f"{value:g}", (1.0, value), xycoords=("axes fraction", "data"), size=8)
     ax.set(xlabel="spatial frequency (1/Å)", ylabel="Fourier shell correlation", ylim=(-0.1, 1.05))
     ticks, reach = [], float(ax.get_xlim()[1])
     for tick in (2, 3, 4, 5, 6, 7, 9, 12, 20, 40):  # from the right, where there is room
@@ -57,4 +57,4 @@ def _in_words(resolution_A: float, frequency_per_A: torch.Tensor) -> str:
     if math.isinf(resolution_A):
         return "below from the start"
     finer = resolution_A <= 1 / float(frequency_per_A[-1])  # it never falls below
-    return f"{resolution_A:.1f} Å" + " or finer" * finer
+    return f"{resolution_A:.1f} Å or finer" if finer else f"{resolution_A:.1f} Å"

@@ -7,7 +7,6 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -26,10 +25,9 @@ def show_sphere(
     directions_deg: torch.Tensor,
     log_weight: torch.Tensor,
     true_axis: torch.Tensor,
-    images: dict[str, torch.Tensor],
+    images: dict[str, tuple],
     *,
     symmetry: str = "C1",
-    limits: dict[str, tuple[float, float]],
     title: str = "",
 ) -> Figure:
     """Draw weights of directions of view on the sphere (Mollweide: equal areas), images beside.
@@ -41,40 +39,37 @@ def show_sphere(
     log_weight : Tensor (m,)
     true_axis : Tensor (3,)
         The true direction, circled with its symmetry mates.
-    images : dict of str to Tensor (y, x)
-        Name to image, from top to bottom.
-    symmetry : str
-    limits : dict of str to (low, high)
-        Grey scale of each image.
+    images : dict of str to (Tensor (y, x), (low, high))
+        Two images with their grey scales, from top to bottom.
     """
     fig = plt.figure(figsize=(7.6, 3.7), layout="none")  # every frame in the same place
     ax = fig.add_axes((0.06, 0.16, 0.64, 0.72), projection="mollweide", facecolor=COLOURS(0.0))
-    drawn = _scatter(ax, view_axes(directions_deg), log_weight, symmetry)
+    decades, order = ((log_weight - log_weight.max()) / math.log(10)).sort()  # likeliest on top
+    shown = decades > -DECADES
+    points = _mates(view_axes(directions_deg)[order][shown], symmetry)
+    n_mates = len(symmetry_rotations(symmetry))
+    width_pt = 72 * ax.get_window_extent().width / fig.dpi
+    area_pt2 = math.pi / 8 * width_pt**2 / (n_mates * len(order))  # of the ellipse, for each point
+    style = {"s": max(5.0, 5 * area_pt2), "vmin": -DECADES, "vmax": 0, "cmap": COLOURS, "lw": 0}
+    colours = decades[shown].repeat(n_mates).numpy()
+    drawn = ax.scatter(*_longitude_latitude(points), c=colours, **style)
     ring = {"s": 170, "facecolors": "none", "edgecolors": "w", "linewidths": 1.2}
     truth = ax.scatter(*_longitude_latitude(_mates(true_axis[None], symmetry)), **ring)
     truth.set_path_effects([withStroke(linewidth=3, foreground="k")])
-    _label(ax, title)
+    tilts = [150, 120, 90, 60, 30]  # the angles of RELION: rot across, tilt from the top
+    ax.set_yticks([math.radians(90 - t) for t in tilts], [f"{t}°" for t in tilts], size=8)
+    ax.set_xticks([math.radians(r) for r in range(-120, 121, 60)], [])
+    ax.grid(color="w", alpha=0.25, lw=0.6)
+    ax.set(xlabel="rot, from −180° to 180°", ylabel="tilt", title=title)
     bar = fig.colorbar(drawn, cax=fig.add_axes((0.2, 0.09, 0.36, 0.03)), orientation="horizontal")
-    bar.set_ticks(range(-DECADES, 1), labels=[f"{10.0**d:g}" for d in range(-DECADES, 1)])
+    bar.set_ticks(range(-DECADES, 1), labels=[f"{10.0**d:g}" for d in range(-DECADES, 1)], size=8)
     bar.set_label("weight ÷ largest weight; circles: the truth", size=8, labelpad=1)
-    bar.ax.tick_params(labelsize=8)
-    for i, (name, image) in enumerate(images.items()):
+    for i, (name, (image, (low, high))) in enumerate(images.items()):
         panel = fig.add_axes((0.76, 0.53 - 0.48 * i, 0.22, 0.4))
-        panel.imshow(image.numpy(), vmin=limits[name][0], vmax=limits[name][1], cmap="gray")
+        panel.imshow(image.numpy(), vmin=low, vmax=high, cmap="gray")
         panel.set_axis_off()
         panel.set_title(name, size=9)
     return fig
-
-
-def _scatter(ax, axes: torch.Tensor, log_weight: torch.Tensor, symmetry: str) -> PathCollection:
-    """Draw points (m, 3) and their mates, so large that all together would cover the map."""
-    decades, order = ((log_weight - log_weight.max()) / math.log(10)).sort()  # the likeliest on top
-    points = _mates(axes[order][decades > -DECADES], symmetry)
-    decades = decades[decades > -DECADES]
-    mates, width_pt = len(points) // len(decades), 72 * ax.get_window_extent().width / ax.figure.dpi
-    area_pt2 = math.pi / 8 * width_pt**2 / (mates * len(axes))  # of the ellipse, for each point
-    style = {"s": max(5.0, 5 * area_pt2), "vmin": -DECADES, "vmax": 0, "cmap": COLOURS, "lw": 0}
-    return ax.scatter(*_longitude_latitude(points), c=decades.repeat(mates).numpy(), **style)
 
 
 def _mates(axes: torch.Tensor, symmetry: str) -> torch.Tensor:
@@ -86,17 +81,6 @@ def _longitude_latitude(axes: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """In radians, as matplotlib's map projections take them."""
     x, y, z = axes.numpy().T
     return np.arctan2(y, x), np.arcsin(z.clip(-1, 1))
-
-
-def _label(ax, title: str) -> None:
-    """Grid and labels of the map, in the angles of RELION: rot across, tilt from the top."""
-    tilts = [150, 120, 90, 60, 30]
-    ax.set_yticks([math.radians(90 - t) for t in tilts], [f"{t}°" for t in tilts], size=8)
-    ax.set_xticks([math.radians(r) for r in range(-120, 121, 60)], [])
-    ax.grid(color="w", alpha=0.25, lw=0.6)
-    ax.set_ylabel("tilt", size=9)
-    ax.set_xlabel("rot, from −180° to 180°", size=9)
-    ax.set_title(title, size=11)
 
 
 def posterior_viewer(
@@ -122,26 +106,23 @@ def posterior_viewer(
         variance.
     rotation : Tensor (3, 3)
         True pose.
-    snrs : list of float
-    symmetry : str
-    title : str
     """
     directions, true_axis = templates.directions_deg, rotation[:, 2]
-    frames, labels, alt = [], [], []
+    frames, alt = [], []
     for snr in snrs:
-        sigma = noise_sigma(snr)
-        noisy = clean + sigma * noise
-        found = posterior(templates, noisy[None], sigma)
+        noisy = clean + noise_sigma(snr) * noise
+        found = posterior(templates, noisy[None], noise_sigma(snr))
         log_weight, number = found.log_weight[0].cpu(), float(effective_number(found.log_weight)[0])
         best = view_axes(directions[log_weight.argmax()][None])[0]
         cosine = float((_mates(true_axis[None], symmetry) @ best).max().clamp(max=1))
+        images = {"the particle": (noisy, grey_limits(noisy))}
+        images["posterior mean"] = found.mean[0].cpu(), grey_limits(clean, 99.9)
+        words = f"SNR {snr:g}: {number:,.{int(number < 10)}f} of {len(directions):,} directions"
+        words += " share the weight"
         off_deg = math.degrees(math.acos(cosine))
-        images = {"the particle": noisy, "posterior mean": found.mean[0].cpu()}
-        limits = {"the particle": grey_limits(noisy), "posterior mean": grey_limits(clean, 99.9)}
-        words = f"{number:,.{int(number < 10)}f} of {len(directions):,} directions share the weight"
-        labels.append(f"SNR {snr:g}")
-        alt.append(f"SNR {snr:g}: {words}; the likeliest is {off_deg:.1f}° from the true one.")
-        about = {"symmetry": symmetry, "limits": limits, "title": f"SNR {snr:g}: {words}"}
-        frames.append(show_sphere(directions, log_weight, true_axis, images, **about))
+        alt.append(f"{words}; the likeliest is {off_deg:.1f}° from the true one.")
+        shown = directions, log_weight, true_axis, images
+        frames.append(show_sphere(*shown, symmetry=symmetry, title=words))
         plt.close(frames[-1])
+    labels = [f"SNR {snr:g}" for snr in snrs]
     return frame_viewer(frames, labels, alt, title=title, pixelated=False, width_px=760)

@@ -14,82 +14,65 @@ COLOUR = "#9db7d5"
 ELEVATION_DEG, TURN_DEG = 15.0, 30.0  # of the eye above the plane z = 0, and about z
 
 
-def level_of_volume(map: torch.Tensor, voxels: float) -> float:
-    """Level above which a map (z, y, x) has this many voxels.
+def threshold_of_volume(volume: torch.Tensor, voxels: float) -> float:
+    """Density above which a map (z, y, x) has this many voxels; ValueError for none or all.
 
     Maps from different images have different scales of density; surfaces that enclose one volume
     compare.
-
-    Raises
-    ------
-    ValueError
-        None, or all, of the map's voxels are asked for.
     """
-    if not 1 <= voxels < map.numel():
-        raise ValueError(f"{voxels} of {map.numel()} voxels: ask for more than none, less than all")
-    return float(map.flatten().topk(int(voxels) + 1).values[-1])
+    if not 1 <= voxels < volume.numel():
+        raise ValueError(
+            f"{voxels} of {volume.numel()} voxels: ask for more than none, less than all"
+        )
+    return float(volume.flatten().topk(int(voxels) + 1).values[-1])
 
 
-def mesh(map: torch.Tensor, level: float, pixel_size_A: float) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (t, 3, 3) of the triangles of an isosurface, x, y, z in Å from the box centre.
-
-    Parameters
-    ----------
-    map : Tensor (z, y, x)
-    level : float
+def mesh(
+    volume: torch.Tensor, threshold: float, pixel_size_A: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles of an isosurface of a map (z, y, x), closed at the box's rim.
 
     Returns
     -------
     triangles, normals
-        Corners, and unit vectors (t, 3) that point out of the dense side.
+        Corners (t, 3, 3), x, y, z in Å from the box centre, and unit vectors (t, 3) that point out
+        of the dense side.
 
     Raises
     ------
     ValueError
-        The level is not reached, or everywhere exceeded.
+        The threshold is not reached, or everywhere exceeded.
     """
-    values = np.pad(np.asarray(map, dtype=np.float32), 1, constant_values=-np.inf)
-    values = np.maximum(values, level - np.ptp(values[1:-1, 1:-1, 1:-1]))  # closed at the box's rim
-    if not values.min() < level < values.max():
-        raise ValueError(f"no surface at {level:.3g}: the map reaches {values.max():.3g}")
-    points, faces, *_ = marching_cubes(values, level)
-    corners = ((points - 1 - map.shape[0] // 2) * pixel_size_A)[:, ::-1][faces]  # zyx -> xyz
+    values = np.pad(np.asarray(volume, dtype=np.float32), 1, constant_values=-np.inf)
+    values = np.maximum(values, threshold - np.ptp(values[1:-1, 1:-1, 1:-1]))
+    if not values.min() < threshold < values.max():
+        raise ValueError(f"no surface at {threshold:.3g}: the map reaches {values.max():.3g}")
+    points, faces, *_ = marching_cubes(values, threshold)
+    corners = ((points - 1 - volume.shape[0] // 2) * pixel_size_A)[:, ::-1][faces]  # zyx -> xyz
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     lengths = np.linalg.norm(normals, axis=1)
-    real = lengths > 1e-6 * pixel_size_A**2  # where a corner meets the level, some have no area
+    real = lengths > 1e-6 * pixel_size_A**2  # a corner at the threshold leaves some without area
     return corners[real], normals[real] / lengths[real, None]
 
 
 def show_surfaces(
-    maps: dict[str, torch.Tensor],
-    pixel_size_A: float,
-    voxels: float,
-    *,
-    title: str = "",
+    volumes: dict[str, torch.Tensor], pixel_size_A: float, voxels: float, *, title: str = ""
 ) -> Figure:
-    """Draw shaded isosurfaces of maps (z, y, x) side by side, each enclosing as many voxels.
-
-    Parameters
-    ----------
-    voxels : float
-        Volume inside each surface, see `level_of_volume`.
-    """
-    fig = plt.figure(figsize=(2.6 * len(maps), 3.4))
+    """Draw shaded isosurfaces of maps (z, y, x) side by side, each enclosing so many voxels."""
+    fig = plt.figure(figsize=(2.6 * len(volumes), 3.4))
     elevation, turn = np.radians((ELEVATION_DEG, TURN_DEG))
     eye = np.array([np.cos(turn), np.sin(turn), np.tan(elevation)])
     light = eye + np.array([np.sin(turn), -np.cos(turn), 1.0]) * 0.7  # over the left shoulder
     light, base = light / np.linalg.norm(light), np.array(to_rgb(COLOUR))
-    for i, (name, map) in enumerate(maps.items()):
-        ax = fig.add_subplot(1, len(maps), i + 1, projection="3d")
-        corners, normals = mesh(map, level_of_volume(map, voxels), pixel_size_A)
-        bright = 0.35 + 0.65 * np.clip(normals @ light, 0, 1)
-        shades = base * bright[:, None]
+    for i, (name, volume) in enumerate(volumes.items()):
+        ax = fig.add_subplot(1, len(volumes), i + 1, projection="3d")
+        corners, normals = mesh(volume, threshold_of_volume(volume, voxels), pixel_size_A)
+        shades = base * (0.35 + 0.65 * np.clip(normals @ light, 0, 1))[:, None]
         # Edges in the same colour close the seams between triangles.
-        ax.add_collection3d(
-            Poly3DCollection(corners, facecolors=shades, edgecolors=shades, linewidth=0.4)
-        )
-        reach = 0.72 * np.abs(corners).max()
-        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
+        faces = {"facecolors": shades, "edgecolors": shades, "linewidth": 0.4}
+        ax.add_collection3d(Poly3DCollection(corners, **faces))
+        reach = (-0.72 * np.abs(corners).max(), 0.72 * np.abs(corners).max())
+        ax.set(xlim=reach, ylim=reach, zlim=reach)
         ax.set_title(name, y=1.04)
         ax.set_box_aspect((1, 1, 1))
         ax.view_init(ELEVATION_DEG, TURN_DEG)

@@ -51,25 +51,16 @@ def frame_viewer(
     frames : sequence
         Each an array or tensor ``(y, x)`` (shown in grey), ``(y, x, 3)`` or ``(y, x, 4)`` uint8, a
         matplotlib figure, or PNG bytes.
-    labels : list of str
-        What is shown beside the slider, one a frame.
-    alt : list of str, optional
-        Text for those who do not see the picture, one a frame; default title and label.
+    labels, alt : list of str
+        Beside the slider, and for those who do not see the picture, one a frame.
     title : str
         Heading, and the name that screen readers give the controls.
     index : int
         The frame shown first.
     limits : (float, float), optional
-        Values shown black and white; default the 0.5 and 99.5 percentile of all grey frames
-        together, so that frames compare.
+        Values shown black and white; default the 0.5 and 99.5 percentile of all grey frames.
     pixelated : bool
         Whether pixels stay sharp squares when the picture is enlarged.
-    width_px : int
-        Width on the screen.
-
-    Returns
-    -------
-    FrameViewer
 
     Raises
     ------
@@ -88,15 +79,8 @@ def frame_viewer(
     if limits is None and grey:
         limits = tuple(np.percentile(np.concatenate(grey), (0.5, 99.5)))
     pictures = [base64.b64encode(_png(f, limits)).decode() for f in frames]
-    return FrameViewer(
-        frames=pictures,
-        labels=labels,
-        alt=alt,
-        title=title,
-        index=index,
-        pixelated=pixelated,
-        width_px=width_px,
-    )
+    about = {"title": title, "index": index, "pixelated": pixelated, "width_px": width_px}
+    return FrameViewer(frames=pictures, labels=labels, alt=alt, **about)
 
 
 def flip_through(
@@ -123,8 +107,6 @@ def live_viewer(
         `frame_viewer` takes them. An error in it is shown in the place of the labels.
     controls : dict of str to ipywidgets
         Such as ``{"snr": FloatLogSlider()}``; one without a description is called by its name.
-    title, limits
-        As in `frame_viewer`.
 
     Returns
     -------
@@ -134,9 +116,8 @@ def live_viewer(
 
     def frames() -> FrameViewer:
         pictures, labels = draw(**{name: control.value for name, control in controls.items()})
-        return frame_viewer(
-            pictures, labels, title=title, limits=limits, index=len(labels) - 1, width_px=640
-        )
+        about = {"title": title, "limits": limits, "index": len(labels) - 1, "width_px": 640}
+        return frame_viewer(pictures, labels, **about)
 
     def redraw(_=None):
         try:
