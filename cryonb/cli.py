@@ -254,9 +254,9 @@ def denoise(particles: Path, /, *, out: Path, options: DenoiseOptions = DenoiseO
     Parameters
     ----------
     particles
-        STAR file of RELION, or a stack (.mrcs, .mrc).
+        STAR file of RELION, .cs file of cryoSPARC, or a stack (.mrcs, .mrc).
     out
-        STAR file, or stack if the input is one; never the input.
+        File of the same kind, or a STAR file from a .cs file; never the input.
     """
     from cryonb.commands.denoise import denoise_file
 

@@ -39,6 +39,8 @@ class DenoiseOptions:
         Å per pixel, where the file does not state it.
     root
         Folder in which to look for stacks, where they have moved.
+    passthrough
+        File of cryoSPARC with the fields that a .cs file lacks.
     shards
         Parts that are denoised at the same time, by processes.
     shard
@@ -56,6 +58,7 @@ class DenoiseOptions:
     ctf: Literal["auto", "on", "off"] = "auto"
     pixel_size_A: Annotated[float | None, Parameter("--pixel-size")] = None
     root: Path | None = None
+    passthrough: Path | None = None
     shards: int | None = None
     shard: int | None = None
 

@@ -43,9 +43,9 @@ def denoise_file(
     Parameters
     ----------
     particles : path
-        STAR file or stack; see `cryonb.data.particle_file.open_particles`.
+        STAR or .cs file, or stack; see `cryonb.data.particle_file.open_particles`.
     out : path
-        Of the same kind; its stack lies beside it.
+        Of the same kind, or .star for a .cs file; its stack lies beside it.
     options : DenoiseOptions
 
     Returns
@@ -91,7 +91,8 @@ def _settled(options: DenoiseOptions) -> DenoiseOptions:
 
 
 def _open(particles: str | os.PathLike, options: DenoiseOptions) -> ParticleFile:
-    return open_particles(particles, root=options.root, pixel_size_A=options.pixel_size_A)
+    names = ("root", "pixel_size_A", "passthrough")
+    return open_particles(particles, **{name: getattr(options, name) for name in names})
 
 
 def _stack_paths(source: ParticleFile, out: Path, options: DenoiseOptions) -> list[Path]:
@@ -101,7 +102,7 @@ def _stack_paths(source: ParticleFile, out: Path, options: DenoiseOptions) -> li
     if len(out.name.split()) != 1:
         raise ValueError(f"{out.name!r} has blanks, at which RELION would cut it: choose another")
     check_writable(out)
-    stack = out.with_suffix(".mrcs") if source.star else out
+    stack = out if source.original is None else out.with_suffix(".mrcs")
     paths = [stack]
     if options.samples > 1:
         paths.append(stack.with_name(f"{stack.stem}_std{stack.suffix}"))

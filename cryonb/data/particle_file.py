@@ -1,7 +1,7 @@
 """Particle files of any length: opened without reading their pixels, read row by row, streamed.
 
-A STAR file of RELION (3.0 to 5), or a bare stack; a `ParticleFile` has the two tables of RELION 3.1
-whatever the file is, and `ParticleFile.write_like` writes the like with other images.
+A STAR file of RELION (3.0 to 5), a .cs file of cryoSPARC or a bare stack: a `ParticleFile` has the
+two tables of RELION 3.1 whatever the file is, and its `write_like` writes the like.
 """
 
 from __future__ import annotations
@@ -15,10 +15,19 @@ import numpy as np
 import pandas as pd
 
 from cryonb.base.files import existing
+from cryonb.data.cryosparc import cs_table, read_cs, write_cs
 from cryonb.data.mrc import open_mrc
 from cryonb.data.particles import SAME_PIXEL, Particles
 from cryonb.data.stacks import Stacks
-from cryonb.data.star import CTF_APPLIED, MICROSCOPE, ORIGINS, StarFile, StarTable, image_names
+from cryonb.data.star import (
+    CTF_APPLIED,
+    MICROSCOPE,
+    ORIGINS,
+    StarFile,
+    StarTable,
+    image_names,
+    write_star,
+)
 
 STACKS = (".mrcs", ".mrc", ".st")
 PIXEL_SIZES = ["rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize", "rlnMagnification"]
@@ -38,7 +47,7 @@ class ParticleFile:
         One row per image; columns that `cryonb.data.star.NUMBERS` does not list are text.
     stacks : Stacks
         The images.
-    star : (StarFile, StarTable) or None
+    original : (StarFile, StarTable), numpy.ndarray or None
         What was read, to be written again.
     """
 
@@ -46,7 +55,7 @@ class ParticleFile:
     optics: pd.DataFrame
     table: pd.DataFrame
     stacks: Stacks
-    star: tuple[StarFile, StarTable] | None = None
+    original: tuple[StarFile, StarTable] | np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -54,7 +63,9 @@ class ParticleFile:
     @property
     def writes(self) -> tuple[str, ...]:
         """Endings of the files that `write_like` writes."""
-        return (".star",) if self.star else STACKS
+        if isinstance(self.original, np.ndarray):
+            return (".cs", ".star")
+        return (".star",) if self.original else STACKS
 
     def read(self, rows=slice(None)) -> Particles:
         """Particles of some rows (a slice, numbers, or a mask); ValueError for NaN pixels."""
@@ -81,9 +92,15 @@ class ParticleFile:
 
     def write_like(self, out: Path, stack: str) -> None:
         """Write the file with its images in a stack beside it; nothing for a bare stack."""
-        if self.star:
-            star, table = self.star
-            star.write(out, table, "rlnImageName", image_names(len(self), stack))
+        names = image_names(len(self), stack)
+        if out.suffix == ".cs":
+            write_cs(out, self.original, stack)
+        elif isinstance(self.original, np.ndarray):
+            particles = self.table.assign(rlnImageName=names)
+            write_star(out, {"optics": self.optics, "particles": particles})
+        elif self.original:
+            star, table = self.original
+            star.write(out, table, "rlnImageName", names)
 
 
 def open_particles(
@@ -91,8 +108,9 @@ def open_particles(
     *,
     root: str | os.PathLike | None = None,
     pixel_size_A: float | None = None,
+    passthrough: str | os.PathLike | None = None,
 ) -> ParticleFile:
-    """Open a STAR file or a stack, and look at the headers of all of its stacks.
+    """Open a particle file, and look at the headers of all of its stacks.
 
     Parameters
     ----------
@@ -102,6 +120,8 @@ def open_particles(
         Folder in which stacks are looked for first, with or without the folders in their names.
     pixel_size_A : float, optional
         Å per pixel where the file does not state it, instead of what stacks' headers say.
+    passthrough : path, optional
+        With the fields that a .cs file lacks.
 
     Raises
     ------
@@ -112,15 +132,18 @@ def open_particles(
     if path.suffix in STACKS:
         count = open_mrc(path, quiet=True).shape[0]
         table = pd.DataFrame({"rlnImageName": image_names(count, path.name)})
-        optics, star = pd.DataFrame([{CTF_APPLIED: 0}]), None
+        optics, original = pd.DataFrame([{CTF_APPLIED: 0}]), None
+    elif path.suffix == ".cs":
+        original = read_cs(path, passthrough)
+        optics, table = None, cs_table(original, path)
     else:
-        file = StarFile(path)
-        star = file, file.particles()
-        table, named = file.frame(star[1]), file.only("optics")
-        optics = None if named is None else file.frame(named)
+        star = StarFile(path)
+        original = star, star.particles()
+        table, named = star.frame(original[1]), star.only("optics")
+        optics = None if named is None else star.frame(named)
     stacks = Stacks(table["rlnImageName"], path, root)
     optics, table = _grouped(optics, table, path)
-    return ParticleFile(path, *_in_A(optics, table, stacks, pixel_size_A), stacks, star)
+    return ParticleFile(path, *_in_A(optics, table, stacks, pixel_size_A), stacks, original)
 
 
 def read_particles(path: str | os.PathLike) -> Particles:
