@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
+import struct
 
 import mrcfile
 import numpy as np
@@ -14,7 +17,9 @@ from test_projection import phantom
 from torch.testing import assert_close
 
 from cryonb.cli import main
-from cryonb.data.maps import PlacedMap, read_map, read_placed_map, write_map
+from cryonb.commands import maps
+from cryonb.commands.maps import fsc_files
+from cryonb.data.maps import PlacedMap, read_map, read_placed_map, write_map, write_map_like
 from cryonb.data.molecules import Atoms
 from cryonb.data.particle_file import stream_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
@@ -239,7 +244,7 @@ def test_an_unknown_pixel_size_is_asked_for(tmp_path, volume, compare, capsys):
         assert compare(path, path, "--pixel-size", "2.5") == pytest.approx(1)
         assert main(["clean", str(path), "--out", str(out), "--pixel-size=2.5", "--overwrite"]) == 0
         assert mrcfile.open(out).voxel_size.tolist() == pytest.approx((2.5, 2.5, 2.5))
-    assert main(["fsc", str(path), str(path), "--pixel-size", "0"]) == 2
+    assert main(["fsc", str(path), str(path), "--pixel-size", "nan"]) == 2
 
 
 @pytest.fixture
@@ -292,3 +297,48 @@ def test_masks_and_models_for_maps_that_are_no_cubes(tmp_path, model, volume):
     assert_close(masked.map, plain.map * mask, atol=1e-5, rtol=1e-5)
     assert_close(modelled.map, plain.map * mask, atol=1e-5, rtol=1e-5)
     assert outs[0].read_bytes()[:2] == b"\x1f\x8b"
+
+
+def test_a_deposited_map_that_is_no_cube_agrees_with_its_model(tmp_path, shared_data, compare):
+    """EMD-3488 cut as EMDB cuts maps: NSTART, and the cell of the whole."""
+    whole, model = shared_data / "emd_3488.mrc", shared_data / "5ni1_updated.cif"
+    with mrcfile.open(whole) as mrc:
+        data = mrc.data.copy()
+    with mrcfile.new(tmp_path / "cut.mrc.gz", compression="gzip") as mrc:
+        mrc.set_data(data[15:85, 20:80, 10:90].copy())
+        mrc.header.mx = mrc.header.my = mrc.header.mz = 100
+        mrc.header.cella, mrc.nstart = (105, 105, 105), (10, 20, 15)
+    known, found = (compare(path, model) for path in (whole, tmp_path / "cut.mrc.gz"))
+    assert (
+        compare(tmp_path / "cut.mrc.gz", whole)[1:24].min() > 0.97
+    )  # to 3.5 Å; then noise, and that was cut
+    # shells of the padded cube are 100 / 80 times as wide
+    assert np.interp(np.arange(40) / 0.8, np.arange(51), known)[1:30] == pytest.approx(
+        found[1:30], abs=0.05
+    )
+
+
+def test_any_header_ends_in_a_result_or_in_one_line(tmp_path, ball, monkeypatch):
+    """A thousand mutated headers: fields of absurd values, files cut anywhere."""
+    monkeypatch.setattr(maps, "_report", lambda *_: None)
+    good, path = placed(tmp_path / "good.mrc", ball[::2, ::2, ::2]), tmp_path / "a.mrc"
+    rng = random.Random(0)
+    raw, read = good.read_bytes(), 0
+    words = [struct.pack("<i", n) for n in (0, 1, -1, 3, 12, 401, 2**31 - 1, -(2**31))]
+    words += [struct.pack("<f", x) for x in (-1, 30, 120, 1e30, 1e-30, math.nan, math.inf)]
+    for _ in range(1000):
+        header = bytearray(raw[:1024])
+        for place in rng.choices(range(0, 232, 4), k=rng.choice((1, 2, 3))):
+            header[place : place + 4] = rng.choice([*words, rng.randbytes(4)])
+        path.write_bytes((header + raw[1024:])[: rng.choice((None, None, rng.randrange(len(raw))))])
+        try:
+            assert np.isfinite(fsc_files(path, reference=good, mask="none").to_numpy()).all()
+            given = read_placed_map(path)
+            write_map_like(tmp_path / "b.mrc", given.map, path, given.pixel_size_A)
+            again = read_placed_map(tmp_path / "b.mrc")
+            assert torch.equal(again.map, given.map) and again.first_A == given.first_A
+            assert again.pixel_size_A == pytest.approx(given.pixel_size_A, rel=2e-3)
+            read += 1
+        except (ValueError, OSError) as error:
+            assert len(str(error).splitlines()) == 1
+    assert 200 < read < 800

@@ -217,6 +217,10 @@ def test_axis_order_and_origin(tmp_path, order):
         mrc.header.nxstart, mrc.header.nystart, mrc.header.nzstart = starts
     read, pixel = read_map(tmp_path / "a.mrc")
     assert torch.equal(read, x) and pixel == 2.0
+    theirs = gemmi.read_ccp4_map(str(tmp_path / "a.mrc"), setup=True).grid
+    for z, y, x_ in ((4, 6, 9), (12, 15, 20)):
+        place = gemmi.Position(2.0 * (x_ + 3), 2.0 * (y - 2), 2.0 * (z + 5))
+        assert theirs.interpolate_value(place) == pytest.approx(float(x[z, y, x_]), rel=1e-4)
     framed = load_volume(tmp_path / "a.mrc", 36, 2.0, first_A=(0, 0, 0)).map
     assert torch.allclose(framed[5:25, 0:22, 3:31], x[:, 2:, :], atol=1e-4)
     centred = load_volume(tmp_path / "a.mrc", 28, 2.0).map  # padded to a cube about the middle
@@ -256,6 +260,26 @@ def test_missing_files(tmp_path):
     for name in ("no.pdb", "no.cif", "no.mrc", "no.map.gz"):
         with pytest.raises(FileNotFoundError, match="does not exist: check the path"):
             load_volume(tmp_path / name)
+
+
+def test_atoms_without_a_place_are_named(tmp_path):
+    """gemmi reads a coordinate of "?" as NaN."""
+    names = "group_PDB id type_symbol label_atom_id label_alt_id label_comp_id label_asym_id"
+    names = [*names.split(), *"label_seq_id Cartn_x Cartn_y Cartn_z B_iso_or_equiv".split()]
+    rows = [f"ATOM {i} C CA . ALA A {i} 1.0 {i}.0 {z} 20" for i, z in ((1, 5), (2, "?"), (3, 7))]
+    text = "\n".join(["data_x", "loop_", *(f"_atom_site.{name}" for name in names), *rows, ""])
+    (tmp_path / "a.cif").write_text(text)
+    with pytest.raises(ValueError, match=r"1 of 3 atoms .* the first in 2\(ALA\) of chain A"):
+        load_volume(tmp_path / "a.cif")
+    (tmp_path / "a.cif").write_text(text.replace("?", "6").split("ATOM 2")[0])
+    one = read_atoms(tmp_path / "a.cif")
+    assert one.symmetry == "C1" and one.membrane_z_A is None and (one.xyz_A == 0).all()
+    assert from_atoms(one, 32, 2.0).map.argmax() == (16 * 32 + 16) * 32 + 16
+
+
+def test_a_box_beyond_any_memory_is_refused():
+    with pytest.raises(ValueError, match="more than 2048: ask for fewer or smaller pixels"):
+        load_volume("channel", 64, 1000.0)
 
 
 def test_unknown_source():
@@ -307,11 +331,14 @@ def test_maps_of_the_wrong_kind(tmp_path):
         mrc.voxel_size = (1.0, 1.0, 2.0)
     with mrcfile.new(tmp_path / "scale.mrc", data=np.zeros((8, 8, 8), np.float32)):
         pass
+    with mrcfile.new(tmp_path / "hexagon.mrc", data=np.zeros((8, 8, 8), np.float32)) as mrc:
+        mrc.voxel_size, mrc.header.cellb.gamma = 1.0, 120
     for name, words in (
         ("nan", "1 NaN or infinite voxels"),
         ("image", "give a real 3D map"),
         ("brick", "1 × 1 × 2 Å .* not cubes"),
         ("scale", "0 × 0 × 0 Å"),
+        ("hexagon", "angles of 90, 90 and 120°"),
     ):
         with pytest.raises(ValueError, match=words):
             load_volume(tmp_path / f"{name}.mrc")

@@ -140,7 +140,3 @@ class Placing:
     pixel_size_A: Annotated[float | None, Parameter("--pixel-size")] = None
     centre: Annotated[bool, Parameter(negative="")] = False
     fit: Annotated[bool, Parameter(negative="")] = False
-
-    def __post_init__(self):
-        if self.pixel_size_A is not None and not 1e-3 < self.pixel_size_A < 1e4:
-            raise ValueError(f"a pixel size of {self.pixel_size_A:g} Å: give it in Å")

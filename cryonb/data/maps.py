@@ -20,6 +20,7 @@ KEPT_FIELDS = (
     "nxstart nystart nzstart mx my mz cella cellb mapc mapr maps ispg exttyp origin nlabl label"
 ).split()
 
+PIXEL_SIZES_A = 0.01, 1000  # what a header may say
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
 
 
@@ -78,7 +79,7 @@ def read_placed_map(path: str | os.PathLike, pixel_size_A: float | None = None) 
     if not np.isfinite(data).all():
         count = np.count_nonzero(~np.isfinite(data))
         raise ValueError(f"{path} has {count} NaN or infinite voxels: repair the map first.")
-    pixel_A = pixel_size_A or _cubic_voxel(mrc)
+    pixel_A = _cubic_voxel(mrc, pixel_size_A)
     to_zyx = [order.index(axis) for axis in (3, 2, 1)]
     start = np.array([int(header[name]) for name in ("nzstart", "nystart", "nxstart")])[to_zyx]
     origin = np.array([float(header["origin"][axis]) for axis in "zyx"])
@@ -89,19 +90,20 @@ def read_placed_map(path: str | os.PathLike, pixel_size_A: float | None = None) 
     return PlacedMap(torch.from_numpy(grid), pixel_A, tuple(first_A.tolist()))
 
 
-def _cubic_voxel(mrc: Mrc) -> float:
-    """Edge of a voxel in Å; ValueError if it is unknown, or a voxel is no cube."""
+def _cubic_voxel(mrc: Mrc, asked_A: float | None) -> float:
+    """Edge of a voxel in Å, as asked or by the header; ValueError if unknown, or it is no cube."""
     angles = [float(mrc.header["cellb"][name]) for name in ("alpha", "beta", "gamma")]
     if any(angles) and not np.allclose(angles, 90, rtol=0, atol=0.01):
         raise ValueError(
             f"{mrc.path} has cell angles of {angles[0]:g}, {angles[1]:g} and {angles[2]:g}°: "
             "resample it to a grid with right angles"
         )
-    z, y, x = mrc.voxel_A
-    if not 1e-3 < min(z, y, x) < 1e4:
+    z, y, x = mrc.voxel_A if asked_A is None else (asked_A,) * 3
+    low, high = PIXEL_SIZES_A
+    if not low <= min(z, y, x) <= max(z, y, x) <= high:
         raise ValueError(
-            f"{mrc.path} has no pixel size, its header says {x:g} × {y:g} × {z:g} Å: give it "
-            "(--pixel-size), or write the cell's edges into the header"
+            f"{mrc.path} has no pixel size between {low} and {high} Å but one of {x:g} × {y:g} × "
+            f"{z:g} Å: give it (--pixel-size), or write the cell's edges into the header"
         )
     if max(z, y, x) - min(z, y, x) > 1e-3 * max(z, y, x):
         raise ValueError(

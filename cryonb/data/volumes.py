@@ -29,6 +29,7 @@ MOLECULES = {"channel": molecules.channel, "prestin": molecules.prestin}
 MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 VOLT_A2 = 47.878  # h² / (2π m e): from scattering lengths per Å³ to volts
+FINEST = 2048  # points a side of the grid on which atoms are laid: 32 GiB
 ATOM_RADIUS_A = 4.0  # room for an atom at the molecule's rim
 ICE_V = 4.53  # of vitreous ice, by the same sum over isolated atoms at 0.93 g/cm³: Vulović 2013
 # Volume that an atom without its hydrogens displaces, Å³: Fraser, MacRae and Suzuki (1978)
@@ -250,6 +251,11 @@ def from_atoms(
     """
     edge_A = box_size * pixel_size_A
     fine = next_fast_len(int(np.ceil(edge_A / min(1.0, pixel_size_A / 2))), real=True)
+    if fine > FINEST:
+        raise ValueError(
+            f"A box of {edge_A:.0f} Å takes a grid of {fine} points a side, more than {FINEST}: "
+            "ask for fewer or smaller pixels"
+        )
     middle_A = box_size // 2 * pixel_size_A
     xyz_A, inside = atoms.xyz_A, slice(None)  # from the box's middle
     if first_A is None:
