@@ -200,11 +200,14 @@ def compare(tmp_path):
 
 
 @pytest.mark.parametrize("start", [(0, 0, 0), (1, 0, 0), (-24, 7, 300)])
-def test_a_map_is_itself_wherever_it_lies(tmp_path, volume, compare, start):
+def test_a_map_is_itself_wherever_it_lies(tmp_path, volume, compare, start, capsys):
     path = placed(tmp_path / "a.mrc", volume, start)
     assert compare(path, path) == pytest.approx(1)
     far = placed(tmp_path / "b.mrc", volume, origin=tuple(PIXEL * s for s in start))
     assert compare(path, far) == pytest.approx(1)
+    assert "disagree" not in capsys.readouterr().err
+    both = placed(tmp_path / "both.mrc", volume, (5, 5, 5), tuple(PIXEL * s for s in start))
+    assert ("disagree" in (compare(both, both), capsys.readouterr().err)[1]) == any(start)
 
 
 @pytest.mark.parametrize("shift", [(3.0, -2.0, 1.0), (0.5, -1.25, 2.0)])

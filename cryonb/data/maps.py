@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ KEPT_FIELDS = (
 ).split()
 
 PIXEL_SIZES_A = 0.01, 1000  # what a header may say
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
 
 
 class PlacedMap(NamedTuple):
@@ -67,10 +67,9 @@ def read_placed_map(path: str | os.PathLike, pixel_size_A: float | None = None) 
         Damaged, not one volume, voxels that are NaN or not cubes, an unknown pixel size.
     """
     mrc = open_mrc(path)
-    header, data, order = mrc.header, mrc.data, _axis_order(mrc.header)
-    if len(data) > 1 and (
-        header["ispg"] == 0 and header["mz"] == 1 or Path(path).suffix == ".mrcs"
-    ):
+    data, order = mrc.data, _axis_order(mrc.header)
+    images = mrc.header["ispg"] == 0 and mrc.header["mz"] == 1 or Path(path).suffix == ".mrcs"
+    if images and len(data) > 1:
         raise ValueError(f"{path} is a stack of {len(data)} images: give a map")
     if min(data.shape) == 1 or mrc.volumes > 1 or np.iscomplexobj(data):
         raise ValueError(f"{path} holds {data.dtype} of shape {data.shape}: give a real 3D map.")
@@ -81,13 +80,22 @@ def read_placed_map(path: str | os.PathLike, pixel_size_A: float | None = None) 
         raise ValueError(f"{path} has {count} NaN or infinite voxels: repair the map first.")
     pixel_A = _cubic_voxel(mrc, pixel_size_A)
     to_zyx = [order.index(axis) for axis in (3, 2, 1)]
-    start = np.array([int(header[name]) for name in ("nzstart", "nystart", "nxstart")])[to_zyx]
-    origin = np.array([float(header["origin"][axis]) for axis in "zyx"])
-    if not np.isfinite(origin).all():
-        raise ValueError(f"{path} has an ORIGIN that is not a number: correct its header")
-    first_A = origin if origin.any() else start * pixel_A
     grid = np.array(data.transpose(to_zyx), dtype=np.float32, order="C")
-    return PlacedMap(torch.from_numpy(grid), pixel_A, tuple(first_A.tolist()))
+    return PlacedMap(torch.from_numpy(grid), pixel_A, _first_voxel(mrc, to_zyx, pixel_A))
+
+
+def _first_voxel(mrc: Mrc, to_zyx: list[int], pixel_A: float) -> tuple[float, float, float]:
+    """Where the header puts the first voxel: (z, y, x) in Å; a note if it says two things."""
+    start = [int(mrc.header[name]) for name in ("nzstart", "nystart", "nxstart")]
+    start_A = np.array(start)[to_zyx] * pixel_A
+    origin_A = np.array([float(mrc.header["origin"][axis]) for axis in "zyx"])
+    if not np.isfinite(origin_A).all():
+        raise ValueError(f"{mrc.path} has an ORIGIN that is not a number: correct its header")
+    if not origin_A.any():
+        return tuple(start_A.tolist())
+    if start_A.any() and np.abs(origin_A - start_A).max() > 0.1 * pixel_A:
+        print(f"note: ORIGIN and NSTART of {mrc.path} disagree; ORIGIN counts", file=sys.stderr)
+    return tuple(origin_A.tolist())
 
 
 def _cubic_voxel(mrc: Mrc, asked_A: float | None) -> float:
@@ -146,7 +154,7 @@ def _new_file(path: str | os.PathLike, data: np.ndarray) -> Iterator[mrcfile.mrc
         count = np.count_nonzero(~np.isfinite(data))
         raise ValueError(f"{path} is not written, {count} of its values are NaN or infinite")
     try:
-        zipped = COMPRESSIONS.get(Path(path).suffix)
+        zipped = "gzip" if Path(path).suffix == ".gz" else None
         with beside(path) as part, mrcfile.new(part, compression=zipped, overwrite=True) as mrc:
             mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))
             yield mrc

@@ -106,6 +106,8 @@ def load_volume(
         atoms = read_atoms(path, centre=first_A is None)
         return from_atoms(atoms, box_size, pixel_size_A, first_A, solvent=solvent)
     given = read_placed_map(path)
+    if given.map.max() == given.map.min():
+        raise ValueError(f"{path} has the same value everywhere: give a map with a molecule in it")
     if first_A is None:
         reach_A = _reach(given.map) * given.pixel_size_A
         _check_fits(reach_A, box_size, pixel_size_A, path.name)
