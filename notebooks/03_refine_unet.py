@@ -125,7 +125,7 @@ def draw_samples(model, split, n_steps, tag):
 #    = 2\, E\lVert y_0 - \hat y\rVert^2 . $$
 #
 # An exact sampler makes twice the smallest possible error, a loss of 3.01 dB. That is the price of
-# sharpness, and all that a second stage can gain if the sampler is exact. If it is not, there may be
+# sharpness, and the most that a second stage can gain if the sampler is exact. If it is not, there may be
 # more to gain. First check the identity where everything is known: one Gaussian pixel of unit variance
 # in noise of variance $\sigma^2$, whose posterior is Gaussian with mean $x/(1+\sigma^2)$ and variance
 # $\sigma^2/(1+\sigma^2)$.
@@ -157,6 +157,37 @@ say(f"On our particles the sample has **{ratio:.2f}** times the error of one ste
 # have not brought back all the variance, and the "sample" is still partly an average. A larger ratio
 # means that the first stage was trained too briefly, and every step adds errors of its own.
 #
+# ### How much of the 3 dB can a second stage have?
+#
+# Stay with the Gaussian pixel, and let $m = 1/(1+\sigma^2)$. The sample has the law of the truth, so its variance is
+# 1; all that it shares with the truth came through the mean, $E[s\,y_0] = E[\hat y^2] = m$. The best answer to a
+# sample *alone* is therefore $E[y_0 \mid s] = m\,s$, and its error is
+#
+# $$ 1 - m^2 = (1+m)(1-m), \qquad \text{that is } 1+m \text{ times the least error, } 1-m. $$
+#
+# So the paper's form, which sees the sample alone, gains the whole 3 dB only where noise is strong ($m \to 0$): then
+# the sample holds hardly anything that the prior does not. Where noise is weak ($m \to 1$) it gains nothing. In an
+# image each detail has an $m$ of its own, large for the coarse outline and small for what is fine.
+#
+# And if it sees the particle *too*? Given $x$, the sample is drawn without another look at the truth, so it adds
+# nothing: $E[y_0 \mid s, x] = E[y_0 \mid x]$. With an exact sampler, a second stage that sees the particle **is a
+# direct denoiser**, and might as well have been trained as one. We check both on the pixel; the regression on
+# $(s, x)$ should give the sample no weight at all.
+
+# %%
+m = 1 / (1 + sigma**2)
+assert_close((m * s - y0).square().mean(), (1 + m) * error_mean, rtol=0.01, atol=0.0)
+weights = torch.linalg.lstsq(torch.stack([s, x], 1), y0[:, None]).solution.flatten()
+assert_close(weights, torch.tensor([0.0, m]), rtol=0.0, atol=0.01)  # of the sample, of the particle
+low = 0.5  # the same pixel in weaker noise
+again = y0 + low * torch.randn(n, generator=generator)
+drawn = again / (1 + low**2) + (low**2 / (1 + low**2)) ** 0.5 * torch.randn(n, generator=generator)
+for level, sample_of in ((sigma, s), (low, drawn)):
+    m, gain = 1 / (1 + level**2), (sample_of - y0).square().mean()
+    gain = 10 * torch.log10(gain / (m * sample_of - y0).square().mean())
+    print(f"σ = {level:.2f}: the sample alone can be improved by {gain:.2f} dB of 3.01 dB")
+
+# %% [markdown]
 # ## 2. The second stage
 #
 # **Question.** How do you train a network on the output of another?
@@ -169,7 +200,8 @@ say(f"On our particles the sample has **{ratio:.2f}** times the error of one ste
 #    again, and a second stage trained on them would learn to correct errors that are too small.
 #    So we draw samples for the `validation` particles, which the first stage has not seen.
 # 2. **Let it see everything.** A function of $s$ alone knows no more than $s$. A function of $(s, x)$ can
-#    ignore $x$, so once well trained it is never worse. The paper describes the form that sees $s$ alone.
+#    ignore $x$, so once well trained it is never worse: at best it is a direct denoiser, as derived above. The
+#    paper describes the form that sees $s$ alone.
 #
 # Theory suggests a third form: if we want an average, why start from a sample? Feed the U-Net the
 # *one-step estimate* and $x$. It starts from the first stage's best guess, and the first stage runs for
@@ -521,7 +553,8 @@ for share in (0.0, 0.25, 0.5, 0.75, 1.0):
 #
 # ## Recap
 #
-# - An exact sample has twice the minimum error; a U-Net trained by squared error removes the excess.
+# - An exact sample has twice the minimum error; a U-Net trained by squared error removes the excess, all of it only
+#   where noise is strong or where it sees the particle too, and then it is a direct denoiser.
 # - Train it on held-out images, let it see the noisy particle too, and mind which image it starts from.
 # - The fair rival of two stages is the first stage's posterior mean at equal cost: always show it.
 # - A second stage fits one sampler.
