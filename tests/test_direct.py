@@ -39,13 +39,13 @@ def test_both_losses_learn_to_denoise(noise2noise):
     torch.manual_seed(0)
     model = Denoiser(**SMALL)
     average, draw = copy.deepcopy(model), partial(draw_batch, (images, images))
-    options = dict(batch_size=16, learning_rate=5e-3, precision="no")
-    for _ in train(model, average, draw, Direct(SIGMA, noise2noise).loss, 3200, **options):
+    options = dict(batch_size=16, learning_rate=1e-2, precision="no")
+    for _ in train(model, average, draw, Direct(SIGMA, noise2noise).loss, 1280, **options):
         pass
     fresh = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     error = (denoise_direct(average.eval(), images + SIGMA * fresh, SIGMA) - images).square()
     # the constant zero has error 1, the noisy image 4
-    assert error.mean() < (0.6 if noise2noise else 0.3)
+    assert error.mean() < (0.7 if noise2noise else 0.4)
 
 
 def test_noise2noise_expects_the_supervised_loss_and_the_noise():

@@ -27,6 +27,7 @@ from cryonb.learning.train import (
     flops_per_image,
     sr3_loss,
     train,
+    update_average,
 )
 from cryonb.learning.unet import UNet
 from cryonb.learning.weights import load_kept, load_model, save_model
@@ -44,7 +45,7 @@ def blobs(n=64, box=16):
     return (inside - inside.mean()) / inside.std()
 
 
-def run(n_images=320, checkpoint=None, stop_at=None, seed=0, **options):
+def run(n_images=160, checkpoint=None, stop_at=None, seed=0, **options):
     torch.manual_seed(0)
     model = SR3(**SMALL)
     average = copy.deepcopy(model)
@@ -61,12 +62,38 @@ def run(n_images=320, checkpoint=None, stop_at=None, seed=0, **options):
     return average, losses
 
 
+def test_every_step_has_random_numbers_of_its_own():
+    """Seeds of the generator that draws: a function of the run's seed and of the step."""
+
+    def seeds(seed, n=64):
+        seen, model = [], torch.nn.Conv2d(1, 1, 1)
+
+        def draw(n, generator):
+            seen.append(generator.initial_seed())
+            return [torch.zeros(n, 1, 4, 4)]
+
+        loss = lambda model, batch, *_: model(batch[0]).mean()  # noqa: E731
+        list(train(model, copy.deepcopy(model), draw, loss, n, batch_size=16, seed=seed))
+        return seen
+
+    assert seeds(0) == seeds(0) and len({*seeds(0), *seeds(1)}) == 8
+
+
+def test_the_average_remembers_a_tenth_of_the_run_and_500_steps_at_most():
+    model, average = (torch.nn.Linear(1, 1, bias=False) for _ in range(2))
+    torch.nn.init.ones_(model.weight)
+    for step, weight in ((0, 1.0), (10, 0.5), (90, 0.1), (5000, 0.002), (10**6, 0.002)):
+        torch.nn.init.zeros_(average.weight)
+        update_average(average, model, step)
+        assert average.weight.item() == pytest.approx(weight)
+
+
 def equal(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_it_learns():
-    _, losses = run(3200, learning_rate=3e-3)
+    _, losses = run(800, learning_rate=1e-2)
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
 
 
@@ -113,7 +140,7 @@ def test_ctrl_c_within_a_step_resumes_exactly(tmp_path):
     options = dict(batch_size=16, precision="no", checkpoint=checkpoint)
     average, draw = copy.deepcopy(model), partial(draw_batch, (images, images))
     with pytest.raises(KeyboardInterrupt):
-        list(train(model, average, draw, loss, 320, **options))
+        list(train(model, average, draw, loss, 160, **options))
     resumed, rest = run(checkpoint=checkpoint)
     whole, losses = run()
     assert rest == losses[5:] and equal(resumed, whole)
