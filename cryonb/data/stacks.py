@@ -46,16 +46,14 @@ class Stacks:
         self.path = Path(path)
         if len(names) == 0:
             raise ValueError(f"{path} lists no particles: choose another file")
-        parts = names.astype(str).str.extract(r"^(?:(\d+)@)?([^@].*)$")
-        wrong = parts[1].isna().to_numpy()
-        numbers = pd.to_numeric(parts[0].fillna("1")).to_numpy()
-        if (wrong | (numbers < 1)).any():
-            bad = names.iloc[int(np.argmax(wrong | (numbers < 1)))]
+        numbers, files = zip(*map(_numbered, names.astype(str)), strict=True)
+        if min(numbers) < 1:
+            bad = names.iloc[numbers.index(min(numbers))]
             raise ValueError(
                 f"image name {bad!r} in {path}: write it as 000001@stack.mrcs; numbers begin at 1"
             )
-        self._number = numbers.astype(np.int64) - 1
-        self._stack, stacks = pd.factorize(parts[1])
+        self._number = np.array(numbers, dtype=np.int64) - 1
+        self._stack, stacks = pd.factorize(np.array(files, dtype=object))
         folders = _folders(self.path, root)
         self.paths = [_find(stack, folders, path) for stack in stacks]
         mrcs = [open_mrc(each, quiet=True) for each in self.paths]
@@ -102,6 +100,15 @@ class Stacks:
                 f"row {rows[bad[0]] + 1}: remove these rows or make the images again"
             )
         return torch.from_numpy(images)
+
+
+def _numbered(name: str) -> tuple[int, str]:
+    """Number and file of an image; 0 if it is wrong. A file alone holds one image."""
+    number, at, file = name.partition("@")
+    if not at:
+        return 1, name
+    right = number.isdecimal() and len(number) < 12 and file
+    return (int(number) if right else 0), file
 
 
 def _check_images(mrc: Mrc) -> None:

@@ -149,14 +149,20 @@ class StarFile:
         for first in range(0, len(table.rows) if table.loop else 1, CHUNK):
             cells = self._cells(table, table.rows[first : first + CHUNK])
             for name, values in zip(table.labels, zip(*cells, strict=True), strict=True):
-                piece = self._numbers(values) if name in NUMBERS else map(self._text, values)
+                piece = self._numbers(values) if name in NUMBERS else self._texts(values)
                 pieces[name].append(pd.Series(piece, dtype=None if name in NUMBERS else "str"))
         return pd.DataFrame({name: pd.concat(p or [pd.Series()]) for name, p in pieces.items()})
 
+    def _texts(self, values: tuple[bytes, ...]) -> list[str]:
+        joined = b"\n".join(values)
+        if b"'" in joined or b'"' in joined:
+            return [self._text(value) for value in values]
+        return joined.decode(self.encoding).split("\n")
+
     def _numbers(self, values: tuple[bytes, ...]) -> np.ndarray:
-        for kind in (np.int64, np.float64):
+        for kind, dtype in ((int, np.int64), (float, np.float64)):
             try:
-                return np.array(values).astype(kind)
+                return np.fromiter(map(kind, values), dtype, len(values))
             except (ValueError, OverflowError):
                 continue
         return pd.to_numeric(np.array([self._text(v) for v in values], object), errors="coerce")
@@ -189,7 +195,7 @@ def _token_matches(line: bytes) -> list[re.Match]:
 
 def _tokens(line: bytes) -> list[bytes]:
     """Values of a line, with their quotes if they have any."""
-    if any(mark in line for mark in (b"'", b'"', b"#")):
+    if b"#" in line or b"'" in line or b'"' in line:
         return [token[0] for token in _token_matches(line)]
     return line.split()
 
