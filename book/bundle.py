@@ -1,8 +1,8 @@
 """Pack everything that a workshop without a network needs into one archive, for a USB stick.
 
 ``python bundle.py`` writes ``dist/cryonb-offline-SYSTEM-pyVERSION.tar``: this checkout, wheels of
-all packages for this system and this version of Python, real micrographs, and the book if it is
-built.
+all packages for this system and this version of Python, real micrographs, the book if it is built,
+and, with ``--run runs/workshop``, a finished run, which notebooks opened alone read.
 In the unpacked folder ``make tutorial OFFLINE=1`` works with the network off.
 """
 
@@ -65,7 +65,7 @@ def micrographs() -> Iterator[Path]:
             print(f"left out: {name}: {error}")
 
 
-def bundle(target: Path, built: Path | None) -> Path:
+def bundle(target: Path, built: Path | None, run: Path | None = None) -> Path:
     """Write the archive beside its place, then rename it.
 
     Parameters
@@ -74,6 +74,8 @@ def bundle(target: Path, built: Path | None) -> Path:
         Folder of the archive, made if it is missing.
     built : Path or None
         The built book, to be packed as it is.
+    run : Path, optional
+        A run folder, to be packed as ``runs/NAME``.
 
     Returns
     -------
@@ -85,7 +87,8 @@ def bundle(target: Path, built: Path | None) -> Path:
         When there is no room, or the packages cannot be had.
     """
     target.mkdir(parents=True, exist_ok=True)
-    check_room(target, NEEDED_BYTES, "or bundle on another disk")
+    run_bytes = sum(path.stat().st_size for path in run.rglob("*")) if run else 0
+    check_room(target, NEEDED_BYTES + run_bytes, "or bundle on another disk")
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
     archive = target / f"cryonb-offline-{sysconfig.get_platform()}-{python}.tar"
     with tempfile.TemporaryDirectory(dir=target) as work, beside(archive) as part:
@@ -98,19 +101,24 @@ def bundle(target: Path, built: Path | None) -> Path:
                 tar.add(path, f"{FOLDER}/cache/{path.name}")
             if built:
                 tar.add(built, f"{FOLDER}/{BUILT}")
+            if run:
+                tar.add(run, f"{FOLDER}/runs/{run.resolve().name}")
     return archive
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the archive")
+    parser.add_argument("--run", type=Path, help="a finished run to take along: runs/workshop")
     args = parser.parse_args()
+    if args.run and not (args.run / "run.json").is_file():
+        sys.exit(f"bundle: {args.run} holds no run: make tutorial PROFILE=workshop first")
     built = ROOT / BUILT
     if not built.is_dir():
         print("left out: the book, which is not built: make book, then bundle again")
         built = None
     try:
-        archive = bundle(args.out, built)
+        archive = bundle(args.out, built, args.run)
     except OSError as error:
         sys.exit(f"bundle: {error}")
     print(f"{archive} ({archive.stat().st_size / 1e6:,.0f} MB)")

@@ -57,13 +57,18 @@ def test_make_works_from_the_unpacked_archive(bundle, tmp_path, monkeypatch, cap
     built = tmp_path / "html"
     built.mkdir()
     (built / "index.html").write_text("book")
-    archive = bundle.bundle(tmp_path / "a stick", built)
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "run.json").write_text("{}")
+    archive = bundle.bundle(tmp_path / "a stick", built, tmp_path / "quick")
     assert "left out: micrograph-fei: no network" in capsys.readouterr().out
     assert [p.name for p in archive.parent.iterdir()] == [archive.name]  # nothing half is left
     with tarfile.open(archive) as tar:
         tar.extractall(archive.parent, filter="data")
     folder = archive.parent / "cryonb"
-    for name in ("cache/LICENSE", "wheels/one-1.0-py3-none-any.whl", "book/_build/html/index.html"):
+    for name in (
+        "cache/LICENSE", "wheels/one-1.0-py3-none-any.whl", "book/_build/html/index.html",
+        "runs/quick/run.json",
+    ):  # fmt: skip
         assert (folder / name).is_file(), name
     done = offline("tutorial", "PROFILE=smoke", cwd=folder)
     assert done.returncode == 0 and "cryonb run --profile smoke" in done.stdout
@@ -87,5 +92,8 @@ def test_no_packages_is_one_line_and_no_archive(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(bundle, "wheels", refuse)
     monkeypatch.setattr(sys, "argv", ["bundle.py", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="^bundle: pip could not"):
+        bundle.main()
+    monkeypatch.setattr(sys, "argv", ["bundle.py", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit, match="holds no run"):
         bundle.main()
     assert not list(tmp_path.iterdir())

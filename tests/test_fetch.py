@@ -380,6 +380,11 @@ def test_what_is_no_map_is_not_kept(archive, density, cache, refused):
         assert message in refused("EMD-24928")
         assert kept(cache) == []
     assert "unpacks to more than" in refused("5U6O")
+    huge = np.array([30000] * 3, "<i4").tobytes() + density[12:1024]
+    archive.files[MAP_PATH] = gzip.compress(huge)
+    assert "GB of the 108000.0 GB that are still to come" in refused("EMD-24928")
+    for part in cache.iterdir():
+        part.unlink()  # it is kept for a larger disk
     assert kept(cache) == []
     archive.faults[MAP_PATH] = [403]
     assert "is not given out (403 Forbidden)" in refused("EMD-24928")

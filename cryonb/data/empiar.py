@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from itertools import product
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 from tqdm import tqdm
 
 from cryonb.base.download import Client, Remote, Span, assemble, shown
@@ -97,7 +97,7 @@ def _span(remote: Remote, mrc: Mrc, number: int) -> Span:
     count, *sides = mrc.shape
     if not 1 <= number <= count:
         raise ValueError(f"the STAR file asks for image {number} of {count}: {shown(remote.url)}")
-    image_bytes = int(np.prod(sides)) * mrc.dtype.itemsize
+    image_bytes = math.prod(sides) * mrc.dtype.itemsize
     start = mrc.offset + (number - 1) * image_bytes
     return Span(remote, start, start + image_bytes)
 

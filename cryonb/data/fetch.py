@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import numpy as np
 import pooch
 
 from cryonb.base.download import (
@@ -30,7 +30,7 @@ from cryonb.base.download import (
     keep,
     shown,
 )
-from cryonb.base.files import below
+from cryonb.base.files import below, check_room
 from cryonb.data.empiar import fetch_images, list_images
 from cryonb.data.mrc import HEADER, parse_header
 from cryonb.data.star import StarFile, image_names
@@ -207,7 +207,7 @@ def _unzip(client: Client, url: str, path: Path) -> None:
         check_sha256(packed, SHA256.get(name))
         with gzip.open(packed) as source, open(path, "wb") as file:
             chunk = source.read(HEADER)
-            most = _most_bytes(shown(url), chunk, packed.stat().st_size)
+            most = _most_bytes(shown(url), chunk, packed)
             while chunk and file.tell() <= most:
                 file.write(chunk)
                 chunk = source.read(1 << 20)
@@ -225,15 +225,17 @@ def _unzip(client: Client, url: str, path: Path) -> None:
     discard(packed)
 
 
-def _most_bytes(url: str, head: bytes, packed_bytes: int) -> int:
+def _most_bytes(url: str, head: bytes, packed: Path) -> int:
     """How long a file may be that begins like this; ValueError if it is no map or model."""
     if url.endswith(".cif.gz") and head.startswith(b"data_"):
-        return 100 * packed_bytes + HEADER  # text is packed to a fifth or so
+        return 100 * packed.stat().st_size + HEADER  # text is packed to a fifth or so
     try:
         mrc = parse_header(url, head, sys.maxsize)
     except ValueError:
         raise ValueError(f"{url} holds something else than it is named for") from None
-    return mrc.offset + int(np.prod(mrc.shape)) * mrc.dtype.itemsize + (1 << 20)
+    size = mrc.offset + math.prod(mrc.shape) * mrc.dtype.itemsize
+    check_room(packed.parent, size, "or name another --cache")
+    return size + (1 << 20)
 
 
 def _fetch_particles(client: Client, url: str, star: Path, max_images: int | None) -> Path:
