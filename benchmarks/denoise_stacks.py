@@ -50,13 +50,13 @@ def parts(folder: Path, n: int, box: int, repeats: int) -> None:
     source = open_particles(write_stack(folder / "parts.mrcs", n, box))
     noise = measured_noise(source, 64, DenoiseOptions(contrast="bright"))
     given = source.read().resampled(64)
-    white, deviation = to_network(given, noise)
+    white, background = to_network(given, noise)
 
     def around() -> None:
         for first in range(0, n, 64):
             part = source.read(range(first, min(first + 64, n))).resampled(64)
-            images, deviations = to_network(part, noise)
-            back = from_network(images, deviations, part, noise)
+            images, backgrounds = to_network(part, noise)
+            back = from_network(images, backgrounds, part, noise)
             type(part)(back, part.optics, part.table).resampled(box)
 
     def network() -> None:

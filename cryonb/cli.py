@@ -287,7 +287,8 @@ def reconstruct(
     symmetry
         Point group: C1, C4, D2 ...
     ctf
-        Correct for the CTF; auto: if the file says that images carry it, or lists defocus.
+        off: take the images as they are; on: as with CTF; auto: as the file says, with CTF if it
+        lists defocus. Flipped and premultiplied images are treated as such.
     batch_size
         Particles at a time.
     """

@@ -298,7 +298,7 @@ if not own_particles:
 # %%
 radius_px = min(0.55 * diameter_A / particles.pixel_size_A, 0.4 * box_size)
 noise = measure_noise(particles, radius_px)
-white, deviation = to_network(particles, noise)
+white, background = to_network(particles, noise)
 transfer = torch.ones(1, box_size, box_size // 2 + 1) if particles.ctf is None else particles.ctf
 sigma = noise.sigma
 bright = "bright" if noise.sign > 0 else "dark"
@@ -345,10 +345,10 @@ grain = torch.randn(clean.shape, generator=generator)
 rows = torch.arange(n_twin) % len(particles)
 twin = particles.select(rows)
 recorded = apply_ctf(gain * clean, carried) + apply_ctf(grain, colour)
-twin = twin.with_images(recorded, ctf_applied=twin.ctf_applied)
+twin = twin.with_images(recorded)
 measured = measure_noise(twin, radius_px)
 twin_truth = apply_ctf(gain * clean, carried.abs() / colour) * sigma  # as the network is to see it
-twin_white = twin_truth + sigma * apply_ctf(grain, carried.sign())
+twin_white = twin_truth + sigma * apply_ctf(grain, carried.sgn())
 say(f"Measured again on the twin: SNR {measured.snr:.3g} for {noise.snr:.3g}.")
 
 # %% mystnb={"image": {"alt": "Power in each shell of real particles, twin, and white-noise simulation"}}
@@ -639,7 +639,7 @@ figure = plot_lines(curves, x="spatial frequency (1/Å)", y="mean FRC", title="W
 width_A = 2 * radius_px * particles.pixel_size_A
 out = denoise_file(star, folder / "denoised.star", DenoiseOptions(diameter_A=width_A))
 back = next(stream_particles(out, batch_size=len(particles))).resampled(box_size)
-own = from_network(real["many proteins"], deviation, particles, noise)
+own = from_network(real["many proteins"], background, particles, noise)
 both = torch.stack([back.images.flatten(), own.flatten()])
 same = float(torch.corrcoef(both)[0, 1])
 say(f"Correlation with the images of this notebook: {same:.3f}. Written: `{out}`.")
@@ -701,7 +701,7 @@ for count in (10, 30, len(particles)):
 # ````
 
 # %%
-turned = particles.with_images(-particles.images, ctf_applied=particles.ctf_applied)
+turned = particles.with_images(-particles.images)
 print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d}")
 
 # %% [markdown]

@@ -80,7 +80,7 @@ def test_reconstruct_equals_the_function(star, tmp_path, capsys):
         known = reconstruct(p.images[rows], p.rotations[rows], p.shifts_px[rows], wave, symmetry)
         assert pixel == PIXEL
         assert_close(found, known, rtol=0, atol=1e-4 * float(known.abs().max()))
-    assert "30 particles, C4, with CTF correction" in capsys.readouterr().out
+    assert "30 particles (30 with CTF), C4" in capsys.readouterr().out
 
 
 def test_reconstruct_says_what_is_wrong(star, tmp_path, capsys, volume):

@@ -160,7 +160,7 @@ def _fill(
         given = _particles(source, rows, options)
         small = given.resampled(2 * (len(noise.spectrum) - 1))
         white, background = to_network(small, noise)
-        blank = background == 0
+        blank = background.deviation == 0
         stacks = []
         for images in _drawn(model, white, noise.sigma, batch, options):
             back = from_network(images, background, small, noise)
@@ -169,7 +169,7 @@ def _fill(
         stacks = torch.stack(stacks)
         deviations = [stacks.std(0)] if options.samples > 1 else []
         run.write(batch, [stacks.mean(0), *deviations])
-        empty += [rows[k] + 1 for k in np.flatnonzero(blank)]
+        empty += [rows[k] + 1 for k in np.flatnonzero(blank.numpy())]
     if empty:
         print(
             f"  note: {len(empty)} images have no noise in their background and stay as they are, "

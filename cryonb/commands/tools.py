@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from cryonb.base.files import check_writable
 from cryonb.data.maps import write_map
+from cryonb.data.optics import matched_filter
 from cryonb.data.particle_file import stream_particles
-from cryonb.data.particles import Particles
-from cryonb.physics.reconstruct import reconstruct_batches
+from cryonb.physics.reconstruct import Views, reconstruct_batches
 
 
 def reconstruct_file(
@@ -30,7 +30,7 @@ def reconstruct_file(
     Parameters
     ----------
     ctf : str
-        "on", "off" or "auto", see `cryonb.data.particles.Particles.ctf_applied`.
+        "on", "off" or "auto", see `cryonb.data.optics.Columns.state`.
 
     Raises
     ------
@@ -38,33 +38,27 @@ def reconstruct_file(
         See `cryonb.data.particles.stream_particles`; "on" without defocus in the file.
     """
     check_writable(out)
-    start, seen, first = time.perf_counter(), 0, None
+    start, first, states = time.perf_counter(), None, Counter()
     stream = stream_particles(particles, half=half, batch_size=batch_size)
 
     def batches():
-        nonlocal seen, first
+        nonlocal first
         with tqdm(stream, desc="reconstruct", unit=" batches") as bar:
             for part in bar:
-                first, seen = first or part, seen + len(part)
-                bar.set_postfix_str(f"{seen:,} particles")
-                yield part.images, part.rotations, part.shifts_px, _ctf_of(part, ctf)
+                part = part.with_ctf(True) if ctf == "on" else part
+                first = first or part
+                states.update(part.state)
+                bar.set_postfix_str(f"{states.total():,} particles")
+                transfer = None if ctf == "off" else part.ctf
+                matched = None if transfer is None else matched_filter(transfer, part.state)
+                yield Views(part.images, part.slices, part.shifts_px, transfer, matched)
 
     volume = reconstruct_batches(batches(), symmetry)
     write_map(out, volume, first.pixel_size_A)
-    corrected = _ctf_of(first, ctf) is not None
+    kinds = ", ".join(f"{count:,} {state}" for state, count in states.items())
     print(
-        f"{out}: {seen:,} particles, {symmetry}, {'with' if corrected else 'without'} CTF "
-        f"correction, {first.box_size} px at {first.pixel_size_A:g} Å/px, "
-        f"{time.perf_counter() - start:.0f} s"
+        f"{out}: {states.total():,} particles "
+        f"({kinds}{', taken as they are' if ctf == 'off' else ''}), {symmetry}, "
+        f"{first.box_size} px at {first.pixel_size_A:g} Å/px, {time.perf_counter() - start:.0f} s"
     )
     return Path(out)
-
-
-def _ctf_of(particles: Particles, ctf: str) -> torch.Tensor | None:
-    if ctf == "off":
-        return None
-    if ctf == "auto":
-        return particles.ctf
-    if particles.defocus_um is None:
-        raise ValueError("--ctf on needs rlnDefocusU and rlnDefocusV in the file: use --ctf off")
-    return particles.with_ctf(True).ctf

@@ -17,7 +17,8 @@ import pandas as pd
 from cryonb.base.files import existing
 from cryonb.data.cryosparc import cs_table, read_cs, write_cs
 from cryonb.data.mrc import open_mrc
-from cryonb.data.particles import SAME_PIXEL, Particles
+from cryonb.data.optics import SAME_PIXEL
+from cryonb.data.particles import Particles
 from cryonb.data.stacks import Stacks
 from cryonb.data.star import (
     CTF_APPLIED,

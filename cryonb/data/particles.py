@@ -12,12 +12,10 @@ import pandas as pd
 import torch
 
 from cryonb.data.maps import write_stack
+from cryonb.data.optics import PLAIN, Columns
 from cryonb.data.star import ANGLES, CTF_APPLIED, DEFOCUS, ORIGINS, image_names, write_star
-from cryonb.physics.ctf import ctf
 from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.geometry import euler_to_matrix, matrix_to_euler
-
-SAME_PIXEL = 1e-4  # relative difference of pixel sizes that are taken as one
 
 
 @dataclass(frozen=True)
@@ -45,23 +43,15 @@ class Particles:
             raise ValueError(
                 f"{len(self.images)} images, {len(self.table)} table rows: pass one row per image"
             )
+        _ = self.columns  # says what cannot be read
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def _column(self, *names: str) -> torch.Tensor:
-        missing = [name for name in names if name not in self.table]
-        if missing:
-            raise ValueError(f"the particle table lacks {', '.join(missing)}: add these columns")
-        values = torch.tensor(self.table[list(names)].to_numpy(dtype=np.float32))
-        if not torch.isfinite(values).all():
-            raise ValueError(f"{', '.join(names)} hold values that are no numbers: drop these rows")
-        return values
-
-    def _optics(self, name: str) -> torch.Tensor:
-        """One optics value per particle, shape (n,)."""
-        values = self.optics.set_index("rlnOpticsGroup")[name]
-        return torch.tensor(values.loc[self.table["rlnOpticsGroup"]].to_numpy(np.float32))
+    @property
+    def columns(self) -> Columns:
+        """What the tables say, particle by particle."""
+        return Columns(self.optics, self.table)
 
     @property
     def box_size(self) -> int:
@@ -70,105 +60,104 @@ class Particles:
 
     @property
     def pixel_size_A(self) -> float:
-        """Å per pixel; ValueError if unknown, or if groups differ by more than one in 10,000."""
-        sizes = sorted(set(self.optics["rlnImagePixelSize"].astype(float)))
-        if not sizes[0] > 0:
-            raise ValueError("no pixel size is stated, in the table or a header: give --pixel-size")
-        if sizes[-1] > (1 + SAME_PIXEL) * sizes[0]:
-            raise ValueError(f"optics groups have pixel sizes {sizes} Å: select one of the groups")
-        return sizes[0]
+        """Å per pixel; ValueError if particles differ in it."""
+        return self.columns.pixel_size_A
 
     @property
     def rotations(self) -> torch.Tensor:
         """Poses, shape (n, 3, 3)."""
-        return euler_to_matrix(self._column(*ANGLES))
+        return euler_to_matrix(self.columns.numbers(*ANGLES).float())
+
+    @property
+    def slices(self) -> torch.Tensor:
+        """Matrices (n, 3, 3) that carry frequencies of an image to those of the volume.
+
+        The poses, but for images whose magnification differs between directions.
+        """
+        magnification = self.columns.magnification
+        if magnification is None:
+            return self.rotations
+        return torch.cat(
+            [self.rotations[:, :, :2] @ magnification, self.rotations[:, :, 2:]], dim=2
+        )
 
     @property
     def shifts_px(self) -> torch.Tensor:
         """Positions relative to the box centre in pixels, (y, x), shape (n, 2)."""
-        return -self._column(*ORIGINS) / self.pixel_size_A
+        return -(self.columns.numbers(*ORIGINS) / self.pixel_size_A).float()
 
     @property
     def half(self) -> torch.Tensor | None:
         """Half set 1 or 2 of each particle, shape (n,) int64, or None."""
         if "rlnRandomSubset" not in self.table:
             return None
-        return torch.tensor(self.table["rlnRandomSubset"].to_numpy(dtype=np.int64))
+        return self.columns.numbers("rlnRandomSubset")[:, 0].long()
 
     @property
     def defocus_um(self) -> torch.Tensor | None:
         """Mean defocus in µm, positive for underfocus, shape (n,), or None."""
-        if not set(DEFOCUS[:2]) <= set(self.table.columns):
+        if not self.columns.has("rlnDefocusU"):
             return None
-        defocus_um = self._column(*DEFOCUS[:2]).mean(1) * 1e-4
-        if not defocus_um.abs().median() > 0.02:
-            raise ValueError(
-                f"rlnDefocusU and V are about {defocus_um.median() * 1e4:g}: RELION has them in Å, "
-                "such as 15000; multiply by 10,000 what is in µm"
-            )
-        return defocus_um
+        return (self.columns.defocus_A[:, :2].mean(1) * 1e-4).float()
+
+    @property
+    def state(self) -> np.ndarray:
+        """State of each image (n,), a name from `cryonb.data.optics`: without CTF, with CTF ..."""
+        return self.columns.state
 
     @property
     def ctf_applied(self) -> bool:
-        """Whether the images carry the CTF; if the file does not say, whether defocus is known."""
-        if CTF_APPLIED in self.optics:
-            return bool(self.optics[CTF_APPLIED].astype(int).all())
-        return self.defocus_um is not None
+        """Whether the images carry the CTF; ValueError if some do and others do not."""
+        carried = self.state != PLAIN
+        if carried.any() and not carried.all():
+            raise ValueError("some images carry the CTF and others do not: select one kind")
+        return bool(carried.all())
 
     @property
     def ctf(self) -> torch.Tensor | None:
-        """CTF of each image in rfft layout, (n, y, x // 2 + 1), or None if they carry none."""
-        if not self.ctf_applied or self.defocus_um is None:
-            return None
-        u, v, angle = self._column(*DEFOCUS).unbind(1)
-        plate = self._column("rlnPhaseShift")[:, 0] if "rlnPhaseShift" in self.table else 0.0
-        return ctf(
-            self.box_size,
-            self.pixel_size_A,
-            (u + v) / 2 * 1e-4,
-            astigmatism_um=(u - v) / 2 * 1e-4,
-            astigmatism_angle_deg=angle,
-            voltage_kv=self._optics("rlnVoltage"),
-            spherical_aberration_mm=self._optics("rlnSphericalAberration"),
-            amplitude_contrast=self._optics("rlnAmplitudeContrast"),
-            phase_shift_deg=plate,
-        )
+        """What each noise-free image is filtered with: `cryonb.data.optics.Columns.transfer`."""
+        return self.columns.transfer(self.box_size)
 
     def with_ctf(self, applied: bool) -> Particles:
         """Return the same particles, said to carry the CTF or not."""
-        return dataclasses.replace(self, optics=self.optics.assign(**{CTF_APPLIED: int(applied)}))
+        table = self.table.drop(columns=CTF_APPLIED, errors="ignore")
+        optics = self.optics.assign(**{CTF_APPLIED: int(applied)})
+        return dataclasses.replace(self, optics=optics, table=table)
 
     def resampled(self, box_size: int) -> Particles:
         """Return the particles in another box size of the same width in Å, by Fourier cropping."""
         if box_size == self.box_size:
             return self
-        pixel_A = self.optics["rlnImagePixelSize"].astype(float) * self.box_size / box_size
-        optics = self.optics.assign(rlnImagePixelSize=pixel_A, rlnImageSize=box_size)
+        new = {"rlnImagePixelSize": self.pixel_size_A * self.box_size / box_size}
+        optics = self.optics.assign(**new, rlnImageSize=box_size)
+        table = self.table.drop(columns="rlnImagePixelSize", errors="ignore")
         images = fourier_crop(self.images, box_size, dims=2)
-        return dataclasses.replace(self, images=images, optics=optics)
+        return dataclasses.replace(self, images=images, optics=optics, table=table)
 
     def select(self, index) -> Particles:
         """Return the particles of `index`: a slice, a list or tensor of numbers, or a bool mask."""
         rows = torch.arange(len(self))[index].reshape(-1)
-        table = self.table.iloc[rows.numpy()].reset_index(drop=True)
-        return Particles(self.images[rows.to(self.images.device)], self.optics, table)
+        images = self.images[rows.to(self.images.device)]
+        return Particles(images, self.optics, self.table.iloc[rows.numpy()])
 
-    def with_images(self, images: torch.Tensor, *, ctf_applied: bool) -> Particles:
+    def with_images(self, images: torch.Tensor, *, ctf_applied: bool | None = None) -> Particles:
         """Return the same particles with other pixels, for instance denoised ones.
 
         Parameters
         ----------
         images : torch.Tensor, shape (n, y, x)
             Same box size and pixel size.
-        ctf_applied : bool
-            Whether the new images carry the CTF. A corrected image must not be corrected again.
+        ctf_applied : bool, optional
+            Whether the new images carry the CTF; by default their state is that of the old. A
+            corrected image must not be corrected again.
         """
         if images.shape != self.images.shape:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, not {tuple(self.images.shape)}: "
                 "pass one image of the same box per particle"
             )
-        return dataclasses.replace(self.with_ctf(ctf_applied), images=images)
+        said = self if ctf_applied is None else self.with_ctf(ctf_applied)
+        return dataclasses.replace(said, images=images)
 
 
 def particles_from_arrays(

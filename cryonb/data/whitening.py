@@ -9,16 +9,17 @@ means the same as the stack it was made from. Introduced in: 05_real_data.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from scipy.ndimage import uniform_filter1d
 
+from cryonb.data.optics import PREMULTIPLIED
 from cryonb.data.particles import Particles
 from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.fourier import radial_mean, spread_shells
 
-FLIPPED = "rlnCtfDataArePhaseFlipped"
-MULTIPLIED = "rlnCtfDataAreCtfPremultiplied"
+LEAST_CTF = 0.1  # premultiplied images are divided by |CTF|, but where it is smaller by this
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class NoiseModel:
     def sigma(self) -> float:
         """Deviation of the noise where the signal has unit variance."""
         return self.snr**-0.5
+
+
+class Background(NamedTuple):
+    """Mean and deviation of each image outside the particle, (n, 1, 1); 0 if it has no noise."""
+
+    offset: torch.Tensor
+    deviation: torch.Tensor
 
 
 def measure_noise(
@@ -78,29 +86,45 @@ def measure_noise(
             f"a particle radius of {radius_px:.0f} px in a box of {box} px leaves no background to "
             "measure the noise in: give the diameter, or extract in a larger box"
         )
-    flat, _ = level(particles.images, radius_px)
+    noisy = level(particles.images, radius_px)[1].deviation.flatten() > 0
+    if not noisy.any():
+        raise ValueError(
+            f"{len(particles)} images have no noise in their background: give particles that are "
+            "neither masked nor constant"
+        )
+    particles = particles.select(noisy)
+    flat, _ = level(_unmultiplied(particles), radius_px)
     soft = ((_radius(box) - radius_px) / 3).clamp(0, 1)
     power_ft = torch.fft.rfft2(flat * soft).abs().square().mean(0) / soft.square().sum()
     spectrum = radial_mean(power_ft, box, dims=2)
     spectrum[:2] = spectrum[2]  # the ramp is gone, and so is its shell
     spectrum = torch.from_numpy(uniform_filter1d(spectrum.numpy(), 3, mode="nearest")).float()
-    found = NoiseModel(spectrum, 1.0, 1, radius_px)
-    white, _ = to_network(particles, found)
+    spectrum = spectrum.clamp_min(1e-6 * spectrum.max())  # images that were low-passed
+    white, _ = to_network(particles, NoiseModel(spectrum, 1.0, 1, radius_px))
     left = white[:, _radius(box) > radius_px].var()  # near one; make it one
     white = white / left.sqrt()
-    if not sign:
-        middle = white[:, _radius(box) < radius_px / 2].mean(1)
-        sign = -1 if middle.mean() < -4 * middle.std() / len(middle) ** 0.5 else 1
+    sign = sign or _contrast(white[:, _radius(box) < radius_px / 2])
     excess = float(white.var()) - 1.0
     return NoiseModel(spectrum * left, max(excess, 1e-3), sign, radius_px)
 
 
-def level(images: torch.Tensor, radius_px: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _contrast(centres: torch.Tensor) -> int:
+    """-1 if the centres of particles (n, pixels), in noise of deviation 1, are dark, else 1.
+
+    The error of their mean is that of the noise, which even one image has, or what the images
+    differ by, where there are enough of them to say.
+    """
+    n, pixels = centres.shape
+    means = centres.mean(1)
+    scatter = float(means.std()) if n >= 10 else 0.0
+    error = max(pixels**-0.5, scatter) / n**0.5
+    return -1 if means.mean() < -4 * error else 1
+
+
+def level(images: torch.Tensor, radius_px: float) -> tuple[torch.Tensor, Background]:
     """Subtract each image's background plane and divide by its background deviation.
 
-    Returns
-    -------
-    images (n, y, x), deviation (n, 1, 1)
+    Images without noise in their background, masked or constant ones, become zero.
     """
     box = images.shape[-1]
     outside = (_radius(box) > radius_px).flatten()
@@ -108,38 +132,40 @@ def level(images: torch.Tensor, radius_px: float) -> tuple[torch.Tensor, torch.T
     plane = torch.stack([torch.ones(box, box), at[:, None].expand(box, box), at.expand(box, box)])
     plane = plane.flatten(1).T  # (pixels, 3)
     fit = torch.linalg.lstsq(plane[outside], images.flatten(1).T[outside]).solution
-    flat = images.flatten(1) - (plane @ fit).T
+    fitted = (plane @ fit).T
+    flat = images.flatten(1) - fitted
     deviation = flat[:, outside].std(1, keepdim=True)
-    empty = deviation[:, 0] <= 1e-6 * images.flatten(1).abs().amax(1).clamp_min(1e-30)
-    if empty.any():
-        raise ValueError(
-            f"{int(empty.sum())} of {len(images)} images have no noise in their background, the "
-            f"first is number {int(empty.nonzero()[0]) + 1}: remove masked or constant images"
-        )
-    return (flat / deviation).view_as(images), deviation[:, :, None]
+    noisy = deviation > 1e-6 * images.flatten(1).abs().amax(1, keepdim=True)
+    flat = torch.where(noisy, flat / deviation, 0.0)
+    background = Background(fitted.mean(1)[:, None, None], (deviation * noisy)[:, :, None])
+    return flat.view_as(images), background
 
 
-def to_network(particles: Particles, noise: NoiseModel) -> tuple[torch.Tensor, torch.Tensor]:
+def to_network(particles: Particles, noise: NoiseModel) -> tuple[torch.Tensor, Background]:
     """Level, flip the phases back, whiten, and scale the signal to unit variance.
+
+    Images that were multiplied by their CTF are divided by its size first.
 
     Returns
     -------
     images : Tensor (n, y, x)
         Bright particles in white noise of deviation ``noise.sigma``.
-    deviation : Tensor (n, 1, 1)
-        Of each background, for `from_network`.
+    background : Background
+        For `from_network`.
     """
-    flat, deviation = level(particles.images, noise.radius_px)
-    factor = noise.sign * noise.sigma * _phase_signs(particles) / amplitude(noise)
-    return apply_ctf(flat, factor), deviation
+    flat, background = level(_unmultiplied(particles), noise.radius_px)
+    factor = noise.sign * noise.sigma * _phases(particles).conj() / amplitude(noise)
+    return apply_ctf(flat, factor), background
 
 
 def from_network(
-    denoised: torch.Tensor, deviation: torch.Tensor, particles: Particles, noise: NoiseModel
+    denoised: torch.Tensor, background: Background, particles: Particles, noise: NoiseModel
 ) -> torch.Tensor:
-    """Undo `to_network`, but for the background plane: images in the unit of the particles."""
-    factor = noise.sign / noise.sigma * _phase_signs(particles) * amplitude(noise)
-    return apply_ctf(denoised, factor) * deviation
+    """Undo `to_network`, but for the ramp: images with the level, unit and CTF of the particles."""
+    factor = noise.sign / noise.sigma * _phases(particles) * amplitude(noise)
+    images = apply_ctf(denoised, factor) * background.deviation + background.offset
+    multiplied = _multiplied_by(particles)
+    return images if multiplied is None else apply_ctf(images, multiplied)
 
 
 def _radius(box: int) -> torch.Tensor:
@@ -152,12 +178,24 @@ def amplitude(noise: NoiseModel) -> torch.Tensor:
     return spread_shells(noise.spectrum.sqrt(), 2 * (len(noise.spectrum) - 1))
 
 
-def _phase_signs(particles: Particles) -> torch.Tensor:
-    """Sign of each CTF, rfft layout; 1 where there is none, or where phases are flipped already."""
-    optics = particles.optics
-    if MULTIPLIED in optics and optics[MULTIPLIED].astype(int).any():
-        raise ValueError(f"images are multiplied by their CTF ({MULTIPLIED}): extract them without")
-    if FLIPPED in optics and optics[FLIPPED].astype(int).any():
-        return torch.ones(())
+def _phases(particles: Particles) -> torch.Tensor:
+    """Phase factors that images carry, rfft layout: signs of the CTF, and odd aberrations."""
     transfer = particles.ctf
-    return torch.ones(()) if transfer is None else torch.where(transfer < 0, -1.0, 1.0)
+    if transfer is None:
+        return torch.ones(())
+    return torch.where(transfer == 0, 1.0, transfer.sgn())
+
+
+def _multiplied_by(particles: Particles) -> torch.Tensor | None:
+    """Size of the CTF of premultiplied images, 1 for others, rfft layout; None without any."""
+    multiplied = particles.state == PREMULTIPLIED
+    if not multiplied.any():
+        return None
+    size = particles.ctf.abs().sqrt().clamp_min(LEAST_CTF)
+    return torch.where(torch.from_numpy(multiplied)[:, None, None], size, 1.0)
+
+
+def _unmultiplied(particles: Particles) -> torch.Tensor:
+    """Images with white noise: premultiplied ones are divided by the size of their CTF."""
+    size = _multiplied_by(particles)
+    return particles.images if size is None else apply_ctf(particles.images, 1 / size)

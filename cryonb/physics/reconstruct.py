@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 
 from cryonb.physics.fourier import check_cubic, shell_index
 from cryonb.physics.geometry import symmetry_rotations
 from cryonb.physics.projection import check_poses, pad_centred, shift_phases, sinc2_envelope
+
+
+class Views(NamedTuple):
+    """Images (n, y, x), the matrices (n, 3, 3) of their slices, and what they carry.
+
+    `matched` (n, y, x // 2 + 1) multiplies the images' transforms before they are added up, by
+    default the conjugate of `ctf`: see `cryonb.data.optics.matched_filter`.
+    """
+
+    images: torch.Tensor
+    rotations: torch.Tensor
+    shifts_px: torch.Tensor | None = None
+    ctf: torch.Tensor | None = None
+    matched: torch.Tensor | None = None
 
 
 def reconstruct(
@@ -26,7 +41,7 @@ def reconstruct(
 
     Each image's transform is a central slice; it is laid trilinearly into the transform of the
     volume, padded twofold, and every Fourier voxel becomes the least-squares mean of what fell near
-    it, ``V(k) = sum CTF X / max(sum CTF^2, floor)``. The floor, `weight_floor` times the mean of
+    it, ``V(k) = sum CTF* X / max(sum |CTF|^2, floor)``. The floor, `weight_floor` times the mean of
     its shell, keeps rarely seen voxels from blowing up, as in relion_reconstruct. Dividing by the
     trilinear kernel's transform, sinc^2, then removes its envelope, and `flatten_corners` the noise
     where no molecule can be.
@@ -39,7 +54,7 @@ def reconstruct(
     shifts_px : torch.Tensor, optional, shape (n, 2)
         (y, x) positions of the particles, which are moved back.
     ctf : torch.Tensor, optional, shape (n, y, x // 2 + 1)
-        CTF that the images carry; None for images without.
+        CTF that the images carry, complex with odd aberrations; None for images without.
     symmetry : str
         Every image is inserted with all its mates.
     batch_size : int
@@ -64,7 +79,7 @@ def reconstruct(
         ctf = ctf.expand(n, -1, -1)
     parts = (slice(i, i + batch_size) for i in range(0, n, batch_size))
     batches = (
-        (images[b], rotations[b], shifts_px[b], None if ctf is None else ctf[b]) for b in parts
+        Views(images[b], rotations[b], shifts_px[b], None if ctf is None else ctf[b]) for b in parts
     )
     return reconstruct_batches(batches, symmetry, weight_floor=weight_floor)
 
@@ -79,14 +94,13 @@ def reconstruct_halves(
 
 @torch.no_grad()
 def reconstruct_batches(
-    batches: Iterable[tuple], symmetry: str = "C1", *, weight_floor: float = 1e-3
+    batches: Iterable[Views], symmetry: str = "C1", *, weight_floor: float = 1e-3
 ) -> torch.Tensor:
     """Do as `reconstruct` from a stream of batches, holding one of them at a time.
 
     Parameters
     ----------
-    batches : iterable of tuple
-        ``(images, rotations, shifts_px or None, ctf or None)``; trailing None may be left out.
+    batches : iterable of Views
     symmetry, weight_floor
         As in `reconstruct`.
 
@@ -101,8 +115,7 @@ def reconstruct_batches(
     """
     box, sums = 0, None
     turns, mates = _turns_and_rest(symmetry_rotations(symmetry))
-    for images, rotations, *rest in batches:
-        shifts_px, ctf = (*rest, None, None)[:2]
+    for images, rotations, shifts_px, ctf, matched in itertools.starmap(Views, batches):
         if sums is None:
             box = check_cubic(images, 2)
             padded = 2 * box
@@ -112,7 +125,7 @@ def reconstruct_batches(
         if images.shape[-2:] != (box, box):
             raise ValueError(f"batches mix {box} px with {tuple(images.shape[-2:])}: use one box")
         rotations, shifts_px = check_poses(rotations, shifts_px, images.device)
-        frequencies, *values = _central_values(images.float(), shifts_px, ctf)
+        frequencies, *values = _central_values(images.float(), shifts_px, ctf, matched)
         for mate in mates.to(rotations):
             _insert(sums, mate @ rotations, frequencies * (padded / box), values)
     if sums is None:
@@ -135,20 +148,24 @@ def _turns_and_rest(mates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _central_values(
-    images: torch.Tensor, shifts_px: torch.Tensor, ctf: torch.Tensor | None
+    images: torch.Tensor,
+    shifts_px: torch.Tensor,
+    ctf: torch.Tensor | None,
+    matched: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Frequencies (2, m) as x and y indices, CTF X (b, m) and CTF^2 (b or 1, m)."""
+    """Frequencies (2, m) as x and y indices, matched X (b, m) and matched CTF (b or 1, m)."""
     box = images.shape[-1]
     x_ft = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
     x_ft = x_ft * shift_phases(-shifts_px, box)
-    ctf = torch.ones_like(x_ft.real[:1]) if ctf is None else ctf.to(x_ft.real)
+    ctf = torch.ones_like(x_ft.real[:1]) if ctf is None else ctf.to(x_ft.device)
+    matched = ctf.conj() if matched is None else matched.to(x_ft.device)
     ky = (torch.fft.fftfreq(box, device=images.device) * box).round()
     kx = torch.arange(box // 2 + 1, device=images.device) * 1.0
     ky, kx = torch.meshgrid(ky, kx, indexing="ij")
     inside = kx.square() + ky.square() <= (box // 2) ** 2
     # The column kx = 0 holds both Friedel mates, every other column one: halve it.
     share = torch.where(kx == 0, 0.5, 1.0)
-    values = (ctf * x_ft * share)[:, inside], (ctf.square() * share)[:, inside]
+    values = (matched * x_ft * share)[:, inside], ((matched * ctf).real * share)[:, inside]
     return torch.stack([kx, ky])[:, inside], *values
 
 
@@ -163,7 +180,8 @@ def _insert(
     All arrays are flat: index_add_ takes rows of several numbers eight times slower.
     """
     padded, width = sums[0].shape[1:]
-    x, y, z = (rotations[:, :, :2] @ frequencies).transpose(0, 1).flatten(1)  # each (b * m,)
+    at = (rotations[:, :, :2] @ frequencies).transpose(0, 1).flatten(1)
+    x, y, z = at.clamp(-padded / 2, padded / 2)  # each (b * m,); magnified ones may lie beyond
     sign = torch.where(x < 0, -1.0, 1.0)  # the other half: take the Friedel mate
     data = values[0].flatten()
     data = torch.complex(data.real, data.imag * sign)
