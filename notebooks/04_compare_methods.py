@@ -309,10 +309,10 @@ pairs = zip(losses, given, strict=True)
 of_noisy, of_clean = (loss(lambda x, _: f(x), (y, y), 1.0, draw) for loss, draw in pairs)
 assert_close(of_noisy - of_clean, torch.tensor(sigma**2), rtol=0.05, atol=0.0)
 
-D, made = torch.linspace(-3, 3, 50), torch.linspace(-2, 1, 50)  # before the sigmoid
-wanted = -0.5 * D.sigmoid().log().mean() - 0.5 * (1 - made.sigmoid()).log().mean()
-assert_close(judge_loss("denoise", D, made), wanted)
-assert_close(pass_loss("denoise", made), -made.sigmoid().log().mean())
+real, fake = torch.linspace(-3, 3, 50), torch.linspace(-2, 1, 50)  # before the sigmoid
+wanted = -0.5 * real.sigmoid().log().mean() - 0.5 * (1 - fake.sigmoid()).log().mean()
+assert_close(judge_loss("denoise", real, fake), wanted)
+assert_close(pass_loss("denoise", fake), -fake.sigmoid().log().mean())
 t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
 score = (t * (1 - t)).sqrt() + t.sqrt().asin() - np.pi / 2
 assert_close(score, beta_score(t, 1))
