@@ -245,9 +245,8 @@ for name, (first, second) in apart.items():
     gaps[f"{name}, one for each"] = fsc_gap(first, second)
 
 # %% mystnb={"image": {"alt": "The gap of half maps for one denoiser of both half sets, and for one denoiser of each"}}
-split = {name: gaps[name] for name in gaps if "one for" in name} | {
-    "raw images": gaps["raw images"]
-}
+split = {name: gap for name, gap in gaps.items() if "one for" in name}
+split["raw images"] = gaps["raw images"]
 figure = plot_lines(split, title="One denoiser for both half sets, or one for each", **labels)
 invented |= {name: float(gap[1:].mean()) for name, (_, gap) in split.items()}
 say_table(["", "mean gap"], [(name, invented[name]) for name in split])

@@ -286,5 +286,6 @@ def test_smoke_01_keeps_its_definitions(smoke):
     assert r["spectra_correlation"] > 0.9 and r["micelle_agreement"] > 0.9
     assert r["projection_error"] < 0.02 and r["wrong_ctf_correlation"] < 0
     assert 0.25 < r["snr_ratio_half_pixel"] < 0.3  # a quarter, and finer detail has variance too
+    assert 0.15 < r["snr_ratio_in_ice"] < 0.35  # half the coarse contrast
     assert 0.45 < r["snr_ratio_larger_box"] < 0.55  # 1 / 1.5², and the mean square grows
     assert r["particles"] == 64 + 32 + 32
