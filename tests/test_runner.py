@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -17,9 +19,11 @@ import pytest
 from cryonb.base.files import sole
 from cryonb.cli import main
 from cryonb.running import engine
-from cryonb.running.plan import convert, find_notebooks, read_parameters
+from cryonb.running.plan import Step, convert, find_notebooks, read_parameters
+from cryonb.running.runner import is_current
 
-CRYONB = Path(sys.executable).with_name("cryonb")
+ROOT = Path(__file__).parents[1]
+CRYONB = [sys.executable, "-m", "cryonb"]
 PARAMETERS = """\
 run_dir = "runs/lab"  # where outputs go
 seed = 0  # seed of everything random
@@ -40,6 +44,7 @@ misspelt: {common: {sed: 3}}
 mistyped: {00_first: {seed: 0.5}}
 nowhere: {00_frist: {seed: 1}}
 crooked: {common: [seed, 1]}
+../../up: {common: {seed: 1}}
 """
 
 
@@ -134,6 +139,7 @@ def test_run_is_recorded_and_resumed(book, capsys, monkeypatch):
         (["--profile", "nowhere"], "unknown notebook '00_frist'; did you mean 00_first?"),
         (["--profile", "crooked"], "crooked.common has a value of the wrong kind"),
         (["--profile", "big"], "needs a GPU"),
+        (["--profile", "../../up"], "is no name of a file below runs"),
         (["--profile", "small", "-p", "snrr", "1"], "did you mean snr?"),
         (["--profile", "small", "-p", "snr", "much"], "of type float (default 0.1), not 'much'"),
         (["--profile", "small", "-p", "snr", "True"], "of type float"),
@@ -156,6 +162,18 @@ def test_bad_requests_are_one_line_before_anything_runs(
     error = capsys.readouterr().err
     assert words in error and error.startswith("cryonb: ") and error.count("\n") == 1
     assert not (book / "runs").exists()
+
+
+def test_a_notebook_is_current_when_it_began_no_earlier_than_the_last_one_ended(tmp_path):
+    (tmp_path / "01_second.ipynb").touch()
+    step = Step("01_second", Path("01_second.ipynb"), {}, "source", "key")
+    record = {"state": "finished", "key": "key", "start": "12:00:00.000"}
+    assert is_current(record, step, tmp_path, "12:00:00.000")  # clocks tick in milliseconds
+    assert not is_current(record, step, tmp_path, "12:00:00.001")
+    assert not is_current(record | {"key": "other"}, step, tmp_path, "")
+    assert not is_current(record | {"state": "failed"}, step, tmp_path, "")
+    (tmp_path / "01_second.ipynb").unlink()
+    assert not is_current(record, step, tmp_path, "")
 
 
 @pytest.mark.parametrize("source", ["steps = 2 * 3", "a, b = 1, 2", "x.y = 1", "steps = ("])
@@ -255,7 +273,7 @@ def test_a_stopped_run_goes_on(book, number):
         "import os, time\nprint(os.getpid(), file=open('kernel', 'w'), flush=True)\ntime.sleep(60)"
     )
     write_notebook(book / "notebooks/01_second.ipynb", wait)
-    command = [CRYONB, "run", "--profile", "small"]
+    command = [*CRYONB, "run", "--profile", "small"]
     # Ctrl-C must reach a process whose parent ignores it too: restore the default.
     restore = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -320,3 +338,35 @@ def test_planning_a_run_does_not_wait_for_torch():
         "import sys, cryonb.running.runner, cryonb.running.sweep; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+WITHOUT_POSIX = """
+import builtins, os
+posix, usual = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "syslog"}, builtins.__import__
+def without(name, globals=None, *rest, **named):
+    who = (globals or {}).get("__name__", "").partition(".")[0]
+    if name.partition(".")[0] in posix and who in ("cryonb", "__main__"):
+        raise ModuleNotFoundError(f"{name} is not there on Windows")
+    return usual(name, globals, *rest, **named)
+builtins.__import__ = without
+del os.sched_getaffinity
+"""
+IMPORT_ALL = """
+import importlib, pkgutil, cryonb
+for module in pkgutil.walk_packages(cryonb.__path__, "cryonb."):
+    importlib.import_module(module.name)
+"""
+
+
+def test_what_only_posix_has_is_not_needed(tmp_path):
+    """Every module is imported, and the first notebook runs, as if this were Windows."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_POSIX)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    env = os.environ | {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
+    python = partial(subprocess.run, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert "not there on Windows" in python([sys.executable, "-c", "import fcntl"]).stderr
+    done = python([sys.executable, "-c", IMPORT_ALL])
+    assert done.returncode == 0, done.stderr
+    words = ["run", "00", "--profile", "smoke", "--notebooks", str(ROOT / "notebooks")]
+    done = python([sys.executable, "-m", "cryonb", *words])
+    assert done.returncode == 0, done.stdout + done.stderr

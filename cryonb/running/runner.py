@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from cryonb.base.files import beside, sole
+from cryonb.base.files import below, beside, sole
 from cryonb.base.workers import count_cores
 from cryonb.running.engine import execute
 from cryonb.running.plan import Step, choose, find_notebooks, hash_package, plan, read_profile
@@ -75,7 +75,7 @@ def run(
     found = find_notebooks(notebooks)
     folder = next(iter(found.values())).parent
     settings = read_profile(folder, profile)
-    run_dir, given = Path(run_dir or f"runs/{profile}"), given or {}
+    run_dir, given = Path(run_dir or below("runs", profile)), given or {}
     steps = plan(found, settings, given, str(run_dir))
     chosen = choose(steps, wanted)
     if settings.get("needs_gpu") and not allow_cpu:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from cryonb.base.files import sole
+from cryonb.base.files import below, sole
 from cryonb.base.workers import count_cores
 from cryonb.running.experiment import Experiment, Run, plan_runs
 from cryonb.running.runner import check_folder, read_json, write_json
@@ -58,7 +58,7 @@ def sweep(
     ValueError, FileNotFoundError, OSError
         With one sentence that says what is wrong, before any run starts.
     """
-    folder = Path(folder or f"runs/{experiment.name}")
+    folder = Path(folder or below("runs", experiment.name))
     runs = plan_runs(experiment, folder, notebooks)
     check_folder(folder, experiment.configuration, force, "sweep.json", "sweep")
     commands = {run.name: _command(experiment, run, folder, notebooks, force) for run in runs}
