@@ -255,7 +255,7 @@ def test_names_of_others_stay_below_the_folder(tmp_path):
 
 
 def test_what_is_not_there(archive, cache, refused):
-    line = refused("EMD-99999")
+    line = refused("EMD-999999")
     assert "there is no http" in line and "check the name" in line
     line = refused("EMD-24928", "--mirror", "http://127.0.0.1:9")
     assert "no connection" in line and "use channel, prestin or a file of your own" in line

@@ -10,9 +10,6 @@ def draw_options(generator: torch.Generator | None) -> dict:
     return {"generator": generator, "device": generator.device if generator else "cpu"}
 
 
-by = draw_options  # until its last users have the new name
-
-
 def generator_on(device: torch.device | str) -> torch.Generator:
     """Generator for data and losses of a training run on `device`: there on CUDA, else the CPU's.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cryonb.base.draws import by
+from cryonb.base.draws import draw_options
 from cryonb.base.precision import autocast
 from cryonb.learning.train import Recipe, curriculum_sigma
 from cryonb.learning.unet import UNet
@@ -70,7 +70,9 @@ class Direct(Recipe):
         level = curriculum_sigma(fraction, self.sigma, self.snr_start)
 
         def noisy():
-            return observed + level * torch.randn(observed.shape, **by(generator)).to(observed)
+            return observed + level * torch.randn(observed.shape, **draw_options(generator)).to(
+                observed
+            )
 
         given = noisy()
         target = noisy() if self.noise2noise else clean

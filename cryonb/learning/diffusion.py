@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from cryonb.base.draws import by
+from cryonb.base.draws import draw_options
 from cryonb.base.precision import autocast
 from cryonb.learning.unet import UNet
 
@@ -44,7 +44,7 @@ def gamma_of(sigma_c, sigma) -> torch.Tensor:
 
 def draw_gamma(n: int, sigma, generator: torch.Generator, start: float = 0.5) -> torch.Tensor:
     """Draw gammas log-uniform in the joint noise level; a share `start` at the first step."""
-    u = torch.rand(n, **by(generator))
+    u = torch.rand(n, **draw_options(generator))
     log_sigma = math.log(SIGMA_END) + u * (torch.as_tensor(sigma).log() - math.log(SIGMA_END))
     gamma = gamma_of(log_sigma.exp(), sigma)
     first = torch.arange(n, device=u.device) < start * n
@@ -136,8 +136,8 @@ class SR3(nn.Module):
         """
         gamma, sigma = _column(gamma, clean), _column(sigma, clean)
         clean, observed = clean[:, None], observed[:, None]
-        eps = torch.randn(clean.shape, **by(generator)).to(clean.device)
-        white = torch.randn(clean.shape, **by(generator)).to(clean.device)
+        eps = torch.randn(clean.shape, **draw_options(generator)).to(clean.device)
+        white = torch.randn(clean.shape, **draw_options(generator)).to(clean.device)
         y_t = gamma.sqrt() * clean + (1 - gamma).sqrt() * eps
         inputs = y_t, gamma, observed + sigma * white, sigma
         base, scale = self.base_and_scale(*inputs)
@@ -208,7 +208,7 @@ def sample(
         The last one's `clean` is the sample.
     """
     gammas = torch.cat([step_gammas(steps, sigma), torch.ones(1, dtype=torch.float64)]).tolist()
-    y_t = math.sqrt(1 - gammas[0]) * torch.randn(noisy.shape, **by(generator)).to(noisy)
+    y_t = math.sqrt(1 - gammas[0]) * torch.randn(noisy.shape, **draw_options(generator)).to(noisy)
     previous = length = None
     for i, (gamma, after) in enumerate(zip(gammas, gammas[1:], strict=False)):
         clean = guess = model(y_t, gamma, noisy, sigma)
@@ -221,14 +221,14 @@ def sample(
         fresh = eta * math.sqrt((1 - after) / (1 - gamma) * (1 - gamma / after))
         y_t = math.sqrt(after) * guess + math.sqrt(max(1 - after - fresh**2, 0.0)) * eps
         if fresh > 0:
-            y_t = y_t + fresh * torch.randn(noisy.shape, **by(generator)).to(noisy)
+            y_t = y_t + fresh * torch.randn(noisy.shape, **draw_options(generator)).to(noisy)
         yield Step(i, gamma, y_t, clean)
 
 
 @torch.no_grad()
 def posterior_mean(model, noisy: torch.Tensor, sigma: float, generator=None) -> torch.Tensor:
     """Estimate E[y_0 | x] by the first step, from pure noise; shape of `noisy`."""
-    state = torch.randn(noisy.shape, **by(generator)).to(noisy)
+    state = torch.randn(noisy.shape, **draw_options(generator)).to(noisy)
     return model(state, GAMMA_START, noisy, sigma)
 
 

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from cryonb.base.draws import by, generator_on
+from cryonb.base.draws import draw_options, generator_on
 from cryonb.base.options import TrainOptions
 from cryonb.base.workers import count_cores
 from cryonb.data.volumes import load_volume
@@ -124,7 +124,7 @@ def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Re
     torch.manual_seed(args.seed)
     clean, observed = stacks
     generator = generator_on(observed.device).manual_seed(args.seed + 1)
-    noisy = observed + sigma * torch.randn(observed.shape, **by(generator))
+    noisy = observed + sigma * torch.randn(observed.shape, **draw_options(generator))
     options = {"batch_size": max(64, args.batch_size), "title": "first stage"}
     drawn = denoise(model, noisy, sigma, args.refine_steps, **options).to(observed.device)
     refiner = Refiner(**REFINER)

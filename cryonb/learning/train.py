@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cryonb.base.draws import by, generator_on
+from cryonb.base.draws import draw_options, generator_on
 from cryonb.base.precision import autocast
 from cryonb.learning.diffusion import SR3, draw_gamma
 from cryonb.learning.weights import read_checkpoint, write_checkpoint
@@ -81,8 +81,8 @@ def draw_batch(stacks, n: int, generator: torch.Generator) -> list[torch.Tensor]
     -------
     list of Tensor (n, y, x)
     """
-    index = torch.randint(0, len(stacks[0]), (n,), **by(generator)).to(stacks[0].device)
-    turn, mirror = torch.randint(0, 4, (2,), **by(generator)).tolist()
+    index = torch.randint(0, len(stacks[0]), (n,), **draw_options(generator)).to(stacks[0].device)
+    turn, mirror = torch.randint(0, 4, (2,), **draw_options(generator)).tolist()
     drawn = [torch.rot90(images[index], turn, (1, 2)) for images in stacks]
     return [images.flip(2) for images in drawn] if mirror % 2 else drawn
 
@@ -127,7 +127,7 @@ def any_level_loss(
     """
     clean, observed = batch
     low, high = (-0.5 * math.log(s) for s in snr)
-    sigma = torch.exp(low + (high - low) * torch.rand(len(clean), **by(generator)))
+    sigma = torch.exp(low + (high - low) * torch.rand(len(clean), **draw_options(generator)))
     gamma = draw_gamma(len(clean), sigma, generator, start)
     return model.loss(clean, observed, gamma, sigma, generator)
 

@@ -8,7 +8,7 @@ import re
 import torch
 from scipy.spatial.transform import Rotation
 
-from cryonb.base.draws import by
+from cryonb.base.draws import draw_options
 
 
 def euler_to_matrix(rot_tilt_psi_deg: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ def random_rotations(n: int, generator: torch.Generator | None = None) -> torch.
 
     The same seed of the generator gives the same poses, on its device.
     """
-    q = torch.randn(n, 4, dtype=torch.float64, **by(generator))
+    q = torch.randn(n, 4, dtype=torch.float64, **draw_options(generator))
     turns = Rotation.from_quat(q.cpu().numpy(), scalar_first=True)  # brings q to unit length
     return torch.from_numpy(turns.as_matrix()).to(q.device, torch.float32)
 
