@@ -248,8 +248,8 @@ def test_half_sets_are_relions(relion, data):
     assert fsc(ours, read_mrc(folder / "h1.mrc"))[1][TO_90_PERCENT].min() > 0.99
 
 
-def test_mask_corrected_fsc_is_relion_postprocess(relion, tmp_path):
-    n = 64
+@pytest.mark.parametrize("n", [64, 63])
+def test_mask_corrected_fsc_is_relion_postprocess(relion, tmp_path, n):
     g = torch.Generator().manual_seed(0)
     x = torch.arange(n) - n // 2
     radius = (x**2 + x[:, None] ** 2 + x[:, None, None] ** 2).sqrt()

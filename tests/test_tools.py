@@ -162,6 +162,8 @@ def test_fsc_says_what_is_wrong(halves, tmp_path, volume, capsys):
     assert "voxels of 4 Å, the first map of 3 Å" in complaint(paths[0], tmp_path / "other.mrc")
     write_map(tmp_path / "small.mrc", volume[4:, 4:, 4:], PIXEL)
     assert "--centre to lay" in complaint(paths[0], tmp_path / "small.mrc")
+    (tmp_path / "model.pdb").write_text("END\n")
+    assert "is an atomic model" in complaint(paths[0], tmp_path / "model.pdb")
     write_map(tmp_path / "hard.mrc", (volume > volume.mean()).float(), PIXEL)
     assert "soft" in complaint(*paths, "--mask", tmp_path / "hard.mrc")
     write_map(tmp_path / "empty.mrc", volume * 0, PIXEL)
@@ -233,6 +235,26 @@ def test_bricks_are_padded_and_other_pixels_resampled(tmp_path, ball, compare, c
     assert "2 Å/px" in capsys.readouterr().out
     near = placed(tmp_path / "near.mrc", ball, pixel_A=PIXEL * 1.0005)
     assert compare(whole, near) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["one volume of four axes", "big-endian", "no MAP", "stamp"])
+def test_maps_of_other_programs_are_read_and_cleaned(tmp_path, ball, compare, kind):
+    plain, path = placed(tmp_path / "plain.mrc", ball, (4, 5, 6)), tmp_path / "other.mrc"
+    data = ball.numpy()[None] if kind.startswith("one") else ball.numpy()
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(data.astype(">f4" if kind == "big-endian" else "<f4"))
+        mrc.voxel_size, mrc.nstart = PIXEL, (4, 5, 6)
+    raw = bytearray(path.read_bytes())
+    if kind in ("no MAP", "stamp"):
+        raw[208:216] = bytes(8) if kind == "no MAP" else b"MAP DDDD"
+    path.write_bytes(raw)
+    assert compare(path, plain) == pytest.approx(1) and compare(plain, path) == pytest.approx(1)
+    outs = [tmp_path / "plain_clean.mrc", tmp_path / "other_clean.mrc"]
+    for given, out in zip((plain, path), outs, strict=True):
+        assert main(["clean", str(given), "--out", str(out)]) == 0
+    expected, found = (read_placed_map(out) for out in outs)
+    assert torch.equal(expected.map, found.map) and expected.first_A == found.first_A
+    assert mrcfile.validate(outs[1]) and mrcfile.read(outs[1]).shape == data.shape
 
 
 def test_an_unknown_pixel_size_is_asked_for(tmp_path, volume, compare, capsys):

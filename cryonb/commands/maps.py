@@ -125,7 +125,9 @@ def _mask(name: str, first: PlacedMap, placing: Placing) -> torch.Tensor | None:
 
 
 def _read(path: str | os.PathLike, placing: Placing) -> PlacedMap:
-    """Read a map; ValueError if it is the same everywhere."""
+    """Read a map; ValueError if it is the same everywhere, or a model."""
+    if is_model(path):
+        raise ValueError(f"{path} is an atomic model: give it as --reference or --mask")
     given = read_placed_map(path, placing.pixel_size_A)
     if given.map.max() == given.map.min():
         raise ValueError(f"{path} has the same value everywhere: there is nothing to look at")
