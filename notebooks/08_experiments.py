@@ -202,8 +202,9 @@ pattern = (
 )
 long = table.join(table["quantity"].str.extract(pattern)).dropna(subset="method")
 long = long.drop_duplicates(["run", "method", "metric"], keep="last")
-titles = {"best linear filter": "best linear filter", "one step": "SR3, one step", "sample": "SR3, sample"}  # fmt: skip
-titles |= {"refined, sees sample": "SR3 → U-Net", "Bayes limit": "Bayes limit"}
+titles = {"best linear filter": "best linear filter", "one step": "SR3, one step"}
+titles |= {"sample": "SR3, sample", "refined, sees sample": "SR3 → U-Net"}
+titles |= {"Bayes limit": "Bayes limit"}
 long = long[long["method"].isin(titles)].replace({"method": titles})
 varied = [name for name in ("snr", "train_images") if table[name].nunique() > 1]
 say(f"{table['run'].nunique()} runs, {len(table):,} values; not finished: {len(missing)}")
@@ -405,8 +406,10 @@ if len(steps):
     plt.show()
     change = steps[steps["k"].isin([steps["k"].min(), steps["k"].max()])]
     change = change.groupby(["method", "k"])["value"].mean().unstack().diff(axis=1).iloc[:, -1]
-    say(f"From {steps['k'].min()} to {steps['k'].max()} steps PSNR changes by {change.min():+.1f} to "
-        f"{change.max():+.1f} dB; an exact sampler of an exact model would lose 3.0.")  # fmt: skip
+    say(
+        f"From {steps['k'].min()} to {steps['k'].max()} steps PSNR changes by {change.min():+.1f} to "
+        f"{change.max():+.1f} dB; an exact sampler of an exact model would lose 3.0."
+    )
 
 # %% [markdown]
 # One step gives the mean, more steps give a sample, and a sample of an exact model has twice the squared error of
