@@ -34,7 +34,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tutorial test lab book exercises offline-bundle lint format notebooks clean
+.PHONY: help setup tutorial test check lab book exercises offline-bundle lint format notebooks clean
 
 help: ## show this list
 	@echo "make tutorial [PROFILE=quick|workshop|paper|smoke]   (also: PYTHON=..., ARGS='-p name value', OFFLINE=1)"
@@ -47,6 +47,9 @@ tutorial: $(STAMP) ## run all notebooks in order, then show the results
 
 test: $(PEERS) $(BOOK) ## run the tests, the notebooks at the smoke profile among them
 	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## run the quick tests alone, without those marked slow
+	@$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 lab: $(STAMP) ## open JupyterLab on the notebooks (.py files open as notebooks)
 	@mkdir -p $(VENV)/share/jupyter/lab/settings

@@ -17,6 +17,17 @@ QUIET = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-com
          " --disable-background-networking --disable-sync").split()  # fmt: skip
 
 
+SLOW_FILES = {"test_denoise", "test_search", "test_sweep", "test_train"}
+SLOW_FIXTURES = {"smoke_run", "relion", "browser"}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what trains, runs all notebooks, or starts RELION or a browser; not in `make check`."""
+    for item in items:
+        if item.module.__name__ in SLOW_FILES or SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
     """Two threads for torch: what continuous integration has, so that timings compare."""

@@ -145,7 +145,7 @@ def test_make_takes_the_first_python_that_is_new_enough(fake):
 
 def test_make_targets():
     shown = make("help").stdout
-    targets = "tutorial test lab book exercises offline-bundle lint notebooks clean"
+    targets = "tutorial test check lab book exercises offline-bundle lint notebooks clean"
     for target in targets.split():
         assert re.search(rf"^  {target} ", shown, re.M)
     dry = make("-n", "tutorial", "PROFILE=workshop", "ARGS=-p seed 1").stdout
@@ -168,6 +168,8 @@ def test_commands_of_readme_and_book_exist(page):
     for words in commands:
         if words[:1] == ["make"]:
             assert make("-n", *words[1:]).returncode == 0, words
+        elif words[:3] == ["python", "-m", "cryonb"]:
+            app.parse_args(words[3:], exit_on_error=False, print_error=False)
         elif words[:1] == ["cryonb"]:
             app.parse_args(words[1:], exit_on_error=False, print_error=False)
         for word in words:
@@ -239,3 +241,11 @@ def test_ci_runs_what_the_makefile_has():
     script = (ROOT / ".ci/run").read_text()
     assert script.startswith("#!") and "make test" in script and "make lint" in script
     assert subprocess.run(["bash", "-n", ROOT / ".ci/run"]).returncode == 0
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    steps = [
+        step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
+    ]
+    assert ".ci/run" in steps
+    for words in (shlex.split(step) for step in steps):
+        if words[:3] == ["python", "-m", "cryonb"]:
+            app.parse_args(words[3:], exit_on_error=False, print_error=False)

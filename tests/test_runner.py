@@ -219,6 +219,7 @@ def test_failure_keeps_the_traceback_and_resumes(book, capsys):
     assert status(book, "00_first") == first
 
 
+@pytest.mark.slow
 def test_killed_and_overlong_cells_are_told_apart(book, capsys):
     memory = "x = bytearray(200_000_000)\nimport os, time\ntime.sleep(1)\nos.kill(os.getpid(), 9)"
     write_notebook(book / "notebooks/00_first.ipynb", memory)
@@ -234,6 +235,7 @@ def test_killed_and_overlong_cells_are_told_apart(book, capsys):
     assert not leftovers(book)
 
 
+@pytest.mark.slow
 def test_long_cells_show_their_last_line(book, capsys, monkeypatch):
     monkeypatch.setattr(engine, "HEARTBEAT_S", 0.3)
     loop = "import time\nfor k in range(4):\n    print('step', k, flush=True)\n    time.sleep(0.5)"
@@ -267,6 +269,7 @@ def test_one_run_at_a_time(book, capsys):
     assert main(["run", "00", "--profile", "small"]) == 0  # what is left of a lock is no lock
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on(book, number):
     wait = (
@@ -310,6 +313,7 @@ def test_sockets_are_not_shared_with_another_run(book):
     assert main(["run", "00", "--profile", "small"]) == 0
 
 
+@pytest.mark.slow
 def test_plain_papermill_runs_the_same_notebook(book):
     out = book / "out.ipynb"
     papermill = [sys.executable, "-m", "papermill", "notebooks/00_first.ipynb", str(out)]
@@ -317,6 +321,7 @@ def test_plain_papermill_runs_the_same_notebook(book):
     assert json.loads((book / "elsewhere/results/00_first.json").read_text())["snr"] == 0.05
 
 
+@pytest.mark.slow
 def test_git_state_is_recorded(book):
     def git(*words):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
@@ -358,6 +363,12 @@ for module in pkgutil.walk_packages(cryonb.__path__, "cryonb."):
 """
 
 
+def test_every_module_can_be_imported():
+    assert subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="this is such a system")
 def test_what_only_posix_has_is_not_needed(tmp_path):
     """Every module is imported, and the first notebook runs, as if this were Windows."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_POSIX)
