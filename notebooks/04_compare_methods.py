@@ -681,7 +681,7 @@ say_table(["σ assumed ÷ true", "measured MSE", "forecast"], wrong)
 # %%
 memory, n = memories["white"], max(slow_images // 4, 4)
 for share in (16, 4, 1):
-    part = replace(memory, target=memory.target[:, ::share], observed=memory.observed[:, ::share])
+    part = memory.rows(slice(None, None, share))
     value = psnr(methods.posterior_mean(part, noisy[:n], sigma), clean[:n]).mean()
     print(f"{2 * n_train // share} templates: {value:.2f} dB")
 print(f"Bayes limit: {psnr(limit.mean[:n], clean[:n]).mean():.2f} dB")

@@ -19,8 +19,8 @@ from cryonb.physics.geometry import (
     symmetry_rotations,
 )
 from cryonb.physics.projection import project, shift_images
-from cryonb.poses import templates as templates_module
-from cryonb.poses.posterior import bayes_limit, over_shifts, posterior, refined
+from cryonb.poses import posterior as posterior_module
+from cryonb.poses.posterior import bayes_limit, posterior, refined
 from cryonb.poses.templates import (
     every_pose,
     image_templates,
@@ -74,7 +74,7 @@ def test_it_equals_the_sum_over_all_poses(molecule):
     templates = volume_templates(molecule, 25.0)
     images = project(molecule, every_pose(templates))
     mean, mmse, log_weight = by_pixels(images, images.square().sum((1, 2)), noisy, images)
-    found = posterior(templates, noisy, SIGMA, batch_size=4)
+    found = posterior(templates, noisy, SIGMA)
     # Coefficients reproduce these small images to 1 %, the weights follow.
     assert_close(found.mean, mean, rtol=0, atol=0.08)
     assert_close(found.mmse, mmse, rtol=0.1, atol=1e-3)
@@ -134,13 +134,14 @@ def test_forecast_of_the_error_is_borne_out(molecule):
 def test_refining_projects_only_what_comes_into_question(molecule, monkeypatch):
     """It finds what the whole grid finds, from a part of its projections."""
     _, _, noisy = particles(molecule, 2, sigma=0.8)
-    counts, project_all = [], templates_module.project
+    counts, make = [], posterior_module.volume_templates
 
-    def count(maps, rotations):
-        counts.append(len(rotations))
-        return project_all(maps, rotations)
+    def count(volume, spacing, symmetry, structure, directions=None):
+        found = make(volume, spacing, symmetry, structure, directions)
+        counts.append(len(found.directions_deg))
+        return found
 
-    monkeypatch.setattr(templates_module, "project", count)
+    monkeypatch.setattr(posterior_module, "volume_templates", count)
     *_, (_, directions, found) = refined(molecule, noisy, 0.8, spacings_deg=(12.0, 8.0, 4.0))
     monkeypatch.undo()
     assert sum(counts) < 0.5 * len(directions)
@@ -224,8 +225,9 @@ def test_shifts_are_found_and_the_particle_stays_where_it_is(molecule):
     noisy = moved + 1.0 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
     steps = torch.tensor([-2.0, 0.0, 2.0])
     grid = torch.cartesian_prod(steps, steps)
-    found, shifts = over_shifts(volume_templates(molecule, 8.0), noisy, 1.0, grid)
-    assert_close(shifts, true)
+    templates = volume_templates(molecule, 8.0)
+    found = posterior(templates, noisy, 1.0, shifts_px=grid)
+    assert_close(found.shift_px, true)
     assert (found.mean - moved).square().mean() < 0.15
     assert (found.mmse > 0).all()
 

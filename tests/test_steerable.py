@@ -8,12 +8,14 @@ from test_projection import phantom, relative_error
 from torch.testing import assert_close
 
 from cryonb.physics.geometry import euler_to_matrix
-from cryonb.physics.projection import project
+from cryonb.physics.projection import project, shift_images
 from cryonb.poses.steerable import (
-    analyse,
+    PolarGrid,
     energy,
+    evaluate,
+    expand,
     products_over_turns,
-    ring_frequencies,
+    sample,
     synthesise,
 )
 
@@ -25,10 +27,29 @@ def particles(box: int, n: int = 5, psi_deg: float = 0.0) -> torch.Tensor:
     return project(phantom(box, width=1.8).float(), turned)
 
 
+def analyse(images: torch.Tensor) -> torch.Tensor:
+    """Coefficients of all that the images hold."""
+    grid = PolarGrid.whole(images.shape[-1])
+    return expand(sample(images, grid), grid.orders)
+
+
 @pytest.mark.parametrize("box", [32, 33])
 def test_images_come_back(box):
-    images = particles(box)
-    assert relative_error(synthesise(analyse(images), box), images) < 0.02  # blobs reach the rim
+    images, grid = particles(box), PolarGrid.whole(box)
+    samples = sample(images, grid)
+    assert (
+        relative_error(evaluate(expand(samples, grid.orders), grid.angles), samples) < 1e-4
+    )  # float32
+    assert relative_error(synthesise(samples, grid), images) < 0.003  # blobs reach the rim
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_a_shift_is_a_phase(box):
+    """Of particles that stay inside the circle; by a part of a pixel, too."""
+    images, grid, shift = particles(box), PolarGrid.whole(box), torch.tensor([[1.0, -0.5]])
+    moved = sample(images, grid) * grid.shift_phases(shift)
+    expected = shift_images(images, shift.expand(len(images), 2))
+    assert relative_error(synthesise(moved, grid), expected) < 0.01
 
 
 @pytest.mark.parametrize("box", [32, 33])
@@ -52,7 +73,7 @@ def test_a_turn_of_the_particle_is_a_turn_of_the_products(box):
 
 
 def test_rings_cover_the_plane_to_nyquist():
-    rings = ring_frequencies(32)
+    rings = PolarGrid.whole(32).radii
     assert 0 < rings.min() and rings.max() < 0.5
     flat = torch.ones(1, 32, 32)  # a disc: most power near the origin
     power = energy(analyse(flat))[0]

@@ -18,7 +18,7 @@ from cryonb.physics.fourier import randomise_phases
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
 from cryonb.physics.reconstruct import reconstruct
-from cryonb.poses.steerable import analyse, energy, products_over_turns
+from cryonb.poses.steerable import products_over_turns, sample
 from cryonb.poses.templates import Templates, pose_of, volume_templates
 
 CUTOFF_A = 20.0  # beyond which `audit` makes phases random
@@ -39,9 +39,9 @@ def best_match(
     rotations : Tensor (n, 3, 3)
         Its pose.
     """
-    x = analyse(images - images.mean((1, 2), keepdim=True), len(templates.target))
+    x = templates.project(sample(images - images.mean((1, 2), keepdim=True), templates.grid))
     total = float(volume.sum())  # of every projection: its mean is taken off, too
-    norms = energy(templates.target).sum(1) - total**2 / images[0].numel()
+    norms = templates.target_norms - total**2 / images[0].numel()
     best, turns = [], templates.turns
     for b in torch.arange(len(images)).split(4):
         products = products_over_turns(x[:, b], templates.target, turns)  # (b, m, turns)

@@ -22,15 +22,10 @@ import torch
 
 from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.fourier import radial_mean
-from cryonb.physics.projection import shift_images
-from cryonb.poses.steerable import (
-    analyse,
-    energy,
-    products_over_turns,
-    ring_frequencies,
-    synthesise,
-)
+from cryonb.poses.steerable import PolarGrid, evaluate, products_over_turns, sample, synthesise
 from cryonb.poses.templates import Templates, neighbours, view_directions, volume_templates
+
+SCORES = 2**20  # poses of all particles of a batch; the memory of a batch is some 16 bytes for each
 
 
 @dataclass(frozen=True)
@@ -43,10 +38,10 @@ class Posterior:
         E[y | x], the Bayes-optimal denoised images.
     mmse : Tensor (n,)
         Expected mean squared error of `mean` (mean over pixels), given each particle.
-    index, psi_deg : Tensor (n,)
-        The most probable template and turn.
-    drawn_index, drawn_psi_deg : Tensor (draws, n)
-        Templates and turns drawn from the posterior.
+    index, psi_deg, shift_px : Tensor (n,), (n,) and (n, 2)
+        The most probable template, turn and shift.
+    drawn_index, drawn_psi_deg, drawn_shift_px : Tensor (draws, n), the last with (..., 2)
+        Templates, turns and shifts drawn from the posterior.
     log_evidence : Tensor (n,)
         ``log mean_j exp(-||x - C y_j||^2 / 2 sigma^2)`` plus a constant of x.
     log_weight : Tensor (n, m)
@@ -57,8 +52,10 @@ class Posterior:
     mmse: torch.Tensor
     index: torch.Tensor
     psi_deg: torch.Tensor
+    shift_px: torch.Tensor
     drawn_index: torch.Tensor
     drawn_psi_deg: torch.Tensor
+    drawn_shift_px: torch.Tensor
     log_evidence: torch.Tensor
     log_weight: torch.Tensor
 
@@ -70,29 +67,29 @@ def posterior(
     sigma: float,
     *,
     ctf: torch.Tensor | None = None,
+    shifts_px: torch.Tensor | None = None,
     candidates: torch.Tensor | None = None,
     draws: int = 0,
-    batch_size: int = 4,
     generator: torch.Generator | None = None,
 ) -> Posterior:
-    """Posterior over templates and turns of every particle.
+    """Posterior over templates, turns and shifts of every particle.
 
     Parameters
     ----------
     templates : Templates
     noisy : Tensor (n, y, x)
-        Centred particles; use `over_shifts` for others.
     sigma : float
         Standard deviation of the white noise.
     ctf : Tensor (n, y, x // 2 + 1) or (1, ...), optional
         CTF that the particles carry. It is exact in the products; in the norm of the templates its
         square is averaged over rings, which is exact without astigmatism.
+    shifts_px : Tensor (s, 2), optional
+        Where the particles may lie, (y, x) from the box centre, each as likely; without, they are
+        centred. Images are those of the particle where it lies.
     candidates : Tensor (n, m) of bool, optional
         The templates that come into question for each particle; the others get no weight.
     draws : int
         Posterior samples to draw for each particle.
-    batch_size : int
-        Particles at a time; memory grows as batch_size x templates x turns.
     generator : torch.Generator, optional
         Of the draws.
 
@@ -105,44 +102,50 @@ def posterior(
     ValueError
         Another box, NaN, or a sigma that is not positive.
     """
-    box, turns, device = templates.box_size, templates.turns, templates.observed.device
-    _check_particles(noisy, sigma, box)
-    kept, m, _ = templates.observed.shape
-    n, number = len(noisy), torch.arange(m, device=device)
-    norms = energy(templates.observed)  # (m, rings)
-    weight = torch.ones(n, norms.shape[1], device=device)
+    grid, turns, device = templates.grid, templates.turns, templates.observed.device
+    _check_particles(noisy, sigma, grid.box)
+    n, m = len(noisy), templates.observed.shape[1]
+    weight = torch.ones(n, len(grid.radii), device=device)
     if ctf is not None:
         noisy = apply_ctf(noisy, ctf)  # <x, C y> = <C x, y>
-        weight = _on_rings(radial_mean(ctf.double().square(), box, dims=2), box).expand(n, -1)
-    x, weight = analyse(noisy.to(device), kept), weight.to(norms)
-    target_norm = energy(templates.target).sum(1)
-    log_weight = torch.full((n, m), -math.inf, device=device)
+        weight = _on_rings(radial_mean(ctf.double().square(), grid.box, dims=2), grid).expand(n, -1)
+    shifts_px = torch.zeros(1, 2) if shifts_px is None else shifts_px.float().cpu()
+    phases = grid.shift_phases(shifts_px.to(device))
+    samples, weight = sample(noisy.to(device), grid), weight.to(device)
     # Made beforehand: small results of each batch, left between its large ones, would break up the
     # heap, which then grows with every particle.
-    coefficients = torch.empty_like(x)  # (k, n, rings) of the means
+    log_weight = torch.full((n, m), -math.inf, device=device)
     second, evidence = torch.empty(2, n, device=device)
-    best = torch.empty(n, dtype=torch.long, device=device)
-    drawn = torch.empty(draws, n, dtype=torch.long, device=device)
-    for b in torch.arange(n).split(1 if candidates is not None else batch_size):
-        rows = number if candidates is None else number[candidates[b[0]].to(device)]
-        its = slice(None) if candidates is None else rows  # a slice copies nothing
-        score = products_over_turns(x[:, b], templates.observed[:, its], turns)  # (b, m, turns)
-        score = (score - 0.5 * (weight[b] @ norms[its].T)[..., None]) / sigma**2
-        part = _summarise(score, templates.target[:, its], target_norm[its], draws, generator)
-        coefficients[:, b], second[b], likeliest, some, by_template, highest = part
-        evidence[b] = highest + torch.log(by_template.sum(1) / (m * turns))
+    drawn = torch.empty(1 + draws, n, 3, dtype=torch.long, device=device)  # the best, then draws
+    batch = 1 if candidates is not None else max(1, SCORES // (m * turns * len(shifts_px)))
+    for b in torch.arange(n).split(batch):
+        rows = torch.arange(m, device=device)
+        part = templates
+        if candidates is not None:
+            rows = rows[candidates[b[0]].to(device)]
+            part = templates.rows(rows)
+        x = part.project((samples[b, None] * phases.conj()).flatten(0, 1))
+        score = products_over_turns(x, part.observed, turns).unflatten(0, (len(b), -1))
+        score -= 0.5 * (weight[b] @ part.observed_norms.T)[:, None, :, None]  # (b, s, m, turns)
+        found = _summarise(score.div_(sigma**2), part, draws, generator)
+        coefficients, second[b], index, by_template, highest = found
+        means = evaluate(coefficients.flatten(1, 2) @ part.basis.mH, grid.angles)
+        samples[b] = (means.unflatten(0, (len(b), -1)) * phases).sum(1)
+        evidence[b] = highest + torch.log(by_template.sum(1) / (m * turns * len(shifts_px)))
         log_weight[b[:, None].to(device), rows] = by_template.log() + highest[:, None]
-        best[b] = rows[likeliest // turns] * turns + likeliest % turns
-        drawn[:, b] = rows[some // turns] * turns + some % turns
-    spread = second - energy(coefficients).sum(1)
-    step = 360 / turns
+        drawn[:, b] = torch.stack([index[0], rows[index[1]], index[2]], dim=-1)
+    spread = second - samples.abs().square().sum((1, 2)) / grid.angles
+    shift, index, turn = drawn.unbind(-1)
+    shift, psi_deg = shifts_px[shift.cpu()], turn * (360 / turns)
     return Posterior(
-        mean=synthesise(coefficients, box),
-        mmse=spread.clamp_min(0) / box**2,
-        index=best // turns,
-        psi_deg=best % turns * step,
-        drawn_index=drawn // turns,
-        drawn_psi_deg=drawn % turns * step,
+        mean=synthesise(samples, grid),
+        mmse=spread.clamp_min(0) / grid.box**2,
+        index=index[0],
+        psi_deg=psi_deg[0],
+        shift_px=shift[0],
+        drawn_index=index[1:],
+        drawn_psi_deg=psi_deg[1:],
+        drawn_shift_px=shift[1:],
         log_evidence=evidence,
         log_weight=log_weight - log_weight.logsumexp(1, keepdim=True),
     )
@@ -159,36 +162,41 @@ def _check_particles(noisy: torch.Tensor, sigma: float, box: int) -> None:
         raise ValueError("the particles hold NaN or infinite pixels: leave such images out")
 
 
-def _on_rings(shells: torch.Tensor, box: int) -> torch.Tensor:
+def _on_rings(shells: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
     """Values at shells 0 ... n // 2, interpolated linearly to the rings: (n, s) -> (n, rings)."""
-    at = ring_frequencies(box).to(shells.device).double() * box
+    at = grid.radii.to(shells.device).double() * grid.box
     low = at.long().clamp(max=shells.shape[-1] - 2)
     part = at - low
     return ((1 - part) * shells[..., low] + part * shells[..., low + 1]).float()
 
 
-def _summarise(score, target, target_norm, draws, generator):
-    """Mean's coefficients, E||y||^2, best and drawn poses, weights; of log weights (b, m, t).
+def _summarise(score: torch.Tensor, templates: Templates, draws: int, generator):
+    """Coefficients of the mean at each shift, E||y||^2, poses, weights; of log weights.
 
-    The weights of the templates (b, m) are in units of exp(highest log weight), which is last.
+    The log weights (b, s, m, turns) are overwritten. Poses are shift, template and turn, each
+    (1 + draws, b), the most probable first. The weights of the templates (b, m) are in units of
+    exp(highest log weight), which is last.
     """
-    b, m, turns = score.shape
-    flat = score.flatten(1)
-    highest, best = flat.max(dim=1)
-    weights = torch.exp_(flat - highest[:, None]).view(b, m, turns)
-    by_template = weights.sum(2)
+    b, s, m, turns = score.shape
+    highest, best = score.flatten(1).max(dim=1)
+    # Numbers below the least normal one would make the exponential slow.
+    weights = score.sub_(highest[:, None, None, None]).clamp_(min=-80).exp_()
+    by_pose = weights.sum(3)  # (b, s, m)
+    by_template = by_pose.sum(1)
     total = by_template.sum(1)
-    second = by_template @ target_norm / total
-    # E[exp(i k psi)] of each template, then its coefficients: (k, b, m) @ (k, m, rings).
-    turned = torch.fft.rfft(weights)[..., : len(target)].conj() / total[:, None, None]
-    mean = turned.permute(2, 0, 1) @ target
-    drawn = torch.zeros(draws, b, dtype=torch.long, device=score.device)
+    second = by_template @ templates.target_norms / total
+    # E[exp(i k psi)] of each template, then its coefficients: (k, b * s, m) @ (k, m, r).
+    turned = torch.fft.rfft(weights)[..., : templates.grid.orders].conj()
+    turned = (turned / total[:, None, None, None]).flatten(0, 1).permute(2, 0, 1)
+    mean = (turned @ templates.target).unflatten(1, (b, s))
+    poses = best[None]
     if draws:
-        index = _draw(by_template, draws, generator)  # (b, draws)
-        rows = torch.gather(weights, 1, index[..., None].expand(-1, -1, turns))
+        index = _draw(by_pose.flatten(1), draws, generator)  # (b, draws)
+        rows = torch.gather(weights.flatten(1, 2), 1, index[..., None].expand(-1, -1, turns))
         turn = _draw(rows.flatten(0, 1), 1, generator).view(b, draws)
-        drawn = (index * turns + turn).T
-    return mean, second, best, drawn, by_template, highest
+        poses = torch.cat([poses, (index * turns + turn).T])
+    poses = poses // (m * turns), poses // turns % m, poses % turns
+    return mean, second, poses, by_template, highest
 
 
 def _draw(weights: torch.Tensor, n: int, generator) -> torch.Tensor:
@@ -200,48 +208,6 @@ def _draw(weights: torch.Tensor, n: int, generator) -> torch.Tensor:
 def effective_number(log_weight: torch.Tensor) -> torch.Tensor:
     """How many templates share the weight: the exponential of its entropy, (n, m) -> (n,)."""
     return torch.special.entr(log_weight.exp()).sum(-1).exp()
-
-
-def over_shifts(
-    templates: Templates, noisy: torch.Tensor, sigma: float, shifts_px: torch.Tensor, **options
-) -> tuple[Posterior, torch.Tensor]:
-    """Posterior of particles that may be off centre by any of a list of shifts, each as likely.
-
-    Parameters
-    ----------
-    shifts_px : Tensor (s, 2)
-        Candidates (y, x) in pixels, as `shift_images` applies them.
-    **options
-        `ctf` and `batch_size` of `posterior`.
-
-    Returns
-    -------
-    Posterior, Tensor (n, 2)
-        Of every particle as it lies in its box, pose by its most probable shift; and that shift.
-    """
-    found = []
-    for shift in shifts_px.float():
-        there = shift.expand(len(noisy), 2)
-        at = posterior(templates, shift_images(noisy, -there), sigma, **options)
-        found.append(replace(at, mean=shift_images(at.mean, there)))
-
-    def stack(field: str) -> torch.Tensor:  # (s, n, ...)
-        return torch.stack([getattr(at, field) for at in found])
-
-    evidence, means, n = stack("log_evidence"), stack("mean"), torch.arange(len(noisy))
-    weight, best = evidence.softmax(0), evidence.argmax(0)
-    mean = (weight[..., None, None] * means).sum(0)
-    between = (means - mean).square().mean((-2, -1))
-    together = replace(
-        found[0],  # whose draws are none
-        mean=mean,
-        mmse=(weight * (stack("mmse") + between)).sum(0),
-        index=stack("index")[best, n],
-        psi_deg=stack("psi_deg")[best, n],
-        log_evidence=evidence.logsumexp(0) - math.log(len(shifts_px)),
-        log_weight=(weight.log()[..., None] + stack("log_weight")).logsumexp(0),
-    )
-    return together, shifts_px[best]
 
 
 def refined(

@@ -9,7 +9,7 @@ import torch
 from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.projection import project, shift_images
-from cryonb.poses.posterior import over_shifts, refined
+from cryonb.poses.posterior import posterior, refined
 from cryonb.poses.templates import pose_of, volume_templates
 
 ALTERNATIONS = 2  # of poses and shifts; a third changes little
@@ -49,7 +49,6 @@ def estimate_poses(
     most_shift_px: float = 0.0,
     spacings_deg: tuple[float, ...] = (4.0, 2.0, 1.0),
     box_size: int | None = None,
-    batch_size: int = 4,
 ) -> Poses:
     """Search all poses on a coarse grid, then refine near the best of it, for each particle.
 
@@ -75,8 +74,6 @@ def estimate_poses(
     box_size : int, optional
         Search on images Fourier-cropped to so many pixels, which is faster and loses nothing if
         the volume holds no finer detail.
-    batch_size : int
-        Particles at a time.
 
     Returns
     -------
@@ -96,25 +93,22 @@ def estimate_poses(
         factor = box_size / noisy.shape[-1]
         small = fourier_crop(noisy, box_size, dims=2)  # with `factor` times the noise
         volume = fourier_crop(volume, box_size) / factor  # so many fewer voxels along the beam
-        options = {"spacings_deg": spacings_deg, "batch_size": batch_size}
-        found = estimate_poses(
-            volume, small, sigma * factor, symmetry, most_shift_px=most_shift_px * factor, **options
-        )
+        options = {"spacings_deg": spacings_deg, "most_shift_px": most_shift_px * factor}
+        found = estimate_poses(volume, small, sigma * factor, symmetry, **options)
         mean = fourier_crop(found.mean, noisy.shape[-1], dims=2)
         return replace(found, shifts_px=found.shifts_px / factor, mean=mean)
-    options = {"ctf": ctf, "batch_size": batch_size}
     shifts = torch.zeros(len(noisy), 2)
     if most_shift_px:
         steps = int(most_shift_px / 2 + 0.5)
         along = 2.0 * torch.arange(-steps, steps + 1)
-        coarse = volume_templates(volume, 2 * spacings_deg[0], symmetry)
+        coarse = volume_templates(volume, spacings_deg[0], symmetry)
         grid = torch.cartesian_prod(along, along)
-        found, shifts = over_shifts(coarse, noisy, sigma, grid, **options)
+        found = posterior(coarse, noisy, sigma, ctf=ctf, shifts_px=grid)
         rotations = pose_of(coarse.directions_deg, found.index, found.psi_deg)
         shifts = _best_shifts(volume, noisy, rotations, ctf, most_shift_px)
     for _ in range(ALTERNATIONS if most_shift_px else 1):
         centred = shift_images(noisy, -shifts) if most_shift_px else noisy
-        grids = refined(volume, centred, sigma, symmetry, spacings_deg=spacings_deg, **options)
+        grids = refined(volume, centred, sigma, symmetry, spacings_deg=spacings_deg, ctf=ctf)
         *_, (_, directions, found) = grids
         rotations = pose_of(directions, found.index, found.psi_deg)
         mean = found.mean

@@ -1,104 +1,138 @@
 r"""Images in polar Fourier space, where turning a particle in its plane is a change of phase.
 
 The transform of an image on rings of radius ``rho`` is a Fourier series in the angle,
-``X(rho, theta) = sum_k a_k(rho) exp(i k theta)``. With the Jacobi-Anger expansion its coefficients
-are sums over pixels at polar coordinates (r, phi),
-
-``a_k(rho) = (-i)^k sum_p x(p) J_k(2 pi rho r_p) exp(-i k phi_p)``.
-
-Turning the image by ``psi`` (``y_psi(p) = y(Rz(psi) p)``, as in `cryonb.physics.conventions`)
-multiplies ``a_k`` by ``exp(i k psi)``, so the products of one image with all turns of another are
-one short FFT. Images must be empty beyond the inscribed circle and beyond Nyquist, as projections
-are. Introduced in: 04_compare_methods.
+``X(rho, theta) = sum_k a_k(rho) exp(i k theta)``. Turning the image by ``psi``
+(``y_psi(p) = y(Rz(psi) p)``, as in `cryonb.physics.conventions`) multiplies ``a_k`` by
+``exp(i k psi)``, so the products of one image with all turns of another are one short FFT. A shift
+multiplies the samples on the rings by a phase. Images must be empty beyond the inscribed circle, as
+projections are. Introduced in: 04_compare_methods.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.special import jv
+from scipy.fft import next_fast_len
+
+from cryonb.physics.projection import Transform
+
+WIDTH = 4  # grid points under the kernel: products of images are right to 1e-3
+PIECE = 64  # images at a time
 
 
-def _orders(box: int) -> int:
-    """Highest angular order that an image inside the inscribed circle has below Nyquist."""
-    return int(np.ceil(np.pi * box / 2)) + 8
+@dataclass(frozen=True)
+class PolarGrid:
+    """Rings between 0 and a band limit, and angles on them.
 
-
-def _rings(box: int) -> tuple[np.ndarray, np.ndarray]:
-    """Radii of the rings between 0 and 1/2 cycles per pixel, and their widths: Gauss-Legendre."""
-    nodes, weights = np.polynomial.legendre.leggauss(int(np.ceil(0.8 * box)) + 8)
-    return (nodes + 1) / 4, weights / 4
-
-
-@lru_cache(maxsize=4)
-def _bessel(box: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tables for a box: J (k, rings, radii), radius number and angle of each pixel, pixel index.
-
-    Ring k's row carries the square root of its quadrature weight ``2 pi rho drho``, so that
-    products of images are plain sums of products of coefficients.
+    Attributes
+    ----------
+    box : int
+    limit : float
+        Largest radius, in cycles per pixel.
+    orders : int
+        Angular orders to keep, k = 0 ... orders - 1.
     """
-    rho, drho = _rings(box)
-    at = np.arange(box) - box // 2
-    squared = (at[:, None] ** 2 + at**2).ravel()
-    inside = np.flatnonzero(squared <= (box // 2) ** 2)
-    radii, number = np.unique(squared[inside], return_inverse=True)
-    argument = 2 * np.pi * rho[:, None] * np.sqrt(radii)
-    scale = np.sqrt(2 * np.pi * rho * drho)[:, None]
-    table = np.stack([scale * jv(k, argument) for k in range(_orders(box) + 1)])
-    table[np.abs(table) < 1e-12] = 0  # denormal numbers would make every product slow
-    phi = np.arctan2(at[inside // box], at[inside % box])
-    return (
-        torch.from_numpy(table.astype(np.float32)),
-        torch.from_numpy(number),
-        torch.from_numpy(phi.astype(np.float32)),
-        torch.from_numpy(inside),
-    )
+
+    box: int
+    limit: float
+    orders: int
+
+    @classmethod
+    def whole(cls, box: int) -> PolarGrid:
+        """Grid of everything that an image inside the inscribed circle has below Nyquist."""
+        return cls(box, 0.5, _orders(box, 0.5))
+
+    @cached_property
+    def _quadrature(self) -> tuple[torch.Tensor, torch.Tensor]:
+        nodes = np.polynomial.legendre.leggauss(math.ceil(1.6 * self.box * self.limit) + 8)
+        at, share = (torch.from_numpy(a) * self.limit / 2 for a in nodes)
+        return at + self.limit / 2, share
+
+    @property
+    def radii(self) -> torch.Tensor:
+        """Radii of the rings, in cycles per pixel: (rings,)."""
+        return self._quadrature[0].float()
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Root of each ring's share of the plane, ``2 pi rho drho``: (rings, 1).
+
+        Samples carry it, so that products of images are plain sums of products.
+        """
+        radii, share = self._quadrature
+        return (2 * torch.pi * radii * share).sqrt().float()[:, None]
+
+    @property
+    def angles(self) -> int:
+        """Samples on half a ring (the rest is conjugate), so that no kept order is aliased."""
+        return next_fast_len(math.ceil((_orders(self.box, self.limit) + self.orders) / 2))
+
+    @cached_property
+    def points(self) -> torch.Tensor:
+        """Where the samples lie, x and y in cycles per pixel: (rings, angles, 2)."""
+        theta = torch.arange(self.angles) * torch.pi / self.angles
+        return self.radii[:, None, None] * torch.stack([theta.cos(), theta.sin()], dim=1)
+
+    def shift_phases(self, shifts_px: torch.Tensor) -> torch.Tensor:
+        """Factors of samples that move images by shifts (s, 2), (y, x): (s, rings, angles)."""
+        turns = self.points.to(shifts_px) @ shifts_px.flip(1).T
+        return torch.exp(-2j * torch.pi * turns).movedim(-1, 0)
 
 
-def ring_frequencies(box: int) -> torch.Tensor:
-    """Radii of the rings, in cycles per pixel: (rings,)."""
-    return torch.from_numpy(_rings(box)[0]).float()
+def _orders(box: int, limit: float) -> int:
+    """Angular orders that an image inside the inscribed circle has within the band limit."""
+    return math.ceil(np.pi * box * limit) + 9
 
 
-def _basis(box: int, k: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Real and imaginary part of the basis of order k: (pixels inside, rings) each."""
-    table, number, phi, _ = (t.to(device) for t in _bessel(box))
-    radial = table[k].T[number]  # (pixels, rings)
-    turn = k * (phi + torch.pi / 2)  # (-i)^k exp(-i k phi) = exp(-i k (phi + pi / 2))
-    return radial * torch.cos(turn)[:, None], radial * -torch.sin(turn)[:, None]
+def sample(images: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
+    """Samples of images (n, y, x) on the rings, what is beyond the inscribed circle left out.
 
-
-def analyse(images: torch.Tensor, orders: int | None = None) -> torch.Tensor:
-    """Coefficients of images (n, y, x): complex (k, n, rings), k = 0 ... about pi box / 2.
-
-    What lies outside the inscribed circle is ignored. `orders` keeps that many, from k = 0 on.
+    Returns
+    -------
+    Tensor (n, rings, angles), complex
     """
-    box = images.shape[-1]
-    pixels = images.float().flatten(1)[:, _bessel(box)[3].to(images.device)]
-    out = []
-    for k in range(orders or _orders(box) + 1):
-        real, imaginary = _basis(box, k, images.device)
-        out.append(torch.complex(pixels @ real, pixels @ imaginary))
-    return torch.stack(out)
+    at = torch.arange(grid.box, device=images.device) - grid.box // 2
+    disc = at[:, None].square() + at.square() <= (grid.box // 2) ** 2
+    points, scale = grid.points.to(images.device), grid.scale.to(images.device)
+    pieces = (images.float() * disc).split(PIECE)
+    return torch.cat([Transform.of(piece, 2, WIDTH).at(points) for piece in pieces]) * scale
 
 
-def synthesise(coefficients: torch.Tensor, box: int) -> torch.Tensor:
-    """Images (n, y, x) of coefficients (k, n, rings); the inverse of `analyse` for particles."""
-    inside = _bessel(box)[3].to(coefficients.device)
-    pixels = torch.zeros(coefficients.shape[1], len(inside), device=coefficients.device)
-    for k, a in enumerate(coefficients):
-        real, imaginary = _basis(box, k, coefficients.device)
-        part = a.real @ real.T + a.imag @ imaginary.T  # Re(a conj(basis)^*) of both signs of k
-        pixels += part if k == 0 else 2 * part
-    images = pixels.new_zeros(len(pixels), box * box)
-    images[:, inside] = pixels
-    return images.view(-1, box, box)
+def expand(samples: torch.Tensor, orders: int) -> torch.Tensor:
+    """Coefficients (orders, n, rings) of samples (n, rings, angles)."""
+    rings = torch.cat([samples, samples.conj()], dim=-1)  # X(rho, theta + pi) = X(rho, theta)*
+    return torch.fft.fft(rings, norm="forward")[..., :orders].permute(2, 0, 1)
+
+
+def evaluate(coefficients: torch.Tensor, angles: int) -> torch.Tensor:
+    """Samples (n, rings, angles) of coefficients (orders, n, rings): the inverse of `expand`."""
+    sign = (-1.0) ** torch.arange(1, len(coefficients), device=coefficients.device)
+    negative = (coefficients[1:].conj() * sign[:, None, None]).flip(0)
+    between = 2 * angles + 1 - 2 * len(coefficients)
+    empty = coefficients.new_zeros(between, *coefficients.shape[1:])
+    rings = torch.cat([coefficients, empty, negative]).permute(1, 2, 0)
+    return torch.fft.ifft(rings, norm="forward")[..., :angles]
+
+
+def synthesise(samples: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
+    """Images (n, y, x) of samples (n, rings, angles): the inverse of `sample` for particles.
+
+    As the rings' quadrature is exact, it is the adjoint.
+    """
+    images = []
+    for piece in samples.split(PIECE):
+        with torch.enable_grad():
+            empty = piece.real.new_zeros(len(piece), grid.box, grid.box, requires_grad=True)
+            images += torch.autograd.grad(sample(empty, grid), empty, piece / grid.angles)
+    return torch.cat(images)
 
 
 def energy(coefficients: torch.Tensor) -> torch.Tensor:
-    """Squared norm of each image, ring by ring: (k, n, rings) -> (n, rings)."""
+    """Squared norm of each image, ring by ring: (orders, n, rings) -> (n, rings)."""
     squared = coefficients.abs().square()
     return 2 * squared.sum(0) - squared[0]
 
@@ -108,7 +142,7 @@ def products_over_turns(left: torch.Tensor, right: torch.Tensor, turns: int) -> 
 
     Parameters
     ----------
-    left, right : Tensor (k, b, rings) and (k, m, rings)
+    left, right : Tensor (orders, b, rings) and (orders, m, rings)
         Coefficients of x and y.
 
     Returns
@@ -116,5 +150,5 @@ def products_over_turns(left: torch.Tensor, right: torch.Tensor, turns: int) -> 
     Tensor (b, m, turns)
         For psi = 0, 360 / turns, ... degrees.
     """
-    cross = left.conj() @ right.transpose(1, 2)  # (k, b, m)
+    cross = left.conj() @ right.transpose(1, 2)  # (orders, b, m)
     return torch.fft.irfft(cross.permute(1, 2, 0), n=turns, norm="forward")

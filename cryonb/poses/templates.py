@@ -7,37 +7,72 @@ in: 04_compare_methods.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
 from cryonb.physics.geometry import euler_to_matrix, symmetry_rotations
-from cryonb.physics.projection import project
-from cryonb.poses.steerable import analyse
+from cryonb.physics.projection import WIDTH, Transform
+from cryonb.poses.steerable import PolarGrid, energy, expand, sample
+
+LOST = 3e-7  # share of the templates' energy that rings and components left out hold
+LOST_ORDERS = 1e-5  # share of it that angular orders left out hold
+FEW_DEG = 18.0  # 128 directions, from which rings, orders and components are chosen
+PIECE = 16  # templates at a time
 
 
 @dataclass(frozen=True)
 class Templates:
     """What a particle may be, up to a turn in its plane.
 
+    Of each angular order's values on the rings only the principal components are kept that hold the
+    templates: products need few, and products of components are products of images.
+
     Attributes
     ----------
-    target, observed : Tensor (k, m, rings), complex
-        Coefficients (`cryonb.poses.steerable.analyse`) of the clean images, and of what reaches the
-        detector before CTF and noise; the same tensor where the two are equal.
+    grid : PolarGrid
+        Rings and angular orders that the templates reach.
+    basis : Tensor (orders, rings, r), complex
+        Principal components of each angular order.
+    target, observed : Tensor (orders, m, r), complex
+        Coefficients on them of the clean images, and of what reaches the detector before CTF and
+        noise; the same tensor where the two are equal.
+    target_norms : Tensor (m,)
+        Squared norms of the clean images.
+    observed_norms : Tensor (m, rings)
+        Of what reaches the detector, ring by ring.
     directions_deg : Tensor (m, 2) or None
         rot and tilt; None for templates that are images.
-    box_size : int
     turns : int
         Turns in the plane that are told apart, evenly from 0 to 360 degrees.
     """
 
+    grid: PolarGrid
+    basis: torch.Tensor
     target: torch.Tensor
     observed: torch.Tensor
+    target_norms: torch.Tensor
+    observed_norms: torch.Tensor
     directions_deg: torch.Tensor | None
-    box_size: int
     turns: int
+
+    def project(self, samples: torch.Tensor) -> torch.Tensor:
+        """Coefficients (orders, n, r) of samples (n, rings, angles) of `cryonb.poses.steerable`."""
+        return expand(samples, self.grid.orders) @ self.basis
+
+    def rows(self, rows: torch.Tensor | slice) -> Templates:
+        """Only some of the templates."""
+        target = self.target[:, rows]
+        return replace(
+            self,
+            target=target,
+            observed=target if self.observed is self.target else self.observed[:, rows],
+            target_norms=self.target_norms[rows],
+            observed_norms=self.observed_norms[rows],
+            directions_deg=None if self.directions_deg is None else self.directions_deg[rows],
+        )
 
 
 def view_directions(spacing_deg: float, symmetry: str = "C1") -> torch.Tensor:
@@ -94,28 +129,76 @@ def volume_templates(
     """
     if directions_deg is None:
         directions_deg = view_directions(spacing_deg, symmetry)
-    rotations = euler_to_matrix(F.pad(directions_deg, (0, 1))).to(target.device)  # psi = 0
+    # What is kept is chosen from the same directions for every grid, so that grids can be compared.
+    few = view_directions(FEW_DEG)
+    planes = torch.cat([directions_deg, few]).to(target.device)
+    planes = euler_to_matrix(F.pad(planes, (0, 1)))[..., :2]  # psi = 0
     maps = target[None] if structure is None else torch.stack([target, target + structure])
-    found = _coefficients(lambda rows: project(maps, rotations[rows]), len(rotations))
-    turns = _turns(found, spacing_deg)
-    return Templates(found[0], found[-1], directions_deg, target.shape[-1], turns)
+    maps_ft = Transform.of(maps.float(), 3, WIDTH)
+
+    def slices(rows: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
+        points = torch.einsum("rad,mcd->mrac", grid.points.to(planes), planes[rows])
+        return maps_ft.at(points) * grid.scale.to(points)
+
+    m = len(directions_deg)
+    few = m + torch.arange(len(few))
+    return _templates(slices, target.shape[-1], m, few, directions_deg, spacing_deg)
 
 
-def _coefficients(images, m: int) -> torch.Tensor:
-    """Coefficients (c, k, m, rings) of `images(rows) -> (c, len(rows), y, x)`, in pieces.
+def _templates(
+    samples: Callable[[torch.Tensor, PolarGrid], torch.Tensor],
+    box: int,
+    m: int,
+    few: torch.Tensor,
+    directions_deg: torch.Tensor | None = None,
+    spacing_deg: float = 2.0,
+) -> Templates:
+    """Templates of the first m `samples(rows, grid)`, (1 or 2, rows, rings, angles).
 
-    Angular orders with less than 1e-5 of the energy, far out for a compact particle, are left out.
+    They are of the targets and, where that is another, of what is observed. Rings, orders and
+    components are chosen from the rows `few`.
     """
-    few = images(torch.linspace(0, m - 1, min(m, 128)).long())
-    first = analyse(few[0])
-    power = first.abs().square().sum((1, 2))
-    orders = 1 + int((power.flip(0).cumsum(0).flip(0) > 1e-5 * power.sum()).sum())
-    orders = min(orders, len(first))
-    out = first.new_empty(len(few), orders, m, first.shape[-1])
-    for rows in torch.arange(m).split(1024):
-        for i, stack in enumerate(images(rows)):
-            out[i, :, rows] = analyse(stack, orders)
-    return out
+
+    def coefficients(rows: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
+        parts = [expand(samples(r, grid).flatten(0, 1), grid.orders) for r in rows.split(PIECE)]
+        return torch.cat(parts, dim=1)
+
+    whole = PolarGrid.whole(box)
+    power = coefficients(few[::4], whole).abs().square().sum(1)
+    radii = whole.radii[: _needed(power.sum(0), LOST)]
+    grid = PolarGrid(box, min(0.5, 1.05 * float(radii[-1])), _needed(power.sum(1), LOST_ORDERS))
+    basis = _components(coefficients(few, grid))
+    pieces = []
+    for rows in torch.arange(m).split(PIECE):
+        found = coefficients(rows, grid)
+        shape = -1, len(rows)
+        pieces.append(((found @ basis).unflatten(1, shape), energy(found).unflatten(0, shape)))
+    kept, norms = (torch.cat(part, dim=-2) for part in zip(*pieces, strict=True))
+    target = kept[:, 0]
+    return Templates(
+        grid,
+        basis,
+        target,
+        target if len(norms) == 1 else kept[:, 1],
+        norms[0].sum(1),
+        norms[-1],
+        directions_deg,
+        _turns(grid.orders, spacing_deg),
+    )
+
+
+def _needed(power: torch.Tensor, lost: float) -> int:
+    """How many of the first entries hold all but a lost share of the power."""
+    beyond = power.flip(0).cumsum(0).flip(0)
+    return int((beyond > lost * power.sum()).sum())
+
+
+def _components(coefficients: torch.Tensor) -> torch.Tensor:
+    """Principal components (orders, rings, r) of coefficients (orders, n, rings)."""
+    power, vectors = torch.linalg.eigh(coefficients.mH @ coefficients)  # ascending
+    lost = power.clamp_min(0).cumsum(1).sum(0)  # of all orders, by the number left out
+    r = max(1, int((lost > LOST * lost[-1]).sum()))
+    return vectors[..., -r:]
 
 
 def image_templates(clean: torch.Tensor, observed: torch.Tensor | None = None) -> Templates:
@@ -130,13 +213,17 @@ def image_templates(clean: torch.Tensor, observed: torch.Tensor | None = None) -
     """
     stacks = [clean] if observed is None or observed is clean else [clean, observed]
     stacks = torch.stack([_with_mirrors(stack) for stack in stacks])
-    found = _coefficients(lambda rows: stacks[:, rows], stacks.shape[1])
-    return Templates(found[0], found[-1], None, clean.shape[-1], _turns(found))
+
+    def samples(rows: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
+        return torch.stack([sample(stack[rows], grid) for stack in stacks])
+
+    m = stacks.shape[1]
+    return _templates(samples, clean.shape[-1], m, torch.linspace(0, m - 1, min(m, 128)).long())
 
 
-def _turns(coefficients: torch.Tensor, spacing_deg: float = 2.0) -> int:
+def _turns(orders: int, spacing_deg: float) -> int:
     """Least power of two that resolves the box and is as fine as the directions."""
-    return 2 ** math.ceil(math.log2(max(2 * coefficients.shape[1], 360 / spacing_deg)))
+    return 2 ** math.ceil(math.log2(max(2 * orders, 360 / spacing_deg)))
 
 
 def _with_mirrors(images: torch.Tensor) -> torch.Tensor:
