@@ -446,7 +446,8 @@ truth = white.clean.images[0]
 low, high = grey_limits(truth)
 pictures = [torch.cat([step.y_t[0].clamp(low, high), step.clean[0], truth], 1) for step in taken]
 dB = [psnr(step.clean, truth[None]).item() for step in taken]
-labels = [f"step {t.index + 1}, γ = {t.gamma:.2g}, {d:.1f} dB" for t, d in zip(taken, dB, strict=True)]  # fmt: skip
+pairs = zip(taken, dB, strict=True)
+labels = [f"step {step.index + 1}, γ = {step.gamma:.2g}, {value:.1f} dB" for step, value in pairs]
 alts = [f"State, guess and truth after {label}" for label in labels]
 frame_viewer(pictures, labels, alts, title="state y_t | guess of the clean image | truth")
 
@@ -539,23 +540,23 @@ n6 = torch.randn(6, box_size, box_size, generator=generator)
 other = load_volume("prestin" if source == "channel" else "channel", box_size, pixel_size_A)
 tests = {"noise only": (sigma * n6, sigma), "σ stated too low (½)": (test_images[:6], sigma / 2)}
 folder, few = run_dir / "data" / f"white-{other.name}", dict.fromkeys(counts, 8)
-strangers = read_dataset(write_dataset(folder, other, few, snr=snr, seed=seed)).test
-tests[f"{other.name}, never seen"] = (strangers.noisy.images[:6], sigma)
+unseen = read_dataset(write_dataset(folder, other, few, snr=snr, seed=seed)).test
+tests[f"{other.name}, never seen"] = (unseen.noisy.images[:6], sigma)
 strips = {}
 for name, (images, told) in tests.items():
     strips[name] = images
     strips[f"denoised: {name}"] = denoise(best, images, told, steps)
-strips[f"truth: {other.name}"] = strangers.clean.images[:6]
+strips[f"truth: {other.name}"] = unseen.clean.images[:6]
 figure = show_rows(strips, title="What the model makes of things it was not made for")
 guessed = strips[f"denoised: {other.name}, never seen"]
-stranger_dB = float(psnr(guessed, strangers.clean.images[:6]).mean())
+unseen_dB = float(psnr(guessed, unseen.clean.images[:6]).mean())
 variance_from_noise = float(strips["denoised: noise only"].var())
 
 # %%
 say(
     f"From noise alone the model paints an image with **{variance_from_noise:.2f}** of the variance "
     f"of real particles: it finds its molecule where there is none. On {other.name} it reaches "
-    f"{stranger_dB:.1f} dB. It has learnt *this* molecule, not denoising."
+    f"{unseen_dB:.1f} dB. It has learnt *this* molecule, not denoising."
 )
 
 # %% [markdown]

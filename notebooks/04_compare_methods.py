@@ -174,8 +174,11 @@ drawn = project(molecule, pose_of(grid, limit.drawn_index, limit.drawn_psi_deg)[
 strips = {"noisy": noisy, "E[y | x], the limit": limit.mean, "a posterior sample": drawn}
 figure = show_denoised(strips | {"clean": clean}, title=f"The Bayes limit at SNR {snr:g}")
 sample_ratio = float(mse(drawn, clean[: len(drawn)]).mean()) / measured
-say(f"The limit is **{psnr(limit.mean, clean[:len(few)]).mean():.2f} dB**, computed in {limit_seconds:.0f} s for {len(few)} particles. A "
-    f"posterior sample has **{sample_ratio:.2f}** times the error of the mean; theory says 2.")  # fmt: skip
+limit_dB = float(psnr(limit.mean, clean[: len(few)]).mean())
+say(
+    f"The limit is **{limit_dB:.2f} dB**, computed in {limit_seconds:.0f} s for {len(few)} particles. A "
+    f"posterior sample has **{sample_ratio:.2f}** times the error of the mean; theory says 2."
+)
 
 # %% [markdown]
 # Compare the forecast and the measured MSE as the grid gets finer. The forecast uses only the particles, the
@@ -361,8 +364,8 @@ for title, value in spread.items():
 # %%
 for name, table in tables.items():
     table.write(run_dir / "tables", f"compare-{name}")
-    say(f"**{name}, SNR {snr:g}, {n_test} test particles** (fewer where \"images\" says so)\n\n"
-        f"{table.markdown()}")  # fmt: skip
+    title = f'**{name}, SNR {snr:g}, {n_test} test particles** (fewer where "images" says so)'
+    say(f"{title}\n\n{table.markdown()}")
 say_table(["method", "settings, and where they come from"], tables["white"].settings.items())
 
 # %% mystnb={"image": {"alt": "Rows of test particles, each denoised by one method"}}
@@ -429,7 +432,8 @@ say(
 # protein made of the other?
 
 # %% mystnb={"image": {"alt": "Particles of the second molecule, denoised by methods of the first"}}
-wanted = {"CWF", "best linear filter", "kept SR3, one step", "SR3 for any molecule, one step", "template posterior"}  # fmt: skip
+wanted = {"CWF", "best linear filter", "kept SR3, one step", "template posterior"}
+wanted |= {"SR3 for any molecule, one step"}
 strips = {title: images for title, images in table.images.items() if title in wanted}
 strips |= {"Bayes limit": other_limit.mean, "clean": other.test.clean.images}
 strips = {"noisy": other.test.noisy.images} | strips
@@ -485,9 +489,11 @@ plt.show()
 two = [dB[f"SR3 → U-Net, sees {inputs}"] for inputs in ("sample", "sample+noisy")]
 direct, most = dB["U-Net, clean targets"], max(two)
 winner = "Two stages win" if most > direct else "The direct U-Net wins"
-say(f"After {tflop:.3g} TFLOP each, on the test particles: direct U-Net **{direct:.2f} dB**; SR3 → U-Net **{two[0]:.2f} dB** in "
-    f"the paper's form and **{two[1]:.2f} dB** when it also sees the noisy image; SR3 alone, in one step, {dB['SR3, one step']:.2f} dB. "
-    f"{winner} by {abs(most - direct):.2f} dB.")  # fmt: skip
+say(
+    f"After {tflop:.3g} TFLOP each, on the test particles: direct U-Net **{direct:.2f} dB**; SR3 → U-Net "
+    f"**{two[0]:.2f} dB** in the paper's form and **{two[1]:.2f} dB** when it also sees the noisy image; SR3 "
+    f"alone, in one step, {dB['SR3, one step']:.2f} dB. {winner} by {abs(most - direct):.2f} dB."
+)
 
 # %% [markdown]
 # The paper states that 200 epochs of SR3 and a U-Net take nearly twelve times less training time than
@@ -503,8 +509,10 @@ say(f"After {tflop:.3g} TFLOP each, on the test particles: direct U-Net **{direc
 curve = rows["white"]["SR3, one step"].curve
 when = [f"after {t:.2g} TFLOP" for t, quality in curve if quality >= most] + ["not at that cost"]
 sample_dB = dB[f"SR3, one {steps}-step sample"]
-say(f"SR3's one-step mean reaches the best two-stage result ({most:.2f} dB) **{when[0]}**; its sample is still at "
-    f"{sample_dB:.2f} dB after {tflop:.3g} TFLOP.")  # fmt: skip
+say(
+    f"SR3's one-step mean reaches the best two-stage result ({most:.2f} dB) **{when[0]}**; its sample is "
+    f"still at {sample_dB:.2f} dB after {tflop:.3g} TFLOP."
+)
 
 # %% [markdown]
 # **Is a sample's error twice the mean's, and how does the error of the mean of K samples fall?** Theory says
@@ -555,14 +563,17 @@ for name, (*given, answer, some, most_samples) in tried.items():
     means[name] = np.array([error_of(images, answer) for images in averages]) / errors[0]
 
 # %% mystnb={"image": {"alt": "Error of samples against the number of steps, and of the mean of K samples"}}
-labels = {"y": "MSE ÷ MSE of one step"}
-figure = plot_lines(falls, title="One sample, against steps", ticks=counted, x="network evaluations", **labels)  # fmt: skip
+labels = {"x": "network evaluations", "y": "MSE ÷ MSE of one step"}
+figure = plot_lines(falls, title="One sample, against steps", ticks=counted, **labels)
 lines = {name: (k[: len(values)], values[:samples]) for name, values in means.items()}
-figure = plot_lines(lines, theory="theory, 1 + 1/K", title=f"Mean of K {steps}-step samples", x="samples K that are averaged", ticks=k, **labels)  # fmt: skip
+labels |= {"x": "samples K that are averaged", "theory": "theory, 1 + 1/K"}
+figure = plot_lines(lines, title=f"Mean of K {steps}-step samples", ticks=k, **labels)
 plt.show()
 ratios = {name: float(means[name][0]) for name in tried}
-say(f"A sample of {steps} steps has **{ratios['exact']:.2f}** times the error of the mean with the exact posterior ({n} "
-    f"particles), and {ratios['network']:.2f} times with the network of this run.")  # fmt: skip
+say(
+    f"A sample of {steps} steps has **{ratios['exact']:.2f}** times the error of the mean with the exact "
+    f"posterior ({n} particles), and {ratios['network']:.2f} times with the network of this run."
+)
 
 # %% [markdown]
 # First figure: with the exact model, the error grows from that of the mean (one step) towards twice that as steps

@@ -216,9 +216,10 @@ class Comparison:
         lines = ["| | " + " | ".join(COLUMNS[k][0] for k in shown) + " |"]
         lines.append("|---" + "|---:" * len(shown) + "|")
         for name, row in self.rows.items():
-            note = row.get("note")
             cells = [format(row[k], COLUMNS[k][1]) if k in row else "" for k in shown]
-            lines.append(f"| {name} | {note or ' | '.join(cells)} |" + " |" * bool(note))
+            if "note" in row:
+                cells = [row["note"], ""]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
     def write(self, folder: str | os.PathLike, stem: str) -> None:

@@ -112,7 +112,7 @@ def cleaning_loss(model: nn.Module, batch, fraction: float, generator) -> torch.
 
 
 @torch.no_grad()
-def apply_cleaner(model: MapCleaner, map: torch.Tensor, tile: int = 128) -> torch.Tensor:
+def apply_cleaner(model: MapCleaner, density: torch.Tensor, tile: int = 128) -> torch.Tensor:
     """Clean a map (z, y, x) that has the network's pixel size.
 
     Maps larger than `tile` voxels are cut into tiles with a margin of the network's reach, which
@@ -127,9 +127,9 @@ def apply_cleaner(model: MapCleaner, map: torch.Tensor, tile: int = 128) -> torc
     step, reach = model.stride, model.reach
     if tile < step or tile % step:
         raise ValueError(f"tile is {tile}: give a multiple of {step}")
-    level, scale = level_and_scale(map)
-    padding = [p for n in reversed(map.shape) for p in (0, -n % step)]
-    given = F.pad((map - level) / scale, padding)
+    level, scale = level_and_scale(density)
+    padding = [p for n in reversed(density.shape) for p in (0, -n % step)]
+    given = F.pad((density - level) / scale, padding)
     out, device = torch.empty_like(given), next(model.parameters()).device
     for corner in product(*(range(0, n, tile) for n in given.shape)):
         sides = list(zip(corner, given.shape, strict=True))
@@ -139,11 +139,11 @@ def apply_cleaner(model: MapCleaner, map: torch.Tensor, tile: int = 128) -> torc
             slice(o.start - w.start, o.stop - w.start) for o, w in zip(own, wide, strict=True)
         )
         out[own] = model(given[wide][None].to(device))[0][inner].to(out)
-    z, y, x = map.shape
+    z, y, x = density.shape
     return out[:z, :y, :x] * scale
 
 
-def clean_map(model: MapCleaner, map: torch.Tensor, pixel_size_A: float) -> torch.Tensor:
+def clean_map(model: MapCleaner, density: torch.Tensor, pixel_size_A: float) -> torch.Tensor:
     """Clean a map (n, n, n) of any pixel size.
 
     The map is resampled to the network's pixel size, cleaned, and brought back. Detail finer than
@@ -153,7 +153,7 @@ def clean_map(model: MapCleaner, map: torch.Tensor, pixel_size_A: float) -> torc
     Parameters
     ----------
     model : MapCleaner
-    map : Tensor (z, y, x)
+    density : Tensor (z, y, x)
         Cubic; bright molecule.
     pixel_size_A : float
         Å.
@@ -168,19 +168,19 @@ def clean_map(model: MapCleaner, map: torch.Tensor, pixel_size_A: float) -> torc
     ValueError
         Not a cube, or the same value everywhere.
     """
-    n, step = check_cubic(map, 3), model.pixel_size_A / pixel_size_A
-    if float(map.max() - map.min()) == 0:
+    n, step = check_cubic(density, 3), model.pixel_size_A / pixel_size_A
+    if float(density.max() - density.min()) == 0:
         raise ValueError("The map has the same value everywhere: there is nothing to clean.")
-    map = map.float() - level_and_scale(map)[0]
+    density = density.float() - level_and_scale(density)[0]
     if abs(step - 1) < 1e-3:
-        return apply_cleaner(model, map)
+        return apply_cleaner(model, density)
     size = max(int(torch.tensor(n / step).ceil()), model.stride)
     middle = size // 2, n // 2  # the same point of both grids
-    coarse = resample(map, size, step, (middle[1] - middle[0] * step,) * 3)
+    coarse = resample(density, size, step, (middle[1] - middle[0] * step,) * 3)
     cleaned = apply_cleaner(model, coarse)
     back = 1 / step, (middle[0] - middle[1] / step,) * 3
     cleaned, seen = (resample(v, n, *back) for v in (cleaned, coarse))
     if step <= 1:  # the network saw all detail there is
         return cleaned
     support = soft_mask(cleaned, pixel_size_A, largest=True)
-    return cleaned + support * (map - seen)
+    return cleaned + support * (density - seen)
