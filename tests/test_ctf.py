@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch_ctf import calculate_ctf_2d
 
 from cryonb.physics.ctf import apply_ctf, ctf
 
@@ -36,6 +37,26 @@ def test_ctf_equals_the_formula(box, voltage_kv):
     )
     # float32 phases of up to 70 radians: rounding of a few 1e-4.
     torch.testing.assert_close(result, expected, atol=2e-3, rtol=0)
+
+
+def test_ctf_agrees_with_torch_ctf():
+    defocus, angle = torch.tensor([0.6, 2.1]), torch.tensor([20.0, -70.0])
+    theirs = calculate_ctf_2d(
+        defocus=defocus,
+        astigmatism=0.1,
+        astigmatism_angle=angle,
+        voltage=200.0,
+        spherical_aberration=2.0,
+        amplitude_contrast=0.07,
+        phase_shift=30.0,
+        pixel_size=1.5,
+        image_shape=(64, 64),
+        rfft=True,
+        fftshift=False,
+    )
+    optics = {"voltage_kv": 200.0, "spherical_aberration_mm": 2.0, "amplitude_contrast": 0.07}
+    bent = {"astigmatism_um": 0.1, "astigmatism_angle_deg": angle, "phase_shift_deg": 30.0}
+    torch.testing.assert_close(ctf(64, 1.5, defocus, **optics, **bent), theirs, atol=2e-3, rtol=0)
 
 
 def test_sign_and_value_at_zero_frequency():

@@ -143,6 +143,10 @@ def test_mask_correction_takes_back_what_the_mask_brings():
     assert curves.corrected[11:15].mean() < 0.25
     assert curves.corrected[16:].mean() < 0.08
     assert curves.randomised[:4].min() > 0.8  # the inner shells keep their phases
+    first = int((curves.unmasked[1:] < 0.8).nonzero()[0]) + 1 + 2  # corrected from here on
+    expected = (curves.masked - curves.randomised) / (1 - curves.randomised)
+    expected[:first] = curves.masked[:first]
+    torch.testing.assert_close(curves.corrected, expected)
     # The same noise in both halves is a real correlation, and the correction leaves it.
     same = fsc_mask_corrected(half1, half1, sharp, 2.0)
     torch.testing.assert_close(same.corrected, torch.ones_like(same.corrected))

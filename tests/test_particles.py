@@ -11,6 +11,15 @@ import pytest
 import starfile
 import torch
 
+from cryonb.data.optics import (
+    CARRIED,
+    CORRECTED,
+    FLIPPED,
+    MULTIPLIED,
+    PHASE_FLIPPED,
+    PLAIN,
+    PREMULTIPLIED,
+)
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import CTF_APPLIED, Particles, particles_from_arrays, write_particles
 from cryonb.physics.geometry import angular_distance_deg, random_rotations
@@ -114,6 +123,59 @@ def test_whether_the_ctf_is_applied_is_recorded(tmp_path):
     torch.testing.assert_close(back.defocus_um, p.defocus_um)  # known all the same
     foreign = Particles(p.images, p.optics.drop(columns=CTF_APPLIED), p.table)
     assert foreign.ctf_applied  # a RELION file that knows the defocus
+
+
+def test_each_row_says_what_was_done_to_its_image(tmp_path):
+    """Of the row, before its optics group; as of the file, so of what is read again."""
+    p = make(5)
+    optics = p.optics.drop(columns=CTF_APPLIED).assign(rlnCtfDataArePhaseFlipped=1)
+    flags = {
+        CTF_APPLIED: [1, 1, 1, 0, 1],
+        MULTIPLIED: [0, 1, 0, 0, 0],
+        FLIPPED: [1, 1, 0, 1, 0],
+        CORRECTED: [0, 0, 0, 0, 1],
+    }
+    mixed = Particles(p.images, optics, p.table.assign(**flags))
+    back = read_particles(write_particles(mixed, tmp_path / "p.star"))
+    assert list(back.state) == [PHASE_FLIPPED, PREMULTIPLIED, CARRIED, PLAIN, PLAIN]
+    c, ones = p.ctf, torch.ones_like(p.ctf[0])
+    expected = torch.stack([c[0].abs(), c[1] ** 2, c[2], ones, ones])
+    torch.testing.assert_close(back.ctf, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="others do not"):
+        _ = back.ctf_applied
+    said = back.with_ctf(False)
+    assert said.ctf is None and not said.ctf_applied
+
+
+BAD_COLUMNS = {
+    "missing": ({"rlnVoltage": None}, "lacks rlnVoltage"),
+    "unset": ({"rlnAngleTilt": [1.0, 2.0, -999.0]}, "rlnAngleTilt .* the first is 3"),
+    "no number": ({"rlnDefocusU": ["1e4", "x", "1e4"]}, "rlnDefocusU .* the first is 2"),
+    "micrometres": ({"rlnDefocusU": 1.5}, "10,000"),
+    "no list": ({"rlnOddZernike": "[1,"}, "rlnOddZernike"),
+    "tomogram": ({"rlnTomoName": "TS_01"}, "tomograms .rlnTomoName"),
+    "volumes": ({"rlnImageDimensionality": 3}, "tomograms"),
+    "two scales": ({"rlnImagePixelSize": [1.7, 1.7, 1.701]}, "1.7 to 1.701"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COLUMNS)
+def test_columns_that_cannot_be_used_are_named(case):
+    columns, message = BAD_COLUMNS[case]
+    p = make(3)
+    table = p.table.assign(**{k: v for k, v in columns.items() if v is not None})
+    optics = p.optics.drop(columns=[name for name, value in columns.items() if value is None])
+    with pytest.raises(ValueError, match=message):
+        q = Particles(p.images, optics, table)
+        _ = q.ctf, q.slices, q.shifts_px
+
+
+def test_in_focus_is_a_defocus_and_nearly_equal_pixels_are_equal():
+    p = make(3, box=16)
+    table = p.table.assign(rlnDefocusU=0.0, rlnDefocusV=0.0, rlnImagePixelSize=[1.7, 1.70001, 1.7])
+    q = Particles(p.images, p.optics, table)
+    torch.testing.assert_close(q.ctf[:, 0, 0], torch.full((3,), 0.1))
+    assert q.pixel_size_A == 1.7
 
 
 def test_astigmatism_and_optics_groups_reach_the_ctf():

@@ -93,6 +93,16 @@ def test_one_view_fills_one_slice_and_nothing_else():
     assert middle.std(0).max() < 0.1 * middle.mean()
 
 
+@pytest.mark.parametrize("n", [15, 21])
+def test_images_on_their_side_with_poses_to_match_give_the_same_volume(n):
+    """The half transform that is stored, with its column kx = 0, is another one then."""
+    g = torch.Generator().manual_seed(0)
+    images, rotations = torch.randn(5, n, n, generator=g), random_rotations(5, g)
+    turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    turned = reconstruct(torch.rot90(images, 1, (1, 2)), rotations @ turn)
+    torch.testing.assert_close(turned, reconstruct(images, rotations), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("n", [20, 21])
 @pytest.mark.parametrize("symmetry", ["C3", "C4", "C6", "D2", "D4"])
 def test_symmetry_is_that_of_images_seen_from_all_mates(n, symmetry):

@@ -32,7 +32,6 @@ from cryonb.data.star import (
 
 STACKS = (".mrcs", ".mrc", ".st")
 PIXEL_SIZES = ["rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize", "rlnMagnification"]
-FLAGS = ["rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied", CTF_APPLIED]
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def _grouped(optics, table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.
 
     Files of RELION 3.0 have no optics table; ASPIRE writes columns of it into the particles' table.
     """
-    columns = [name for name in (*MICROSCOPE, *PIXEL_SIZES, *FLAGS) if name in table]
+    columns = [name for name in (*MICROSCOPE, *PIXEL_SIZES) if name in table]
     if optics is None:
         number = table.groupby(columns, dropna=False, sort=False).ngroup() + 1 if columns else 1
         table = table.assign(rlnOpticsGroup=number)

@@ -156,7 +156,7 @@ def project(
     volume : torch.Tensor, shape (z, y, x) or (c, z, y, x)
         One cubic volume, or several that are projected with the same poses.
     rotations : torch.Tensor, shape (n, 3, 3)
-        Poses, see `cryonb.physics.conventions`.
+        Poses, see `cryonb.physics.conventions`, or `cryonb.data.particles.Particles.slices`.
     shifts_px : torch.Tensor, optional, shape (n, 2)
         (y, x) in pixels.
     batch_size : int
@@ -186,7 +186,8 @@ def project(
     images = volume.new_empty(volumes_ft.channels, len(rotations), box, box, dtype=torch.float32)
     for i in range(0, len(rotations), batch_size):
         b = slice(i, i + batch_size)
-        values = volumes_ft.at(plane @ rotations[b, :, :2].mT)  # (c, b, points inside)
+        points = plane @ rotations[b, :, :2].mT  # of a magnified image also beyond the grid
+        values = volumes_ft.at(points.clamp(-0.5, 0.5))  # (c, b, points inside)
         slices = values.new_zeros(*values.shape[:2], size * len(kx))
         slices[..., inside] = values
         phases = shift_phases(shifts_px[b] + box // 2, size)  # the centre to its place
