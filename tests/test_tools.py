@@ -162,6 +162,7 @@ def test_fsc_says_what_is_wrong(halves, tmp_path, volume, capsys):
     assert "voxels of 4 Å, the first map of 3 Å" in complaint(paths[0], tmp_path / "other.mrc")
     write_map(tmp_path / "small.mrc", volume[4:, 4:, 4:], PIXEL)
     assert "--centre to lay" in complaint(paths[0], tmp_path / "small.mrc")
+    assert "--fit moves an atomic model" in complaint(*paths, "--fit")
     (tmp_path / "model.pdb").write_text("END\n")
     assert "is an atomic model" in complaint(paths[0], tmp_path / "model.pdb")
     write_map(tmp_path / "hard.mrc", (volume > volume.mean()).float(), PIXEL)

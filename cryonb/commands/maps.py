@@ -79,6 +79,8 @@ def fsc_files(
     """
     if (half2 is None) == (reference is None):
         raise ValueError("give a second half map, or --reference")
+    if placing.fit and not (reference or is_model(mask)):
+        raise ValueError("--fit moves an atomic model: give one as --reference or --mask")
     check_writable(out)
     first = _read(map, placing)
     grid, pixel_A = to_cube(first)[0], first.pixel_size_A
@@ -275,6 +277,8 @@ def clean_file(
         One line that says what is wrong with the map, the mask, the weights or the output.
     """
     map, out = Path(map), Path(out)
+    if placing.fit and not is_model(mask):
+        raise ValueError("--fit moves an atomic model: give one as --mask")
     check_writable(out)
     if out.resolve() == map.resolve():
         raise ValueError(f"{out} would replace the input, which is never touched: choose another")
