@@ -153,6 +153,44 @@ def test_intensities_offset_and_contrast_do_not_matter(tmp_path, weights):
     np.testing.assert_allclose(results["dark"], 1000 - 20 * results["plain"], atol=2e-2)
 
 
+def write_raw(path, images: np.ndarray):
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(images.astype(np.float32))
+        mrc.set_image_stack()
+    return path
+
+
+def test_blank_images_stay_as_they_are_and_levels_are_kept(tmp_path, weights, capsys):
+    given = disc(30, 48).numpy()
+    given[20], given[25, :, :20] = 7.0, 0.0  # constant, and cut off by a mask
+    given[25, :8] = given[25, -8:] = given[25, :, -8:] = 0.0
+    stack = write_raw(tmp_path / "p.mrcs", given)  # no pixel size; the network takes 32 px
+    options = {"checkpoint": weights, "batch_size": 8, "diameter_A": None}
+    out = mrcfile.read(denoise_file(stack, tmp_path / "o.mrcs", **options))
+    assert "unknown Å/px" in (said := capsys.readouterr().out)
+    assert "1 images have no noise" in said and "the first is number 21" in said
+    assert np.array_equal(out[20], given[20])
+    rest = np.delete(np.arange(30), [20, 25])
+    np.testing.assert_allclose(out[rest].mean((1, 2)), given[rest].mean((1, 2)), atol=1)
+    assert mrcfile.open(tmp_path / "o.mrcs").voxel_size.x == 0, "not invented"
+    with pytest.raises(ValueError, match="ixel"):
+        denoise_file(stack, tmp_path / "q.mrcs", checkpoint=weights, diameter_A=60)
+    denoise_file(stack, tmp_path / "q.mrcs", checkpoint=weights, diameter_A=60, pixel_size_A=2)
+    assert mrcfile.open(tmp_path / "q.mrcs").voxel_size.x == 2
+
+
+def test_the_ctf_can_be_left_out_and_a_bad_row_is_found_before_the_work(tmp_path, weights):
+    star = star_with(tmp_path, "particles", rlnDefocusU=[15000.0] * 9 + ["unset"])
+    with pytest.raises(ValueError, match="first is 10"):
+        denoise_file(star, tmp_path / "o.star", checkpoint=weights)
+    assert not list(tmp_path.glob(".*")), "nothing has begun"
+    off = denoise_file(star, tmp_path / "off.star", checkpoint=weights, ctf="off")
+    bare = denoise_file(star.with_suffix(".mrcs"), tmp_path / "bare.mrcs", checkpoint=weights)
+    assert np.array_equal(mrcfile.read(off.with_suffix(".mrcs")), mrcfile.read(bare))
+    with pytest.raises(ValueError, match="rlnDefocusU"):
+        denoise_file(bare, tmp_path / "on.mrcs", checkpoint=weights, ctf="on")
+
+
 @pytest.mark.parametrize("mode", ["int8", "int16", "uint16", "float16", "big-endian"])
 def test_other_modes_give_the_same_result(tmp_path, weights, mode):
     stack = disc(6).round().numpy()

@@ -67,7 +67,7 @@ def use(path):
     source.write_like(path.with_name("out.star"), "out.mrcs")
     particles = source.read()
     assert torch.isfinite(particles.images).all()
-    for name in ("rotations", "shifts_px", "half"):
+    for name in ("rotations", "shifts_px", "half", "ctf"):
         value = getattr(particles, name)
         assert value is None or torch.isfinite(torch.view_as_real(value + 0j)).all(), name
 
@@ -78,7 +78,7 @@ def test_a_thousand_damaged_tables(whole, capsys):
     for _ in range(1000):
         path.write_bytes(mutated(raw, g, WORDS))
         read += ends_well(lambda: use(path))
-    assert 100 < read < 900, "harmless and harmful damages"
+    assert 50 < read < 950, "harmless and harmful damages"
 
 
 def test_a_thousand_damaged_headers(whole, tmp_path, capsys):

@@ -22,8 +22,10 @@ from cryonb.base.files import check_writable
 from cryonb.base.options import DenoiseOptions
 from cryonb.base.workers import count_cores, process_pool
 from cryonb.commands.shards import Unfinished, begin, split
+from cryonb.data.optics import PLAIN, Columns
 from cryonb.data.particle_file import ParticleFile, open_particles
 from cryonb.data.particles import Particles
+from cryonb.data.star import MICROSCOPE
 from cryonb.data.whitening import NoiseModel, from_network, measure_noise, to_network
 from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.weights import MANY, load_model
@@ -197,6 +199,7 @@ def _look(source: ParticleFile, options: DenoiseOptions) -> NoiseModel:
     """Measure a file's noise; print what was found, and where the network has not been trained."""
     manifest = load_model(options.checkpoint or MANY, SR3)[1]["options"]
     full, box = source.stacks.box, _network_box(source.stacks.box, manifest)
+    _check_rows(source, options)
     noise = measured_noise(source, box, options)
     pixel_A = float(source.optics["rlnImagePixelSize"].iloc[0]) * full / box
     contrast = "bright" if noise.sign > 0 else "dark (turned for the network, and back)"
@@ -209,6 +212,13 @@ def _look(source: ParticleFile, options: DenoiseOptions) -> NoiseModel:
     if not 0.7 * low <= noise.snr <= 1.4 * high:
         print(f"  note: the network was trained at SNR {low:g} to {high:g}; expect less of it here")
     return noise
+
+
+def _check_rows(source: ParticleFile, options: DenoiseOptions) -> None:
+    """ValueError, before the work, for a row whose CTF cannot be known, or without any defocus."""
+    columns = Columns(source.optics, source.table)
+    if options.ctf == "on" or (options.ctf == "auto" and (columns.state != PLAIN).any()):
+        _ = columns.defocus_A, columns.numbers(*MICROSCOPE)
 
 
 def _network_box(box: int, trained: dict) -> int:

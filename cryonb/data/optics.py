@@ -46,7 +46,7 @@ class Columns:
     def __post_init__(self):
         volumes = self.has("rlnImageDimensionality")
         volumes = volumes and (self.numbers("rlnImageDimensionality") == 3).any()
-        found = [name for name in ("rlnTomoName", "rlnCtfImage") if self.has(name)]
+        found = [name for name in ("rlnTomoVisibleFrames", "rlnCtfImage") if self.has(name)]
         if volumes or found:
             reason = found[0] if found else "rlnImageDimensionality is 3"
             raise ValueError(

@@ -128,7 +128,9 @@ class Particles:
         """Return the particles in another box size of the same width in Å, by Fourier cropping."""
         if box_size == self.box_size:
             return self
-        new = {"rlnImagePixelSize": self.pixel_size_A * self.box_size / box_size}
+        known = (self.columns.numbers("rlnImagePixelSize") != 0).any()
+        pixel_A = self.pixel_size_A * self.box_size / box_size if known else 0.0
+        new = {"rlnImagePixelSize": pixel_A}
         optics = self.optics.assign(**new, rlnImageSize=box_size)
         table = self.table.drop(columns="rlnImagePixelSize", errors="ignore")
         images = fourier_crop(self.images, box_size, dims=2)
