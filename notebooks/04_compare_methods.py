@@ -542,6 +542,7 @@ def error_of(images, truth):
     return float(mse(images, truth).mean())
 
 
+# %%
 small, loud = volume_templates(molecule, 8.0, volume.symmetry), 10.0
 n = 4 * max(slow_images // 4, 4)
 world, generator = every_pose(small), torch.Generator().manual_seed(seed)

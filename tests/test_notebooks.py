@@ -93,6 +93,8 @@ def test_code_is_short_and_plain(path):
         total += len(lines)
         if "long" not in cell.metadata.get("tags", []):  # a network in one piece may be longer
             assert len(lines) <= 25, f"{len(lines)} lines: {lines[0]}"
+        for line in lines:
+            assert len(line) <= 110 and "fmt: skip" not in line, line
         assert not re.search(r"^\s*[!%]\s*pip\b", cell.source, re.M)
         # ipywidgets' Output can stall papermill for ever.
         assert not re.search(r"\b(interact|interactive|interactive_output|Output)\(", cell.source)
