@@ -100,10 +100,10 @@ def _why(run: Run, folder: Path) -> str:
 def _one_after_the_other(commands: dict[str, list[str]], folder: Path) -> int:
     """Do the runs where there is no snakemake; returns the highest exit code."""
     print(f"one run at a time, for want of snakemake: {INSTALL} (not on Windows)")
-    codes = [0]
+    codes, env = [0], os.environ | {"CRYONB_PARENT": str(os.getpid())}
     for name, command in commands.items():
         with open(folder / f"{name}.log", "w") as log:
-            codes.append(subprocess.call(command, stdout=log, stderr=subprocess.STDOUT))
+            codes.append(subprocess.call(command, stdout=log, stderr=subprocess.STDOUT, env=env))
     return max(codes)
 
 
