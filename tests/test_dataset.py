@@ -16,7 +16,13 @@ from cryonb.physics.geometry import angular_distance_deg
 from cryonb.simulation import dataset
 from cryonb.simulation.dataset import read_dataset, score_test, write_dataset
 from cryonb.simulation.masks import micelle
-from cryonb.simulation.simulate import StructuralNoise, clean_scale, setting, simulate_images
+from cryonb.simulation.simulate import (
+    StructuralNoise,
+    clean_scale,
+    projected_mask,
+    setting,
+    simulate_images,
+)
 
 COUNTS = {"train": 5, "validation": 3, "test": 4}
 

@@ -39,6 +39,15 @@ def test_molecules_have_the_density_and_symmetry_that_they_say():
         assert 4 / 3 * np.pi * (3 * gyration) ** 3 > 0.1 * RESIDUE_A3 * residues
 
 
+def test_a_small_subunit_is_nearly_a_ball_of_its_residues():
+    ratios = []
+    for seed in range(40):
+        xyz = families._subunit(120.0, False, np.random.default_rng(seed)).reshape(-1, 3)
+        ball_A = (RESIDUE_A3 * len(xyz) / 3 * 3 / (4 * np.pi)) ** (1 / 3)
+        ratios.append(np.sqrt((xyz**2).sum(1).mean()) / (np.sqrt(3 / 5) * ball_A))
+    assert np.median(ratios) == pytest.approx(1.1, abs=0.15)  # long helices stick out
+
+
 def test_the_quick_volume_is_nearly_that_of_the_atoms():
     atoms = random_molecule(np.random.default_rng(3))
     pixel_A = 2.2 * np.linalg.norm(atoms.xyz_A, axis=1).max() / 40

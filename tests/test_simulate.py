@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cryonb.data.volumes import load_volume
+from cryonb.data.volumes import Volume, load_volume
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.projection import project
 from cryonb.simulation.dataset import read_dataset, write_dataset
@@ -209,3 +209,28 @@ def test_a_mask_falls_by_half_a_cosine():
     d = torch.clamp((torch.arange(48.0) - 18) * 2.0 - 4.0, 0, 10)  # Å beyond the flat part
     expected = (1 + torch.cos(math.pi * d / 10)) / 2
     torch.testing.assert_close(mask[24, 24, 14:], expected[14:])
+
+
+@pytest.mark.parametrize("low_pass_A, is_open", [(8.0, True), (16.0, False)])
+def test_a_mask_is_blurred_by_a_quarter_of_the_low_pass(low_pass_A, is_open):
+    """The middle of a gap of 3 px is filled to 0.12 by a sigma of 1 px, to 0.45 by one of 2 px."""
+    density = torch.zeros(40, 40, 40)
+    density[:, :, 10:19] = density[:, :, 22:31] = 1.0
+    mask = soft_mask(density, 2.0, low_pass_A=low_pass_A, extend_A=0.0, soft_edge_A=0.0)
+    assert mask[20, 20, 14] == 1 and (mask[20, 20, 20] == 0) == is_open
+
+
+@pytest.mark.parametrize("shell_A", [6.0, 12.0])
+def test_head_groups_are_a_shell_of_the_belt(shell_A):
+    """On its equator the belt goes from heads (1) to chains (-1) that far below its surface."""
+    axis = (torch.arange(80.0) - 40) * 2.0  # Å
+    rod = (torch.hypot(axis[:, None], axis) < 24) * (axis.abs() < 50)[:, None, None]
+    volume = Volume(rod.float(), 2.0, "rod", membrane_z_A=(-15.0, 15.0))
+    levels = {"width_A": 40.0, "shell_A": shell_A, "head_level": 1.0, "core_level": -1.0}
+    row = micelle(volume, **levels)[40, 40, 40:] / rod.float()[rod].mean()
+    inner = 24 + 2.0 * float((row[12:] < 0).nonzero()[-1])  # the last of the chains
+    at = int(inner / 2)
+    middle = inner + 2 * float(row[at] / (row[at] - row[at + 1]))  # where the sign changes
+    surface = 2 * (len(row) - 1 - int((row.flip(0) > 0.5).nonzero()[0]))
+    surface += 2 * float((row[surface // 2] - 0.5) / (row[surface // 2] - row[surface // 2 + 1]))
+    assert surface - middle == pytest.approx(shell_A, abs=1.0)
