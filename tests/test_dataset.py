@@ -19,7 +19,6 @@ from cryonb.simulation.masks import micelle
 from cryonb.simulation.simulate import (
     StructuralNoise,
     clean_scale,
-    projected_mask,
     setting,
     simulate_images,
 )
