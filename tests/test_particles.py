@@ -121,6 +121,10 @@ def test_whether_the_ctf_is_applied_is_recorded(tmp_path):
     back = read_particles(write_particles(corrected, tmp_path / "p.star"))
     assert not back.ctf_applied and back.ctf is None
     torch.testing.assert_close(back.defocus_um, p.defocus_um)  # known all the same
+    moved = p.optics.drop(columns=CTF_APPLIED), p.table.assign(**{CTF_APPLIED: [0, 1] * 3})
+    there = Particles(p.images, *moved)  # ASPIRE writes what it does not know into this table
+    torch.testing.assert_close(there.ctf[0::2], torch.ones_like(there.ctf[0::2]))
+    torch.testing.assert_close(there.ctf[1::2], p.ctf[1::2])
     foreign = Particles(p.images, p.optics.drop(columns=CTF_APPLIED), p.table)
     assert foreign.ctf_applied  # a RELION file that knows the defocus
 
