@@ -67,7 +67,7 @@ def test_without_ctf_and_shifts(molecule):
 def test_strong_noise_makes_it_worse_and_flatters_who_knows_the_structure(molecule):
     """The noise chooses the pose, and a method that knows the molecule falls for the same noise."""
     worth = []
-    for sigma in (0.3, 3.0):
+    for sigma in (0.3, 4.0):
         _, _, wave, _, observed, noisy = particles_of(molecule.map, 10, sigma)
         found = closest_projections(
             molecule.map, noisy, sigma, molecule.symmetry, ctf=wave, most_shift_px=2

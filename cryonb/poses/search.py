@@ -12,7 +12,6 @@ from cryonb.physics.projection import project, shift_images
 from cryonb.poses.posterior import posterior, refined
 from cryonb.poses.templates import pose_of, volume_templates
 
-ALTERNATIONS = 2  # of poses and shifts; a third changes little
 FINER = 4  # places to a pixel at which a shift is looked for
 
 
@@ -52,9 +51,10 @@ def estimate_poses(
 ) -> Poses:
     """Search all poses on a coarse grid, then refine near the best of it, for each particle.
 
-    With shifts, candidates 2 px apart are tried at twice the coarsest spacing; then the poses are
-    refined at the best shifts, and the shifts set to where the particle correlates best with the
-    projection in its pose, in turn.
+    With shifts, those 2 px apart are all tried on the coarsest grid of directions; then the poses
+    are refined with the shifts about the best one, a pixel to each side, still in question, the
+    shift is set to where the particle correlates best with the projection in its pose, and the
+    poses are refined at that shift.
 
     Parameters
     ----------
@@ -106,10 +106,11 @@ def estimate_poses(
         found = posterior(coarse, noisy, sigma, ctf=ctf, shifts_px=grid)
         rotations = pose_of(coarse.directions_deg, found.index, found.psi_deg)
         shifts = _best_shifts(volume, noisy, rotations, ctf, most_shift_px)
-    for _ in range(ALTERNATIONS if most_shift_px else 1):
+    about = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 2)
+    for near in (about, None) if most_shift_px else (None,):
         centred = shift_images(noisy, -shifts) if most_shift_px else noisy
-        grids = refined(volume, centred, sigma, symmetry, spacings_deg=spacings_deg, ctf=ctf)
-        *_, (_, directions, found) = grids
+        options = {"spacings_deg": spacings_deg, "ctf": ctf, "shifts_px": near}
+        *_, (_, directions, found) = refined(volume, centred, sigma, symmetry, **options)
         rotations = pose_of(directions, found.index, found.psi_deg)
         mean = found.mean
         if most_shift_px:
