@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from cryonb.base.files import check_writable
 from cryonb.data.maps import write_map
-from cryonb.data.optics import matched_filter
-from cryonb.data.particle_file import stream_particles
+from cryonb.data.optics import Columns, matched_filter
+from cryonb.data.particle_file import open_particles
+from cryonb.data.star import ANGLES, ORIGINS
 from cryonb.physics.reconstruct import Views, reconstruct_batches
 
 
@@ -35,11 +36,13 @@ def reconstruct_file(
     Raises
     ------
     FileNotFoundError, ValueError
-        See `cryonb.data.particles.stream_particles`; "on" without defocus in the file.
+        See `cryonb.data.particle_file.open_particles`; "on" without defocus in the file.
     """
     check_writable(out)
     start, first, states = time.perf_counter(), None, Counter()
-    stream = stream_particles(particles, half=half, batch_size=batch_size)
+    source = open_particles(particles)
+    Columns(source.optics, source.table).numbers(*ANGLES, *ORIGINS)  # all rows, before the work
+    stream = source.stream(batch_size, half)
 
     def batches():
         nonlocal first
