@@ -34,13 +34,13 @@ def test_what_is_missing_comes_with_advice(tmp_path, monkeypatch):
     gone = check.distribution
 
     def distribution(name):
-        if name == "torch-ctf":
+        if name == "mrcfile":
             raise PackageNotFoundError(name)
         return gone(name)
 
     monkeypatch.setattr(check, "distribution", distribution)
     report = items(tmp_path)
-    assert report["packages"].advice == "pip install torch-ctf" and not report["packages"].ok
+    assert report["packages"].advice == "pip install mrcfile" and not report["packages"].ok
     assert not report["memory"].ok and "PROFILE=smoke" in report["memory"].advice
     assert report["GPU"].ok and report["RELION"].ok and "relion" in report["RELION"].advice
 
