@@ -27,7 +27,7 @@ from cryonb.base.workers import count_cores
 from cryonb.running.engine import execute
 from cryonb.running.plan import Step, choose, find_notebooks, hash_package, plan, read_profile
 
-PACKAGES = ("cryonb", "torch", "numpy", "scipy", "torch-fourier-slice", "papermill", "ipykernel")
+PACKAGES = ("cryonb", "torch", "numpy", "scipy", "papermill", "ipykernel")
 
 
 def run(
