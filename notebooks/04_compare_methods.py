@@ -46,8 +46,8 @@
 # **Inputs**: the data sets of `01_simulate` (made here if they are missing). **Outputs**: tables
 # `run_dir/tables/compare-*.csv` and `.md`, networks in `run_dir/models`, a figure in
 # `run_dir/figures`. **Hardware**: two CPU cores; `train_images` sets the length of the run, and
-# `make tutorial` prints a table with the time and memory the last run took. BM3D, CWF and Topaz are
-# other people's programs: `pip install 'cryonb[peers]'` installs them; without them their rows say so.
+# `make tutorial` prints a table with the time and memory the last run took. BM3D and Topaz are other
+# people's programs: `pip install 'cryonb[peers]'` installs them; without them their rows say so.
 
 # %% tags=["long"]
 import json

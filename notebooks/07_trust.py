@@ -43,7 +43,7 @@
 #
 # **Inputs**: the data set `white` of `01_simulate` (made here if it is missing), the network of
 # `02_train_sr3` or the weights that come with cryonb. **Outputs**: figures of merit in
-# `run_dir/results`. **Hardware**: two CPU cores; no network is trained here.
+# `run_dir/results`. **Hardware**: two CPU cores; section 2 trains two small networks.
 
 # %% tags=["long"]
 import json

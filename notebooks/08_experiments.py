@@ -448,8 +448,8 @@ say(f"The slowest took up to **{slower:.2f} times** as long as the fastest of th
 
 # %% [markdown]
 # They shared cores, memory and disk with their neighbours, and the first ones had to start everything up. To
-# compare times, run one at a time (`--cores 1`) on a quiet machine, and repeat. The same holds for results that
-# *depend* on time, such as the equal-time rows of `04_compare_methods`.
+# compare times, run one at a time (`--cores 1`) on a quiet machine, and repeat. The same would hold for results that
+# *depend* on time, such as networks trained for equal seconds: `04_compare_methods` counts operations instead.
 #
 # ## 10. Exercises
 #
