@@ -17,7 +17,8 @@ QUIET = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-com
          " --disable-background-networking --disable-sync").split()  # fmt: skip
 
 
-SLOW_FILES = {"test_denoise", "test_search", "test_sweep", "test_train"}
+SLOW_FILES = {"test_benchmarks", "test_calibrate", "test_compare", "test_denoise", "test_direct"}
+SLOW_FILES |= {"test_gan", "test_runner", "test_search", "test_sweep", "test_train"}
 SLOW_FIXTURES = {"smoke_run", "relion", "browser"}
 
 
