@@ -66,8 +66,10 @@ def shares(images: torch.Tensor, clean: torch.Tensor, pixel_size_A: float) -> li
 def table(model: Callable, clean, noisy, sigma: float, best: float, args) -> None:
     """Print a line for each solver and number of evaluations."""
     bands = f"> {BANDS_A[0]} Å", f"{BANDS_A[0]}-{BANDS_A[1]} Å", f"< {BANDS_A[1]} Å"
-    print(f"  {'solver':14}{'evaluations':>12}{'one, dB':>9}{f'mean of {args.samples}, dB':>14}"
-          f"{'error ÷ 2 least':>17}" + "".join(f"{band:>9}" for band in bands))  # fmt: skip
+    print(
+        f"  {'solver':14}{'evaluations':>12}{'one, dB':>9}{f'mean of {args.samples}, dB':>14}"
+        f"{'error ÷ 2 least':>17}" + "".join(f"{band:>9}" for band in bands)
+    )
     for solver, options in SOLVERS.items():
         for steps in args.steps:
             drawn = []

@@ -13,8 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-QUIET = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update"
-         " --disable-background-networking --disable-sync").split()  # fmt: skip
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update"
+    " --disable-background-networking --disable-sync"
+).split()
 
 
 SLOW_FILES = {"test_benchmarks", "test_calibrate", "test_compare", "test_denoise", "test_direct"}

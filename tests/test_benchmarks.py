@@ -78,9 +78,14 @@ def test_denoisers_are_set_beside_the_peers(bench):
         "--sources channel --images 4 --few 2 --learn 16 --timed 1 --threads 1 --repeats 1".split()
     )
     text = bench("denoisers", *sizes, "--box-sizes", 64)
-    dB = {name: numbers(text, name)[-2] for name in
-          ("SR3 for the channel, 1 step", "SR3 for the channel, 8 steps",
-           "SR3 for any molecule, 1 step")}  # fmt: skip
+    dB = {
+        name: numbers(text, name)[-2]
+        for name in (
+            "SR3 for the channel, 1 step",
+            "SR3 for the channel, 8 steps",
+            "SR3 for any molecule, 1 step",
+        )
+    }
     one, sample, many = dB.values()
     assert one > sample + 1 and one > many > 18  # 25.6, 23 and 22.7 dB with more particles
     shown = re.findall(r"against .*: [+-][\d.]+ ± [\d.]+ dB, at ([\d.]+) of the time", text)

@@ -66,16 +66,20 @@ def test_make_works_from_the_unpacked_archive(bundle, tmp_path, monkeypatch, cap
         tar.extractall(archive.parent, filter="data")
     folder = archive.parent / "cryonb"
     for name in (
-        "cache/LICENSE", "wheels/one-1.0-py3-none-any.whl", "book/_build/html/index.html",
+        "cache/LICENSE",
+        "wheels/one-1.0-py3-none-any.whl",
+        "book/_build/html/index.html",
         "runs/quick/run.json",
-    ):  # fmt: skip
+    ):
         assert (folder / name).is_file(), name
     done = offline("tutorial", "PROFILE=smoke", cwd=folder)
     assert done.returncode == 0 and "cryonb run --profile smoke" in done.stdout
     shown = subprocess.run(
         [shutil.which("make"), "--print-data-base", "--question", "OFFLINE=1", "help"],
-        cwd=folder, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    ).stdout
     for line in ("PIP_NO_INDEX := 1", "PIP_FIND_LINKS := wheels", "CRYONB_CACHE = $(CURDIR)/cache"):
         assert line in shown, line
 

@@ -143,8 +143,10 @@ def test_cost_of_an_image_counts_both_players():
     players, x = (generator, discriminator, generator), torch.zeros(1, 32, 32)
     steps = partial(Adversarial(SIGMA, "robust").begin, (discs(16), discs(16)), n_images=800)
     each = flops_per_image(steps, *players)
-    g, d = (count_flops(partial(m, *a)) for m, a in
-            ((generator, (x, SIGMA)), (discriminator, (x, x, SIGMA))))  # fmt: skip
+    g, d = (
+        count_flops(partial(m, *a))
+        for m, a in ((generator, (x, SIGMA)), (discriminator, (x, x, SIGMA)))
+    )
     assert g + 3 * d < each < 3 * (g + 3 * d)  # backward costs at most twice forward
 
 

@@ -30,8 +30,10 @@ def case(request):
 
     clean, observed = images(96, 12345)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(54321))
-    networks = [load_kept("channel", request.param, *what, **MADE) for what in
-                (("sr3", SR3), ("refine", Refiner))]  # fmt: skip
+    networks = [
+        load_kept("channel", request.param, *what, **MADE)
+        for what in (("sr3", SR3), ("refine", Refiner))
+    ]
     return request.param, networks, images(1000, 777), clean, observed + SIGMA * noise
 
 

@@ -217,9 +217,15 @@ def test_on_a_real_map_the_model_mask_lies_right_and_the_network_is_no_help(shar
     assert inside > 0.99
     assert float((map * mask.roll(20, 0)).square().sum() / map.square().sum()) < 0.8
     goal = from_atoms(atoms, len(map), pixel, first).map
-    curves = {name: fsc(x, goal, pixel)[1][1:30].mean() for name, x in
-              {"raw": map, "masked": map * mask, "cleaned": clean_map(kept[0], map, pixel),
-               "resampled": clean_map(MapCleaner(), map, pixel)}.items()}  # fmt: skip
+    curves = {
+        name: fsc(x, goal, pixel)[1][1:30].mean()
+        for name, x in {
+            "raw": map,
+            "masked": map * mask,
+            "cleaned": clean_map(kept[0], map, pixel),
+            "resampled": clean_map(MapCleaner(), map, pixel),
+        }.items()
+    }
     assert curves["raw"] > 0.85 and abs(curves["masked"] - curves["raw"]) < 0.02
     assert abs(curves["resampled"] - curves["raw"]) < 0.02
     assert 0.6 < curves["cleaned"] < curves["raw"]  # if this fails upwards: rewrite the README
@@ -272,8 +278,10 @@ def test_clean_takes_gzipped_maps_masks_and_weights(given, tmp_path, capsys):
     kept = ["--weights", str(MAP_CLEANER)]
     assert main(["clean", str(zipped), "--out", out, *kept]) == 0
     bare = read_map(out)[0]
-    for name, expected in (("auto", soft_mask(bare, 3.0, largest=True)),
-                           (str(tmp_path / "mask.mrc"), mask)):  # fmt: skip
+    for name, expected in (
+        ("auto", soft_mask(bare, 3.0, largest=True)),
+        (str(tmp_path / "mask.mrc"), mask),
+    ):
         assert main(["clean", str(path), "--out", out, "--mask", name, "--overwrite"]) == 0
         assert_close(read_map(out)[0], bare * expected, atol=1e-5, rtol=1e-4)
 

@@ -149,8 +149,10 @@ def test_smoke_02_trains_and_asks_rightly(smoke):
         assert r[f"{setting}: best linear filter psnr_dB"] > noisy + 14
         assert r[f"{setting}: one step, trained here psnr_dB"] > noisy + 8
     for curriculum in ("with", "without"):
-        one = {f: r[f"asked for {f}, {curriculum} curriculum, 1 (dB)"]
-               for f in ("noise", "mixture", "clean image")}  # fmt: skip
+        one = {
+            f: r[f"asked for {f}, {curriculum} curriculum, 1 (dB)"]
+            for f in ("noise", "mixture", "clean image")
+        }
         assert one["clean image"] > one["noise"] + 10 and one["mixture"] > one["noise"] + 10
     assert (
         r["structural: noisy micelle_left"] > 0.7 > r["structural: best linear filter micelle_left"]
@@ -171,8 +173,11 @@ def test_smoke_04_compares(smoke):
     assert abs(r["limit_mse"] - r["limit_forecast"]) < 4 * r["limit_error"]
     assert 1.3 < r["sample_ratio"] < 3  # 16 particles; theory: 2
     assert r["white: Bayes limit over_limit"] == pytest.approx(1)
-    dB = {k.removeprefix("white: ").removesuffix(" psnr_dB"): v for k, v in r.items()
-          if k.startswith("white: ") and k.endswith(" psnr_dB")}  # fmt: skip
+    dB = {
+        k.removeprefix("white: ").removesuffix(" psnr_dB"): v
+        for k, v in r.items()
+        if k.startswith("white: ") and k.endswith(" psnr_dB")
+    }
     assert len(dB) == len([k for k in r if k.startswith("white: ") and k.endswith(" over_limit")])
     best = dB.pop("Bayes limit")
     assert all(value < best for value in dB.values()), dB

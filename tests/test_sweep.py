@@ -116,8 +116,13 @@ def test_a_sweep_is_planned_run_and_skipped(book, describe, capsys):  # noqa: F8
     ],
 )
 def test_bad_experiments_are_one_line_before_anything_runs(
-    book, describe, capsys, monkeypatch, changes, words  # noqa: F811
-):  # fmt: skip
+    book,  # noqa: F811
+    describe,
+    capsys,
+    monkeypatch,
+    changes,
+    words,
+):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["sweep", describe(**changes)]) == 2
     error = capsys.readouterr().err

@@ -53,9 +53,17 @@ def run(n_images=160, checkpoint=None, stop_at=None, seed=0, **options):
     draw, loss = partial(draw_batch, (images, images)), partial(sr3_loss, sigma=SIGMA)
     losses = []
     for progress in train(
-        model, average, draw, loss, n_images, batch_size=16, seed=seed, precision="no",
-        checkpoint=checkpoint, **options,
-    ):  # fmt: skip
+        model,
+        average,
+        draw,
+        loss,
+        n_images,
+        batch_size=16,
+        seed=seed,
+        precision="no",
+        checkpoint=checkpoint,
+        **options,
+    ):
         losses.append(progress.loss)
         if progress.step == stop_at:
             break
@@ -265,8 +273,8 @@ def test_batches_are_turned_alike_and_stay_pairs():
     assert_close(b, 2 * a)
     known = torch.cat([torch.rot90(s, k, (1, 2)) for s in (stack, stack.flip(2)) for k in range(4)])
     assert all((known == image).all((1, 2)).any() for image in a)
-    seen = {draw_batch((torch.arange(4.0).view(1, 2, 2),), 1, torch.Generator().manual_seed(s))[0]
-            .flatten().int().tolist().__repr__() for s in range(60)}  # fmt: skip
+    square, given = torch.arange(4.0).view(1, 2, 2), torch.Generator().manual_seed
+    seen = {str(draw_batch((square,), 1, given(s))[0].tolist()) for s in range(60)}
     assert len(seen) == 8  # four turns, each mirrored or not
 
 

@@ -183,8 +183,9 @@ def test_soluble_protein_has_no_membrane(shared_data):
 def test_gzip(shared_data, tmp_path):
     for name in ("6v9x.pdb", "emd_3488.mrc"):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress((shared_data / name).read_bytes(), 1))
-        plain, zipped = (load_volume(p / n, 48, 4.0) for p, n in
-                         ((shared_data, name), (tmp_path, f"{name}.gz")))  # fmt: skip
+        plain, zipped = (
+            load_volume(p / n, 48, 4.0) for p, n in ((shared_data, name), (tmp_path, f"{name}.gz"))
+        )
         assert torch.equal(plain.map, zipped.map) and plain.name == zipped.name
 
 

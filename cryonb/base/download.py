@@ -74,9 +74,12 @@ class Client:
         self.timeout_s = timeout_s
         self.session = requests.Session()
         retries = Retry(
-            TRIES - 1, backoff_factor=WAIT_S, status_forcelist=BUSY,
-            raise_on_status=False, respect_retry_after_header=False,
-        )  # fmt: skip
+            TRIES - 1,
+            backoff_factor=WAIT_S,
+            status_forcelist=BUSY,
+            raise_on_status=False,
+            respect_retry_after_header=False,
+        )
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=retries))
 

@@ -156,9 +156,13 @@ def _simulate(folder: Path, volume: Volume, noise: StructuralNoise, manifest: di
     for i, split in enumerate(SPLITS):
         generator = torch.Generator().manual_seed(manifest["seed"] * len(SPLITS) + i)
         images = simulate_images(
-            volume, manifest["counts"][split], noise, generator,
-            scale=scale, defocus_um=manifest["defocus_um"],
-        )  # fmt: skip
+            volume,
+            manifest["counts"][split],
+            noise,
+            generator,
+            scale=scale,
+            defocus_um=manifest["defocus_um"],
+        )
         observed, defocus = images.observed(pixel), images.defocus_um
         white = torch.randn(observed.shape, generator=generator)
         noisy = observed + noise_sigma(manifest["snr"]) * white
