@@ -157,7 +157,7 @@ BAD_COLUMNS = {
     "no number": ({"rlnDefocusU": ["1e4", "x", "1e4"]}, "rlnDefocusU .* the first is 2"),
     "micrometres": ({"rlnDefocusU": 1.5}, "10,000"),
     "no list": ({"rlnOddZernike": "[1,"}, "rlnOddZernike"),
-    "tomogram": ({"rlnTomoName": "TS_01"}, "tomograms .rlnTomoName"),
+    "tomogram": ({"rlnTomoVisibleFrames": "[1,1]"}, "tomograms .rlnTomoVisible"),
     "volumes": ({"rlnImageDimensionality": 3}, "tomograms"),
     "two scales": ({"rlnImagePixelSize": [1.7, 1.7, 1.701]}, "1.7 to 1.701"),
 }

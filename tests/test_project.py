@@ -210,6 +210,10 @@ def test_help_is_quick_and_says_what_each_option_is(command):
         ("fly", 'Unknown command "fly"'),
         ("fsc a.mrc", "give a second half map, or --reference"),
         ("denoise p.star --out o.star", "p.star does not exist"),
+        ("denoise . --out o.star", ". is a folder, not a file"),
+        ("reconstruct p.star --out .", ". is a folder: name a file in it"),
+        ("run 00 --cell-timeout -1", "a cell timeout of -1 s"),
+        ("train channel --images 0", "images is 0"),
     ],
 )
 def test_what_a_command_does_not_take_is_one_line(words, said, capsys):

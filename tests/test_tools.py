@@ -94,6 +94,12 @@ def test_reconstruct_says_what_is_wrong(star, tmp_path, capsys, volume):
     assert "does not exist" in complaint(tmp_path / "no.star", "--out", out)
     assert "make it first" in complaint(path, "--out", tmp_path / "nowhere" / "map.mrc")
     assert "unknown" in complaint(path, "--out", out, "--symmetry", "Q4")
+    assert "unknown" in complaint(path, "--out", out, "--symmetry", "C100000")
+    assert "batch_size is 0" in complaint(path, "--out", out, "--batch-size", "0")
+    for given in (path, path.with_suffix(".mrcs")):
+        before = given.read_bytes()
+        assert "would replace the input" in complaint(path, "--out", given)
+        assert given.read_bytes() == before
     plain = particles_from_arrays(particles.images, particles.rotations, PIXEL)
     bare = write_particles(plain, tmp_path / "bare.star")
     assert "no half set 1" in complaint(bare, "--out", out, "--half", "1")

@@ -54,13 +54,16 @@ def existing(path: str | os.PathLike) -> Path:
     """Path of a file to read; FileNotFoundError if there is none."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: check the path")
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}: check the path")
     return path
 
 
 def check_writable(out: str | os.PathLike) -> None:
     """Refuse an output that could not be written, before the work and not after it."""
     folder = Path(out).resolve().parent
+    if not Path(out).name:
+        raise ValueError(f"{out} is a folder: name a file in it")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise FileNotFoundError(f"{folder} is no folder that can be written to: make it first")
 

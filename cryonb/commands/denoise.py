@@ -83,11 +83,18 @@ def _settled(options: DenoiseOptions) -> DenoiseOptions:
     """Options with a device and a batch size; ValueError for impossible ones."""
     if options.samples < 0:
         raise ValueError(f"samples is {options.samples}: ask for none (the mean), one or more")
-    if options.shards is not None and options.shards < 1:
-        raise ValueError(f"shards is {options.shards}: ask for one or more")
-    if options.shard is not None and not 1 <= options.shard <= (options.shards or 0):
+    for name in ("steps", "batch_size", "shards"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"{name} is {value}: ask for one or more")
+    if options.shard is not None and options.shards is None:
+        raise ValueError(f"shard {options.shard} of how many? Give --shards, too")
+    if options.shard is not None and not 1 <= options.shard <= options.shards:
         raise ValueError(f"shard is {options.shard}: count from 1 to --shards {options.shards}")
     device = options.device or best_device()
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"torch has no device {device!r} here: try --device cpu") from error
     size = options.batch_size or (64 if device == "cpu" else 512)
     return dataclasses.replace(options, device=device, batch_size=size)
 
@@ -208,6 +215,8 @@ def _look(source: ParticleFile, options: DenoiseOptions) -> NoiseModel:
         f"{f'{pixel_A:.2f}' if pixel_A else 'unknown'} Å/px; SNR {noise.snr:.3g}; "
         f"particles {contrast}"
     )
+    if not pixel_A:
+        print("  note: no pixel size is stated, so none is written: --pixel-size gives one")
     low, high = manifest.get("snr_range") or [manifest.get("snr", noise.snr)] * 2
     if not 0.7 * low <= noise.snr <= 1.4 * high:
         print(f"  note: the network was trained at SNR {low:g} to {high:g}; expect less of it here")

@@ -39,8 +39,12 @@ def reconstruct_file(
         See `cryonb.data.particle_file.open_particles`; "on" without defocus in the file.
     """
     check_writable(out)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: ask for one or more")
     start, first, states = time.perf_counter(), None, Counter()
     source = open_particles(particles)
+    if Path(out).resolve() in {path.resolve() for path in (source.path, *source.stacks.paths)}:
+        raise ValueError(f"{out} would replace the input, which is never touched: choose another")
     Columns(source.optics, source.table).numbers(*ANGLES, *ORIGINS)  # all rows, before the work
     stream = source.stream(batch_size, half)
 

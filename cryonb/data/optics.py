@@ -90,7 +90,10 @@ class Columns:
         sizes = self.numbers("rlnImagePixelSize")
         low, high = float(sizes.min()), float(sizes.max())
         if low <= 0:
-            raise ValueError("no pixel size is stated, in the table or a header: give --pixel-size")
+            raise ValueError(
+                "no pixel size is stated, in the table or a header: add rlnImagePixelSize, or give "
+                "--pixel-size where a command has it"
+            )
         if high > low * (1 + SAME_PIXEL):
             raise ValueError(
                 f"particles have pixel sizes of {low:g} to {high:g} Å: select those of one"

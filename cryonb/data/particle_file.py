@@ -16,6 +16,7 @@ import pandas as pd
 
 from cryonb.base.files import existing
 from cryonb.data.cryosparc import cs_table, read_cs, write_cs
+from cryonb.data.maps import PIXEL_SIZES_A
 from cryonb.data.mrc import open_mrc
 from cryonb.data.optics import SAME_PIXEL
 from cryonb.data.particles import Particles
@@ -129,6 +130,12 @@ def open_particles(
         One line that says what is missing, damaged, mixed or contradicts itself.
     """
     path = existing(path)
+    if root is not None and not Path(root).is_dir():
+        raise FileNotFoundError(f"{root} is no folder: correct --root")
+    if passthrough is not None and path.suffix != ".cs":
+        raise ValueError(
+            f"{path} is no .cs file, and only those have a --passthrough: leave it out"
+        )
     if path.suffix in STACKS:
         count = open_mrc(path, quiet=True).shape[0]
         table = pd.DataFrame({"rlnImageName": image_names(count, path.name)})
@@ -192,14 +199,17 @@ def _grouped(optics, table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.
 
 def _in_A(optics, table, stacks: Stacks, given: float | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables with pixel sizes (0 if unknown) and shifts in Å, whatever words the file has."""
-    pixel_A = _stated_pixel_size(optics)
+    pixel_A, (low, high) = _stated_pixel_size(optics), PIXEL_SIZES_A
     if given is not None:
+        if not low <= given <= high:
+            raise ValueError(f"a pixel size of {given:g} Å: give one between {low} and {high}")
         if pixel_A is not None and (abs(pixel_A - given) > SAME_PIXEL * given).any():
             raise ValueError(f"{stacks.path} states {pixel_A.iloc[0]:g} Å/px, not {given:g}")
         pixel_A = pd.Series(given, index=optics.index) if pixel_A is None else pixel_A
     if pixel_A is None:
         first = table.reset_index().drop_duplicates("rlnOpticsGroup").set_index("rlnOpticsGroup")
         pixel_A = stacks.pixel_A[first["index"].loc[optics["rlnOpticsGroup"]]]
+        pixel_A = np.where((low <= pixel_A) & (pixel_A <= high), pixel_A, 0.0)
     optics = optics.assign(rlnImagePixelSize=np.asarray(pixel_A, dtype=float))
     its_pixel_A = optics.set_index("rlnOpticsGroup")["rlnImagePixelSize"]
     its_pixel_A = its_pixel_A.loc[table["rlnOpticsGroup"]].replace(0.0, np.nan).to_numpy()

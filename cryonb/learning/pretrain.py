@@ -41,6 +41,9 @@ REFINER = {"inputs": "sample+noisy", "widths": (64, 128), "transformers": 2}
 
 def train_weights(source: str, options: TrainOptions) -> None:
     """Train the networks of a source, see `cryonb train`, and write their weights."""
+    for name in ("images", "projections", "batch_size"):
+        if (value := getattr(options, name)) < 1:
+            raise ValueError(f"{name} is {value}: ask for one or more")
     {"many": many, "map-cleaner": map_cleaner}.get(source, both_stages)(source, options)
 
 

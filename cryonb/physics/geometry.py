@@ -76,7 +76,7 @@ def symmetry_rotations(symmetry: str) -> torch.Tensor:
     ValueError
         If the group is not cyclic or dihedral.
     """
-    if not re.fullmatch(r"[CD][1-9]\d*", symmetry.upper()):
+    if not re.fullmatch(r"[CD][1-9]\d?\d?", symmetry.upper()):
         raise ValueError(
             f"symmetry {symmetry!r} is unknown: use a group such as 'C1', 'C4' or 'D2'"
         )

@@ -72,6 +72,8 @@ def run(
     ValueError, FileNotFoundError, OSError
         With one sentence that says what is wrong and what to do, before anything runs.
     """
+    if cell_timeout_s is not None and not cell_timeout_s > 0:
+        raise ValueError(f"a cell timeout of {cell_timeout_s:g} s: give more than 0")
     found = find_notebooks(notebooks)
     folder = next(iter(found.values())).parent
     settings = read_profile(folder, profile)
