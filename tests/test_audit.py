@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from test_posterior import BOX
@@ -134,7 +136,8 @@ def test_the_report_of_a_liar_and_of_an_honest_function(tmp_path, monkeypatch, c
         "def liar(noisy): return shown[torch.arange(len(noisy)) % len(shown)].clone()\n"
         "def honest(noisy): return 0.01 * noisy\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.chdir(tmp_path)  # a module beside the user is found
     verdicts = {}
     for name in ("liar", "honest"):
         out = tmp_path / f"{name}.md"

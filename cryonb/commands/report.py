@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from functools import partial
 
 import torch
 
-from cryonb.base.files import beside
+from cryonb.base.files import beside, check_writable
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.audit import Denoiser, Row, audit, audit_samples
 from cryonb.learning.diffusion import SR3, denoise
@@ -31,6 +32,7 @@ def write_audit(
     seed: int = 0,
 ) -> str:
     """Audit a denoiser on a folder of data, see `cryonb audit`; returns the page that it wrote."""
+    check_writable(out)
     given = read_dataset(data)
     model = load_model(denoiser, SR3)[0] if denoiser.endswith(".safetensors") else None
     apply = partial(denoise, model, sigma=given.sigma) if model else _function(denoiser)
@@ -55,6 +57,8 @@ def write_audit(
 def _function(name: str) -> Denoiser:
     """The function that `module:function` names; ValueError if there is none."""
     module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:  # the script cryonb is not run from here, python -m is
+        sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
