@@ -1,6 +1,6 @@
 """Opening MRC files of any writer: `open_mrc` is the one place that reads their headers.
 
-mrcfile refuses what lacks the ``MAP `` identifier or has a machine stamp that it does not know, as
+mrcfile refuses what lacks the identifier MAP or has a machine stamp that it does not know, as
 files of EMAN, older IMOD and SPIDER's converters do; RELION reads them. Here dimensions that fit
 the file's length decide, and such a file is read with a note.
 """

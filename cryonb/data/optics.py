@@ -140,8 +140,8 @@ class Columns:
     def transfer(self, box_size: int) -> torch.Tensor | None:
         """What the transform of each noise-free image is multiplied by, (n, y, x // 2 + 1).
 
-        By its state: 1, the CTF, |CTF| or CTF^2; complex if there are odd aberrations. None if no
-        image carries a CTF.
+        By its state: 1, the CTF, ``|CTF|`` or ``CTF^2``; complex if there are odd aberrations. None
+        if no image carries a CTF.
         """
         state = self.state
         rows = state != PLAIN

@@ -147,7 +147,7 @@ def cwf(
         Standard deviation of the noise.
     transfer : Tensor (g, shells), optional
         What the images of each group were multiplied with in Fourier space, at 0, 1, ... n // 2
-        cycles per box: |CTF| of phase-flipped images, ÷ the noise's amplitude of whitened ones.
+        cycles per box: ``|CTF|`` of phase-flipped images, ÷ the noise's amplitude of whitened ones.
         What is returned has been divided by it.
     group : Tensor (n,) of int64, optional
         Group of each image; one for all by default.
