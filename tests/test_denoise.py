@@ -189,6 +189,9 @@ def test_the_ctf_can_be_left_out_and_a_bad_row_is_found_before_the_work(tmp_path
     bare = denoise_file(star.with_suffix(".mrcs"), tmp_path / "bare.mrcs", checkpoint=weights)
     found = mrcfile.read(off.with_suffix(".mrcs"))
     np.testing.assert_allclose(found, mrcfile.read(bare), atol=1e-4)  # float32 sums, as they lie
+    star_with(tmp_path, "optics", rlnImagePixelSize=-4.0)
+    with pytest.raises(ValueError, match="below 0"):
+        denoise_file(star, tmp_path / "o.star", checkpoint=weights, ctf="off")
     with pytest.raises(ValueError, match="rlnDefocusU"):
         denoise_file(bare, tmp_path / "on.mrcs", checkpoint=weights, ctf="on")
 

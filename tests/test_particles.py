@@ -155,6 +155,7 @@ BAD_COLUMNS = {
     "missing": ({"rlnVoltage": None}, "lacks rlnVoltage"),
     "unset": ({"rlnAngleTilt": [1.0, 2.0, -999.0]}, "rlnAngleTilt .* the first is 3"),
     "no number": ({"rlnDefocusU": ["1e4", "x", "1e4"]}, "rlnDefocusU .* the first is 2"),
+    "volts": ({"rlnVoltage": 300_000.0}, "in kV"),
     "micrometres": ({"rlnDefocusU": 1.5}, "10,000"),
     "no list": ({"rlnOddZernike": "[1,"}, "rlnOddZernike"),
     "tomogram": ({"rlnTomoVisibleFrames": "[1,1]"}, "tomograms .rlnTomoVisible"),

@@ -210,6 +210,8 @@ def _in_A(optics, table, stacks: Stacks, given: float | None) -> tuple[pd.DataFr
         first = table.reset_index().drop_duplicates("rlnOpticsGroup").set_index("rlnOpticsGroup")
         pixel_A = stacks.pixel_A[first["index"].loc[optics["rlnOpticsGroup"]]]
         pixel_A = np.where((low <= pixel_A) & (pixel_A <= high), pixel_A, 0.0)
+    if (np.asarray(pixel_A) < 0).any():
+        raise ValueError(f"{stacks.path} states a pixel size below 0: correct rlnImagePixelSize")
     optics = optics.assign(rlnImagePixelSize=np.asarray(pixel_A, dtype=float))
     its_pixel_A = optics.set_index("rlnOpticsGroup")["rlnImagePixelSize"]
     its_pixel_A = its_pixel_A.loc[table["rlnOpticsGroup"]].replace(0.0, np.nan).to_numpy()

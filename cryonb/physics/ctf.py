@@ -121,10 +121,10 @@ def _column(values: Values) -> torch.Tensor:
 
 
 def wavelength_A(voltage_kv: Values) -> torch.Tensor:
-    """Relativistic wavelength of electrons in Å; ValueError unless the voltage is positive."""
+    """Relativistic wavelength of electrons in Å; ValueError for no voltage, or one in volts."""
     volts = torch.as_tensor(voltage_kv) * 1e3
-    if not (volts > 0).all():
-        raise ValueError("the voltage must be positive: check the optics")
+    if not ((volts > 0) & (volts < 1e7)).all():
+        raise ValueError("the voltage must be positive, in kV such as 300: check the optics")
     return 12.2643247 / (volts * (1 + volts * 0.978466e-6)).sqrt()
 
 
