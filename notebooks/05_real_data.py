@@ -63,6 +63,7 @@ from torch.testing import assert_close
 from cryonb.base.options import DenoiseOptions
 from cryonb.commands.denoise import denoise_file
 from cryonb.data import micrographs
+from cryonb.data.optics import PREMULTIPLIED
 from cryonb.data.particle_file import stream_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
@@ -300,6 +301,8 @@ radius_px = min(0.55 * diameter_A / particles.pixel_size_A, 0.4 * box_size)
 noise = measure_noise(particles, radius_px)
 white, background = to_network(particles, noise)
 transfer = torch.ones(1, box_size, box_size // 2 + 1) if particles.ctf is None else particles.ctf
+squared = torch.from_numpy(particles.state == PREMULTIPLIED)[:, None, None]  # to_network divides
+transfer = torch.where(squared, transfer.abs().sqrt(), transfer)  # such images by |CTF|
 sigma = noise.sigma
 bright = "bright" if noise.sign > 0 else "dark"
 say(
