@@ -13,6 +13,7 @@ window.FontAwesomeConfig = { observeMutations: false };
     if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
     // What the theme leaves unsaid to a screen reader.
     each("summary", (tag) => tag.textContent.trim() || tag.setAttribute("aria-label", "Show pages"));
+    each("details.hide > summary", (tag) => tag.removeAttribute("aria-label")); // it has words
     each(".search-button-field", (tag) => tag.removeAttribute("aria-label"));
     each(".citation-list", (tag) => tag.removeAttribute("role"));
     each(".theme-switch-button [title]", (tag) => tag.removeAttribute("title"));
