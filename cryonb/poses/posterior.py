@@ -43,9 +43,11 @@ class Posterior:
     drawn_index, drawn_psi_deg, drawn_shift_px : Tensor (draws, n), the last with (..., 2)
         Templates, turns and shifts drawn from the posterior.
     log_evidence : Tensor (n,)
-        ``log mean_j exp(-||x - C y_j||^2 / 2 sigma^2)`` plus a constant of x.
+        Of a particle against noise alone, ``log mean_j p(x | C y_j) - log p(x | 0)``, in nats.
     log_weight : Tensor (n, m)
         Logarithm of the weight of each template, all its turns together.
+    best_share : Tensor (n,)
+        Weight of the most probable pose: template, turn and shift.
     """
 
     mean: torch.Tensor
@@ -58,6 +60,7 @@ class Posterior:
     drawn_shift_px: torch.Tensor
     log_evidence: torch.Tensor
     log_weight: torch.Tensor
+    best_share: torch.Tensor
 
 
 @torch.no_grad()
@@ -102,41 +105,35 @@ def posterior(
     ValueError
         Another box, NaN, or a sigma that is not positive.
     """
-    grid, turns, device = templates.grid, templates.turns, templates.observed.device
+    grid, device = templates.grid, templates.observed.device
     _check_particles(noisy, sigma, grid.box)
-    n, m = len(noisy), templates.observed.shape[1]
-    weight = torch.ones(n, len(grid.radii), device=device)
-    if ctf is not None:
-        noisy = apply_ctf(noisy, ctf)  # <x, C y> = <C x, y>
-        weight = _on_rings(radial_mean(ctf.double().square(), grid.box, dims=2), grid).expand(n, -1)
     shifts_px = torch.zeros(1, 2) if shifts_px is None else shifts_px.float().cpu()
     phases = grid.shift_phases(shifts_px.to(device))
-    samples, weight = sample(noisy.to(device), grid), weight.to(device)
+    samples, weight = _on_grid(noisy, ctf, grid, device)
+    n, m = len(noisy), templates.observed.shape[1]
+    poses = m * templates.turns * len(shifts_px)
     # Made beforehand: small results of each batch, left between its large ones, would break up the
     # heap, which then grows with every particle.
     log_weight = torch.full((n, m), -math.inf, device=device)
-    second, evidence = torch.empty(2, n, device=device)
+    second, highest, total = torch.empty(3, n, device=device)
     drawn = torch.empty(1 + draws, n, 3, dtype=torch.long, device=device)  # the best, then draws
-    batch = 1 if candidates is not None else max(1, SCORES // (m * turns * len(shifts_px)))
-    for b in torch.arange(n).split(batch):
-        rows = torch.arange(m, device=device)
-        part = templates
+    for b in torch.arange(n).split(1 if candidates is not None else max(1, SCORES // poses)):
+        rows, part = torch.arange(m, device=device), templates
         if candidates is not None:
             rows = rows[candidates[b[0]].to(device)]
             part = templates.rows(rows)
-        x = part.project((samples[b, None] * phases.conj()).flatten(0, 1))
-        score = products_over_turns(x, part.observed, turns).unflatten(0, (len(b), -1))
-        score -= 0.5 * (weight[b] @ part.observed_norms.T)[:, None, :, None]  # (b, s, m, turns)
-        found = _summarise(score.div_(sigma**2), part, draws, generator)
-        coefficients, second[b], index, by_template, highest = found
+        score = _scores(samples[b], weight[b], part, phases).div_(sigma**2)
+        coefficients, second[b], index, by_template, highest[b] = _summarise(
+            score, part, draws, generator
+        )
         means = evaluate(coefficients.flatten(1, 2) @ part.basis.mH, grid.angles)
         samples[b] = (means.unflatten(0, (len(b), -1)) * phases).sum(1)
-        evidence[b] = highest + torch.log(by_template.sum(1) / (m * turns * len(shifts_px)))
-        log_weight[b[:, None].to(device), rows] = by_template.log() + highest[:, None]
+        total[b] = by_template.sum(1)
+        log_weight[b[:, None].to(device), rows] = (by_template / total[b, None].to(device)).log()
         drawn[:, b] = torch.stack([index[0], rows[index[1]], index[2]], dim=-1)
     spread = second - samples.abs().square().sum((1, 2)) / grid.angles
     shift, index, turn = drawn.unbind(-1)
-    shift, psi_deg = shifts_px[shift.cpu()], turn * (360 / turns)
+    shift, psi_deg = shifts_px[shift.cpu()], turn * (360 / templates.turns)
     return Posterior(
         mean=synthesise(samples, grid),
         mmse=spread.clamp_min(0) / grid.box**2,
@@ -146,9 +143,27 @@ def posterior(
         drawn_index=index[1:],
         drawn_psi_deg=psi_deg[1:],
         drawn_shift_px=shift[1:],
-        log_evidence=evidence,
-        log_weight=log_weight - log_weight.logsumexp(1, keepdim=True),
+        log_evidence=highest + (total / poses).log(),
+        log_weight=log_weight,
+        best_share=1 / total,
     )
+
+
+def _on_grid(noisy, ctf, grid: PolarGrid, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples of particles times their CTF, and its square on the rings: <x, C y> = <C x, y>."""
+    if ctf is None:
+        return sample(noisy.to(device), grid), torch.ones(len(noisy), len(grid.radii)).to(device)
+    weight = _on_rings(radial_mean(ctf.double().square(), grid.box, dims=2), grid)
+    samples = sample(apply_ctf(noisy, ctf).to(device), grid)
+    return samples, weight.expand(len(noisy), -1).to(device)
+
+
+def _scores(samples, weight, templates: Templates, phases: torch.Tensor) -> torch.Tensor:
+    """``<x, C y> - ||C y||^2 / 2`` of samples (b, rings, angles): (b, s, m, turns)."""
+    x = templates.project((samples[:, None] * phases.conj()).flatten(0, 1))
+    score = products_over_turns(x, templates.observed, templates.turns)
+    score = score.unflatten(0, (len(samples), -1))
+    return score.sub_(0.5 * (weight @ templates.observed_norms.T)[:, None, :, None])
 
 
 def _check_particles(noisy: torch.Tensor, sigma: float, box: int) -> None:

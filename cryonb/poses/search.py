@@ -9,10 +9,11 @@ import torch
 from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.projection import project, shift_images
-from cryonb.poses.posterior import posterior, refined
-from cryonb.poses.templates import pose_of, volume_templates
+from cryonb.poses.posterior import Posterior, posterior, refined
+from cryonb.poses.templates import Templates, pose_of, volume_templates
 
 FINER = 4  # places to a pixel at which a shift is looked for
+ABOUT = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 2)  # shifts of a pixel
 
 
 @dataclass(frozen=True)
@@ -87,36 +88,54 @@ def estimate_poses(
     """
     if not most_shift_px >= 0:
         raise ValueError(f"most_shift_px is {most_shift_px}: give the largest shift, 0 or more.")
+    options = {"spacings_deg": spacings_deg, "ctf": ctf}
     if box_size is not None:
-        if ctf is not None:
-            raise ValueError("a CTF is sampled for one box: crop the particles first, and give its")
-        factor = box_size / noisy.shape[-1]
-        small = fourier_crop(noisy, box_size, dims=2)  # with `factor` times the noise
-        volume = fourier_crop(volume, box_size) / factor  # so many fewer voxels along the beam
-        options = {"spacings_deg": spacings_deg, "most_shift_px": most_shift_px * factor}
-        found = estimate_poses(volume, small, sigma * factor, symmetry, **options)
-        mean = fourier_crop(found.mean, noisy.shape[-1], dims=2)
-        return replace(found, shifts_px=found.shifts_px / factor, mean=mean)
-    shifts = torch.zeros(len(noisy), 2)
-    if most_shift_px:
-        steps = int(most_shift_px / 2 + 0.5)
-        along = 2.0 * torch.arange(-steps, steps + 1)
-        coarse = volume_templates(volume, spacings_deg[0], symmetry)
-        grid = torch.cartesian_prod(along, along)
-        found = posterior(coarse, noisy, sigma, ctf=ctf, shifts_px=grid)
-        rotations = pose_of(coarse.directions_deg, found.index, found.psi_deg)
+        return _in_smaller_box(volume, noisy, sigma, symmetry, box_size, most_shift_px, **options)
+    if not most_shift_px:
+        rotations, found = _refine(volume, noisy, sigma, symmetry, **options)
+        shifts = torch.zeros(len(noisy), 2)
+        return Poses(rotations, shifts, found.log_weight.amax(1), found.mean)
+    coarse = volume_templates(volume, spacings_deg[0], symmetry)
+    shifts = first_shifts(volume, coarse, noisy, sigma, ctf, most_shift_px)
+    for near in (ABOUT, None):
+        centred = shift_images(noisy, -shifts)
+        rotations, found = _refine(volume, centred, sigma, symmetry, shifts_px=near, **options)
+        mean = shift_images(found.mean, shifts)
         shifts = _best_shifts(volume, noisy, rotations, ctf, most_shift_px)
-    about = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 2)
-    for near in (about, None) if most_shift_px else (None,):
-        centred = shift_images(noisy, -shifts) if most_shift_px else noisy
-        options = {"spacings_deg": spacings_deg, "ctf": ctf, "shifts_px": near}
-        *_, (_, directions, found) = refined(volume, centred, sigma, symmetry, **options)
-        rotations = pose_of(directions, found.index, found.psi_deg)
-        mean = found.mean
-        if most_shift_px:
-            mean = shift_images(mean, shifts)
-            shifts = _best_shifts(volume, noisy, rotations, ctf, most_shift_px)
     return Poses(rotations, shifts, found.log_weight.amax(1), mean)
+
+
+def _refine(volume, noisy, sigma, symmetry, **options) -> tuple[torch.Tensor, Posterior]:
+    *_, (_, directions, found) = refined(volume, noisy, sigma, symmetry, **options)
+    return pose_of(directions, found.index, found.psi_deg), found
+
+
+def _in_smaller_box(
+    volume, noisy, sigma, symmetry, box_size: int, most_shift_px: float, *, spacings_deg, ctf
+) -> Poses:
+    """Poses found on Fourier-cropped images, in pixels of the images as given."""
+    if ctf is not None:
+        raise ValueError("a CTF is sampled for one box: crop the particles first, and give its")
+    factor = box_size / noisy.shape[-1]
+    small = fourier_crop(noisy, box_size, dims=2)  # with `factor` times the noise
+    volume = fourier_crop(volume, box_size) / factor  # so many fewer voxels along the beam
+    options = {"spacings_deg": spacings_deg, "most_shift_px": most_shift_px * factor}
+    found = estimate_poses(volume, small, sigma * factor, symmetry, **options)
+    mean = fourier_crop(found.mean, noisy.shape[-1], dims=2)
+    return replace(found, shifts_px=found.shifts_px / factor, mean=mean)
+
+
+def first_shifts(volume, coarse: Templates, noisy, sigma: float, ctf, most_px: float):
+    """Shifts (n, 2): those 2 px apart are all tried, with all templates of a coarse grid.
+
+    That of the best pose is then set to where the particle correlates best with its projection.
+    """
+    steps = int(most_px / 2 + 0.5)
+    along = 2.0 * torch.arange(-steps, steps + 1)
+    grid = torch.cartesian_prod(along, along)
+    found = posterior(coarse, noisy, sigma, ctf=ctf, shifts_px=grid)
+    rotations = pose_of(coarse.directions_deg, found.index, found.psi_deg)
+    return _best_shifts(volume, noisy, rotations, ctf, most_px)
 
 
 def _best_shifts(volume, noisy, rotations, ctf, most_px: float) -> torch.Tensor:
