@@ -24,8 +24,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from vendor import ONLY_TESTS
 
 import cryonb
+from cryonb.base.files import read_json
+from cryonb.running.calibrate import span
 from cryonb.running.plan import find_notebooks
-from cryonb.running.runner import read_json, span
 
 BOOK = Path(__file__).parent
 ROOT = BOOK.parent

@@ -15,11 +15,10 @@ import psutil
 import yaml
 from stage import ROOT, read_run
 
-from cryonb.base.files import beside
+from cryonb.base.files import beside, read_json
 from cryonb.base.precision import fast_precision
 from cryonb.base.workers import count_cores
 from cryonb.running.calibrate import BUSY_PERCENT, Calibration, busy_percent, calibrate
-from cryonb.running.runner import read_json
 
 HEADER = """\
 # What the notebooks took: profile -> machine, its calibration, and notebook -> seconds, peak MB.

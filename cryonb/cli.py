@@ -11,14 +11,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, default_name_transform
 
 from cryonb import __version__
-from cryonb.base.options import DenoiseOptions, Placing, TrainOptions
+from cryonb.base.options import DenoiseOptions, Placing, RunOptions, TrainOptions
 
-Flag = Annotated[bool, Parameter(negative="")]  # --force, without a --no-force
-Pairs = list[tuple[str, str]] | None  # -p NAME VALUE, as often as needed
-Settings = Annotated[Pairs, Parameter(("--set", "-p"), negative="", allow_leading_hyphen=True)]
+
+def _option(name: str) -> str:
+    """Name of an option: ``--pixel-size`` of ``pixel_size_A``, whose help tells the unit."""
+    return default_name_transform(name.removesuffix("_A").removesuffix("_s"))
+
 
 app = App(
     "cryonb",
@@ -26,8 +28,12 @@ app = App(
     help_epilogue="Every command takes --debug: show the whole traceback of an error.",
     help_format="plaintext",
     version=__version__,
-    default_parameter=Parameter(allow_repeating=True),  # the last one counts
+    # Of an option that is given twice the last one counts; there is no --no-force.
+    default_parameter=Parameter(allow_repeating=True, negative="", name_transform=_option),
     suppress_keyboard_interrupt=False,
+    exit_on_error=False,
+    print_error=False,
+    result_action="return_value",
 )
 
 
@@ -46,9 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else argv
     given = [word for word in words if word != "--debug"]
-    quiet = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
     try:
-        code = app(given, **quiet)
+        code = app(given)
         return (code or 0) if given else 2  # no command at all: the help is shown
     except KeyboardInterrupt:
         print("cryonb: stopped; run the same command again to go on", file=sys.stderr)
@@ -70,55 +75,23 @@ def _interrupt_once(*_) -> None:
 
 
 @app.command
-def run(
-    *notebook: str,
-    profile: str = "quick",
-    run_dir: Path | None = None,
-    given: Settings = None,
-    notebooks: Path | None = None,
-    cell_timeout: float | None = None,
-    force: Flag = False,
-    allow_cpu: Flag = False,
-) -> int:
+def run(*notebook: str, options: RunOptions = RunOptions()) -> int:
     """Run the notebooks in order; what is finished and unchanged is skipped.
 
     Parameters
     ----------
     notebook
         Name, number or path; by default all of them.
-    profile
-        Size of the run, see notebooks/profiles.yml.
-    run_dir
-        Run folder, by default runs/PROFILE.
-    given
-        NAME VALUE: a parameter of all notebooks that have it, or of one: 02_train_sr3.steps 4.
-    notebooks
-        Folder of the notebooks, by default ./notebooks.
-    cell_timeout
-        Longest time for one cell, in seconds.
-    force
-        Run again, even in a folder of another configuration.
-    allow_cpu
-        Run a profile that needs a GPU without one.
     """
     from cryonb.running import runner
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt_once)
-    return runner.run(
-        notebook,
-        profile=profile,
-        run_dir=run_dir,
-        given=dict(given or ()),
-        notebooks=notebooks,
-        cell_timeout_s=cell_timeout,
-        force=force,
-        allow_cpu=allow_cpu,
-    )
+    return runner.run(notebook, options)
 
 
 @app.command
-def check(*, fast: Flag = False) -> int:
+def check(*, fast: bool = False) -> int:
     """Say whether this machine is ready, and how long the notebooks will take here.
 
     Parameters
@@ -149,8 +122,8 @@ def sweep(
     *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
     run_dir: Path | None = None,
     notebooks: Path | None = None,
-    force: Flag = False,
-    dry_run: Flag = False,
+    force: bool = False,
+    dry_run: bool = False,
 ) -> int:
     """Run an experiment, here or on a cluster; what is finished is skipped.
 
@@ -348,7 +321,7 @@ def clean(
     out: Path,
     weights: Path | None = None,
     mask: str = "none",
-    overwrite: Flag = False,
+    overwrite: bool = False,
     placing: Placing = Placing(),
 ) -> None:
     """Take noise and detergent out of a map, to look at it or to trace a model in it.

@@ -61,6 +61,7 @@ import numpy as np
 import yaml
 from matplotlib.ticker import LogLocator
 
+from cryonb.base.files import read_json
 from cryonb.running.experiment import (
     gather,
     make_experiment,
@@ -69,7 +70,6 @@ from cryonb.running.experiment import (
     write_results,
 )
 from cryonb.running.plan import find_notebooks
-from cryonb.running.runner import read_json
 from cryonb.showing.plotting import say, say_table, use_style
 
 use_style()

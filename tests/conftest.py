@@ -74,6 +74,7 @@ def browser():
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> Path:
     """Run folder of all notebooks, executed once by the runner at the smoke profile."""
+    from cryonb.base.options import RunOptions
     from cryonb.running.runner import run
 
     notebooks = Path(__file__).parents[1] / "notebooks"
@@ -81,7 +82,7 @@ def smoke_run(tmp_path_factory) -> Path:
         pytest.skip("no notebooks yet")
     folder = tmp_path_factory.mktemp("smoke")
     with contextlib.chdir(folder):
-        code = run(profile="smoke", notebooks=notebooks, run_dir="run")
+        code = run([], RunOptions("smoke", Path("run"), notebooks=notebooks))
     assert code == 0, "see the captured output for the failing cell"
     assert [p.name for p in folder.iterdir()] == ["run"], "a notebook writes outside its run_dir"
     return folder / "run"

@@ -27,7 +27,8 @@ def test_this_machine_is_described(capsys):
 def test_what_is_missing_comes_with_advice(tmp_path, monkeypatch):
     # The super-user may write anywhere, so a file that stands where a folder should be.
     (tmp_path / "file").write_text("")
-    assert not check._writable(tmp_path / "file").ok
+    refused = items(tmp_path / "file")["writing"]
+    assert not refused.ok and "--run-dir" in refused.advice
     monkeypatch.setattr(check, "MEMORY_GB", 1e9)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda _: None)
@@ -46,11 +47,9 @@ def test_what_is_missing_comes_with_advice(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
-    [("fpu avx512_bf16 x", "avx512_bf16"), ("fpu avx2", "not in"), (None, "not known")],
+    ("precision", "words"), [("bf16", "in hardware"), ("no", "not in hardware")]
 )
-def test_bf16_is_read_from_the_processor(tmp_path, monkeypatch, flags, words):
-    if flags:
-        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-    monkeypatch.setattr(check, "Path", lambda _: tmp_path / "cpuinfo")
-    assert words in check._bf16().value
+def test_bf16_is_what_the_networks_would_take(monkeypatch, precision, words):
+    monkeypatch.setattr("cryonb.base.precision.fast_precision", lambda: precision)
+    found = items()["bf16"]
+    assert found.value == words and found.ok and ("float32" in found.advice) == (precision == "no")

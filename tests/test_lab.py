@@ -15,7 +15,7 @@ import nbformat
 import papermill
 import pytest
 
-from cryonb.running.plan import find_notebooks, plan, read_profile
+from cryonb.running.plan import plan, read_notebooks, read_profile
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "for-this-test"
@@ -25,7 +25,7 @@ TOKEN = "for-this-test"
 def folder(tmp_path_factory) -> Path:
     """Copies of two notebooks at the smoke profile, for JupyterLab to open."""
     folder = tmp_path_factory.mktemp("lab")
-    found = find_notebooks(ROOT / "notebooks")
+    found = read_notebooks(ROOT / "notebooks")
     steps = plan(found, read_profile(ROOT / "notebooks", "smoke"), {}, "run")
     for step in steps[:2]:
         notebook = papermill.iorw.load_notebook_node(str(step.path))

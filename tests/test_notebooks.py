@@ -19,7 +19,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from cryonb.base.parameters import true_or_false
 from cryonb.data.volumes import load_volume
-from cryonb.running.plan import find_notebooks, plan, read_parameters, read_profile
+from cryonb.running.plan import plan, read_literals, read_notebooks, read_profile
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -51,7 +51,7 @@ def test_saved_without_outputs_for_python3(path):
 @each
 def test_parameters_are_explained_literals(path):
     (cell,) = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
-    values = read_parameters(path)
+    values = read_literals(path, cell.source)
     assert values.keys() >= {"run_dir", "seed"} and isinstance(values["run_dir"], str)
     tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
     comments = {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
@@ -62,7 +62,9 @@ def test_parameters_are_explained_literals(path):
 @each
 def test_switches_may_come_as_text(path):
     """Plain papermill injects `-p structural false` as text, which would be true."""
-    switches = [name for name, value in read_parameters(path).items() if isinstance(value, bool)]
+    (cell,) = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
+    values = read_literals(path, cell.source)
+    switches = [name for name, value in values.items() if isinstance(value, bool)]
     code = "\n".join(c.source for c in cells(path))
     for name in switches:
         assert re.search(rf"^(\w+, )*{name}(, \w+)* = (map\()?true_or_false", code, re.M), name
@@ -109,7 +111,7 @@ def test_all_profiles_name_real_parameters():
     profiles = yaml.safe_load((FOLDER / "profiles.yml").read_text())
     assert set(profiles) == {"smoke", "quick", "workshop", "paper"}
     for name in profiles:
-        plan(find_notebooks(FOLDER), read_profile(FOLDER, name), {}, "runs/x")
+        plan(read_notebooks(FOLDER), read_profile(FOLDER, name), {}, "runs/x")
 
 
 def test_paper_has_the_dose_of_workshop():

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import cryonb
+from cryonb.base.options import RunOptions
 from cryonb.cli import app, main
 
 ROOT = Path(__file__).parents[1]
@@ -228,7 +229,8 @@ def test_a_parameter_is_given_by_name_and_value():
     words = "run 00 -p snr -1 --profile quick --set 01_second.text --x 03 --profile smoke"
     _, found, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     assert found.args == ("00", "03")
-    assert found.kwargs == {"given": [("snr", "-1"), ("01_second.text", "--x")], "profile": "smoke"}
+    given = (("snr", "-1"), ("01_second.text", "--x"))
+    assert found.kwargs == {"options": RunOptions(profile="smoke", given=given)}
 
 
 def test_no_path_of_one_machine():

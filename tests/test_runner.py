@@ -19,8 +19,8 @@ import pytest
 from cryonb.base.files import sole
 from cryonb.cli import main
 from cryonb.running import engine
-from cryonb.running.plan import Step, convert, find_notebooks, read_parameters
-from cryonb.running.runner import is_current
+from cryonb.running.plan import Notebook, convert, find_notebooks, read_literals
+from cryonb.running.runner import unfinished
 
 ROOT = Path(__file__).parents[1]
 CRYONB = [sys.executable, "-m", "cryonb"]
@@ -92,7 +92,6 @@ def test_run_is_recorded_and_resumed(book, capsys, monkeypatch):
     run = json.loads((book / "runs/small/run.json").read_text())
     assert run["parameters"]["00_first"] == {"run_dir": "runs/small", "seed": 3, "snr": 1.0}
     assert run["parameters"]["01_second"] == {"run_dir": "runs/small", "seed": 3, "snr": 0.1}
-    assert run["seeds"] == {"00_first": 3, "01_second": 3}
     assert run["versions"].keys() >= {"python", "torch", "cryonb"}
     assert run["git"] is None and run["machine"]["cores"] >= 1
     first = status(book, "00_first")
@@ -164,23 +163,32 @@ def test_bad_requests_are_one_line_before_anything_runs(
     assert not (book / "runs").exists()
 
 
-def test_a_notebook_is_current_when_it_began_no_earlier_than_the_last_one_ended(tmp_path):
-    (tmp_path / "01_second.ipynb").touch()
-    step = Step("01_second", Path("01_second.ipynb"), {}, "source", "key")
-    record = {"state": "finished", "key": "key", "start": "12:00:00.000"}
-    assert is_current(record, step, tmp_path, "12:00:00.000")  # clocks tick in milliseconds
-    assert not is_current(record, step, tmp_path, "12:00:00.001")
-    assert not is_current(record | {"key": "other"}, step, tmp_path, "")
-    assert not is_current(record | {"state": "failed"}, step, tmp_path, "")
-    (tmp_path / "01_second.ipynb").unlink()
-    assert not is_current(record, step, tmp_path, "")
+def test_what_is_finished_began_no_earlier_than_the_one_before_it_ended(tmp_path):
+    first, second = (Notebook(name, Path(name), {}, "key") for name in ("00_first", "01_second"))
+    both = [first, second]
+
+    def left(chosen=both, **changes) -> list[Notebook]:
+        for k, notebook in enumerate(both):
+            times = {"start": f"12:00:0{k}.000", "end": f"12:00:0{k + 1}.000"}
+            record = {"state": "finished", "key": "key"} | times
+            record |= changes.get(notebook.name[3:], {})
+            (tmp_path / f"{notebook.name}.json").write_text(json.dumps(record))
+            (tmp_path / f"{notebook.name}.ipynb").touch()
+        if "gone" in changes:
+            (tmp_path / "01_second.ipynb").unlink()
+        return unfinished(both, chosen, tmp_path)
+
+    assert left() == []  # clocks tick in milliseconds
+    assert left(second={"start": "12:00:00.999"}) == [second]
+    assert left(second={"key": "other"}) == left(second={"state": "failed"}) == [second]
+    assert left(gone=True) == [second] and left([first], gone=True) == []
+    assert left(first={"key": "other"}) == both and left([second], first={"key": "other"}) == []
 
 
 @pytest.mark.parametrize("source", ["steps = 2 * 3", "a, b = 1, 2", "x.y = 1", "steps = ("])
-def test_a_computed_parameter_is_refused(book, source):
-    write_notebook(book / "notebooks/00_first.ipynb", parameters=source)
-    with pytest.raises(ValueError, match="parameters cell"):
-        read_parameters(book / "notebooks/00_first.ipynb")
+def test_a_computed_parameter_is_refused(source):
+    with pytest.raises(ValueError, match="no.ipynb: the parameters cell"):
+        read_literals(Path("no.ipynb"), source)
 
 
 def test_types_of_parameters():

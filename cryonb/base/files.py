@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 
+import yaml
 from filelock import FileLock, Timeout
 
 # Statistics of an MRC2014 header that say "not determined": max < min, mean < max, rms < 0.
@@ -57,6 +59,31 @@ def existing(path: str | os.PathLike) -> Path:
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}: check the path")
     return path
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """Read a YAML file of names and values; FileNotFoundError or ValueError where it is none."""
+    try:
+        content = yaml.safe_load(existing(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no names with their values")
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file, whole or not at all."""
+    with beside(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file; an empty dict where it is missing or torn."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
 
 
 def check_writable(out: str | os.PathLike) -> None:

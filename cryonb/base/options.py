@@ -8,135 +8,113 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+Pairs = tuple[tuple[str, str], ...]  # -p NAME VALUE, as often as needed
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RunOptions:
+    """How `cryonb run` runs notebooks."""
+
+    profile: str = "quick"
+    """Size of the run, see notebooks/profiles.yml."""
+    run_dir: Path | None = None
+    """Run folder, by default runs/PROFILE."""
+    given: Annotated[Pairs, Parameter(("--set", "-p"), allow_leading_hyphen=True)] = ()
+    """NAME VALUE: a parameter of all notebooks that have it, or of one: 02_train_sr3.steps 4."""
+    notebooks: Path | None = None
+    """Folder of the notebooks, by default ./notebooks."""
+    cell_timeout_s: float | None = None
+    """Longest time for one cell, in seconds."""
+    force: bool = False
+    """Run again, even in a folder of another configuration."""
+    allow_cpu: bool = False
+    """Run a profile that needs a GPU without one."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class DenoiseOptions:
-    """How `cryonb denoise` works.
-
-    Attributes
-    ----------
-    checkpoint
-        SR3 weights; by default those of the model for any molecule that cryonb has.
-    samples
-        0: the posterior mean, in one step. 1: one sample. K: the mean of K samples, and their
-        pixel-wise deviation in OUT_std.
-    steps
-        Of the sampler, for samples.
-    diameter_A
-        Of the particle in Å, by default 0.75 of the box; noise is measured outside.
-    contrast
-        Of the particles; auto finds out. The output has the contrast of the input.
-    device
-        cpu, cuda or mps; by default the fastest there is.
-    batch_size
-        By default 64, on a GPU 512.
-    seed
-        Of the samples.
-    ctf
-        Whether the images carry the CTF; auto: if the file says so or lists the defocus.
-    pixel_size_A
-        Å per pixel, where the file does not state it.
-    root
-        Folder in which to look for stacks, where they have moved.
-    passthrough
-        File of cryoSPARC with the fields that a .cs file lacks.
-    shards
-        Parts that are denoised at the same time, by processes.
-    shard
-        Do this part only, from 1 to SHARDS: other machines do the others into the same output.
-    """
+    """How `cryonb denoise` works."""
 
     checkpoint: Path | None = None
+    """SR3 weights; by default those of the model for any molecule that cryonb has."""
     samples: int = 0
+    """0: the posterior mean, in one step. 1: one sample. K: the mean of K samples, and their
+    pixel-wise deviation in OUT_std."""
     steps: int = 8
-    diameter_A: Annotated[float | None, Parameter("--diameter")] = None
+    """Of the sampler, for samples."""
+    diameter_A: float | None = None
+    """Of the particle in Å, by default 0.75 of the box; noise is measured outside."""
     contrast: Literal["auto", "bright", "dark"] = "auto"
+    """Of the particles; auto finds out. The output has the contrast of the input."""
     device: str | None = None
+    """cpu, cuda or mps; by default the fastest there is."""
     batch_size: int | None = None
+    """By default 64, on a GPU 512."""
     seed: int = 0
+    """Of the samples."""
     ctf: Literal["auto", "on", "off"] = "auto"
-    pixel_size_A: Annotated[float | None, Parameter("--pixel-size")] = None
+    """Whether the images carry the CTF; auto: if the file says so or lists the defocus."""
+    pixel_size_A: float | None = None
+    """Å per pixel, where the file does not state it."""
     root: Path | None = None
+    """Folder in which to look for stacks, where they have moved."""
     passthrough: Path | None = None
+    """File of cryoSPARC with the fields that a .cs file lacks."""
     shards: int | None = None
+    """Parts that are denoised at the same time, by processes."""
     shard: int | None = None
+    """Do this part only, from 1 to SHARDS: other machines do the others into the same output."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `cryonb train` learns from, and for how long.
-
-    Attributes
-    ----------
-    setting
-        white or structural noise.
-    snr
-        Signal variance / noise variance.
-    box_size
-        Pixels.
-    pixel_size_A
-        Å per pixel.
-    projections
-        Training poses; for map-cleaner molecules.
-    images
-        Images that the SR3 model sees.
-    refine_images
-        Images that the U-Net sees.
-    refine_steps
-        Sampler steps whose output the U-Net refines.
-    start
-        Share of the first step.
-    init
-        SR3 weights to start from.
-    curriculum
-        Share of the run with less noise than asked.
-    batch_size
-        More on a GPU, such as 512.
-    learning_rate
-        By default 1e-3, with --init 5e-4; more for large batches.
-    compile
-        Have torch.compile make the network faster (GPUs).
-    seed
-        Of everything random.
-    out
-        Folder for weights and checkpoints.
-    """
+    """What `cryonb train` learns from, and for how long."""
 
     setting: str = "white"
+    """white or structural noise."""
     snr: float = 0.1
+    """Signal variance / noise variance."""
     box_size: int = 64
-    pixel_size_A: Annotated[float, Parameter("--pixel-size")] = 3.0
+    """Pixels."""
+    pixel_size_A: float = 3.0
+    """Å per pixel."""
     projections: int = 16000
+    """Training poses; for map-cleaner molecules."""
     images: int = 230000
+    """Images that the SR3 model sees."""
     refine_images: int = 60000
+    """Images that the U-Net sees."""
     refine_steps: int = 1
+    """Sampler steps whose output the U-Net refines."""
     start: float = 0.5
+    """Share of the first step."""
     init: Path | None = None
+    """SR3 weights to start from."""
     curriculum: float = 0.6
+    """Share of the run with less noise than asked."""
     batch_size: int = 32
+    """More on a GPU, such as 512."""
     learning_rate: float | None = None
-    compile: Annotated[bool, Parameter(negative="")] = False
+    """By default 1e-3, with --init 5e-4; more for large batches."""
+    compile: bool = False
+    """Have torch.compile make the network faster (GPUs)."""
     seed: int = 0
+    """Of everything random."""
     out: Path = Path("kept")
+    """Folder for weights and checkpoints."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Placing:
-    """How maps and models are laid on each other by `cryonb fsc` and `cryonb clean`.
+    """How maps and models are laid on each other by `cryonb fsc` and `cryonb clean`."""
 
-    Attributes
-    ----------
-    pixel_size_A
-        In Å, of all maps given, instead of what their headers say.
-    centre
-        Lay middles on middles (of a model: its centre of mass), wherever headers put things.
-    fit
-        Turn and move a model to where the map is dense, from where it lies.
-    """
-
-    pixel_size_A: Annotated[float | None, Parameter("--pixel-size")] = None
-    centre: Annotated[bool, Parameter(negative="")] = False
-    fit: Annotated[bool, Parameter(negative="")] = False
+    pixel_size_A: float | None = None
+    """In Å, of all maps given, instead of what their headers say."""
+    centre: bool = False
+    """Lay middles on middles (of a model: its centre of mass), wherever headers put things."""
+    fit: bool = False
+    """Turn and move a model to where the map is dense, from where it lies."""

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import psutil
 import torch
-import yaml
 
+from cryonb.base.files import read_yaml
 from cryonb.learning.diffusion import SR3
 from cryonb.learning.train import draw_batch, sr3_loss, train
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
 from cryonb.running.plan import find_notebooks
-from cryonb.running.runner import span
 from cryonb.simulation.simulate import noise_sigma
 
 BOX_SIZE, BATCH_SIZE = 64, 16  # of the profile quick
@@ -50,33 +49,26 @@ def busy_percent() -> float:
 
 
 def calibrate(seconds: float = 10.0) -> Calibration:
-    """Measure this machine, half of the time in training and half in projection.
+    """Measure this machine, half of the time in training SR3 and half in projection.
 
     Of all repetitions the shortest counts: what else the machine does can only add to them.
     """
     generator = torch.Generator().manual_seed(0)
     volume = torch.rand(BOX_SIZE, BOX_SIZE, BOX_SIZE, generator=generator)
     rotations = random_rotations(BATCH_SIZE, generator)
-
-    def projection() -> None:
-        images = project(volume, rotations).flatten(1)
-        images.T @ images  # as in a covariance
-
-    steps = _training_steps(project(volume, rotations))
-    training_s = _shortest(lambda: next(steps), seconds / 2)
-    steps.close()
-    return Calibration(
-        round(1000 * training_s / BATCH_SIZE, 3),
-        round(1000 * _shortest(projection, seconds / 2) / BATCH_SIZE, 3),
-    )
-
-
-def _training_steps(images: torch.Tensor):
-    """Steps of the training of SR3 as in the notebooks, more than anybody waits for."""
+    images = project(volume, rotations)
     images = images / images.std()
     model, draw = SR3(), partial(draw_batch, (images, images))
     loss = partial(sr3_loss, sigma=noise_sigma(0.1))
-    return train(model, copy.deepcopy(model), draw, loss, 10**9, batch_size=BATCH_SIZE)
+    steps = train(model, copy.deepcopy(model), draw, loss, 10**9, batch_size=BATCH_SIZE)
+
+    def projection() -> None:
+        flat = project(volume, rotations).flatten(1)
+        flat.T @ flat  # as in a covariance
+
+    shortest = [_shortest(call, seconds / 2) for call in (steps.__next__, projection)]
+    steps.close()
+    return Calibration(*(round(1000 * taken / BATCH_SIZE, 3) for taken in shortest))
 
 
 def _shortest(call: Callable[[], object], seconds: float) -> float:
@@ -94,15 +86,9 @@ def read_times(notebooks: str | Path | None = None) -> dict[str, dict]:
     """Read the measured times, profile to ``machine``, ``calibration`` and ``notebooks``.
 
     Empty where there are none, as in an installation without the notebooks.
-
-    Parameters
-    ----------
-    notebooks : path, optional
-        Their folder, see `cryonb.running.plan.find_notebooks`.
     """
     try:
-        folder = next(iter(find_notebooks(notebooks).values())).parent
-        return yaml.safe_load((folder / "times.yml").read_text()) or {}
+        return read_yaml(next(iter(find_notebooks(notebooks).values())).with_name("times.yml"))
     except FileNotFoundError:
         return {}
 
@@ -119,18 +105,23 @@ def say_times(times: dict[str, dict], here: Calibration | None = None) -> str:
     """
     lines, columns = [], {}
     for profile, measured in times.items():
-        there = Calibration(**measured["calibration"])
-        factor = here.slower_than(there) if here else 1.0
+        factor = here.slower_than(Calibration(**measured["calibration"])) if here else 1.0
         seconds = {k: factor * v["seconds"] for k, v in measured["notebooks"].items()}
         columns[profile] = seconds | {"in all": sum(seconds.values())}
         peak_GB = max(v["peak_MB"] for v in measured["notebooks"].values()) / 1000
-        where = f"{factor:.2g} times what was measured on" if here else "measured on"
-        total = span(columns[profile]["in all"])
+        total, where = span(columns[profile]["in all"]), "measured on"
+        if here:
+            where = f"{factor:.2g} times what was measured on"
         lines.append(f"about {total} for profile {profile}, memory up to {peak_GB:.1f} GB:")
         lines.append(f"    {where} {measured['machine']}")
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    names.sort(key="in all".__eq__)  # stable: the sum comes last
-    rows = [["", *columns]]
-    rows += [[n, *(span(c[n]) if n in c else "-" for c in columns.values())] for n in names]
-    table = [f"    {name:22}" + "".join(f"{cell:>11}" for cell in cells) for name, *cells in rows]
-    return "\n".join([*lines, *table])
+    lines.append(" " * 26 + "".join(f"{profile:>11}" for profile in columns))
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    for name in sorted(names, key="in all".__eq__):  # stable: the sum comes last
+        cells = [span(column[name]) if name in column else "-" for column in columns.values()]
+        lines.append(f"    {name:22}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+def span(seconds: float) -> str:
+    """A duration in words that fit its size."""
+    return f"{seconds:.0f}\xa0s" if seconds < 90 else f"{seconds / 60:.0f}\xa0min"

@@ -24,65 +24,65 @@ class Item(NamedTuple):
     name: str
     value: str
     ok: bool
-    advice: str = ""
+    advice: str
 
 
 def environment_report(folder: str | Path = ".") -> list[Item]:
     """Check Python, packages, processor, memory, GPU, disk, write permission and RELION.
 
-    Parameters
-    ----------
-    folder : path
-        Where the runs are going to be written.
-
-    Returns
-    -------
-    list of Item
-        ``(name, value, ok, advice)``; what is only useful, not needed, is ok when it is missing.
+    Runs are going to be written in `folder`. What is only useful is ok when it is missing.
     """
     import torch
 
-    memory = psutil.virtual_memory().available / 1e9
-    disk = shutil.disk_usage(folder).free / 1e9
-    cores, gpu = os.cpu_count() or 1, torch.cuda.is_available()
-    gpu_name = torch.cuda.get_device_name() if gpu else "none"
-    relion = shutil.which("relion_reconstruct")
-    python, new = platform.python_version(), sys.version_info >= (3, 11)
+    from cryonb.base.precision import fast_precision
+
+    memory_GB, disk_GB = (
+        psutil.virtual_memory().available / 1e9,
+        shutil.disk_usage(folder).free / 1e9,
+    )
     threads = f"{torch.__version__}, {torch.get_num_threads()} threads"
-    free = "close other programs, or take PROFILE=smoke"
-    space = "free some space here, or work in another folder"
-    return [
-        _needed("Python", python, new, "3.11 or newer is needed"),
+    cores, relion = os.cpu_count() or 1, shutil.which("relion_reconstruct")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    bf16 = fast_precision() == "bf16"
+    room = "free some space here, or work in another folder"
+    needed = [  # name, what was found, whether that will do, what to do if not
+        ("Python", platform.python_version(), sys.version_info >= (3, 11), "take 3.11 or newer"),
         _packages(),
-        Item("torch", threads, True),
-        _useful("cores", str(cores), cores > 1, "times are stated for two cores"),
-        _needed("memory", f"{memory:.1f} GB free", memory >= MEMORY_GB, free),
-        _bf16(),
-        _useful("GPU", gpu_name, gpu, "only PROFILE=paper needs one"),
-        _needed("disk", f"{disk:.1f} GB free", disk >= DISK_GB, space),
-        _writable(Path(folder)),
-        _useful(
-            "RELION", relion or "not found", relion, "06 can ask it, tests do: apt install relion"
+        ("torch", threads, True, ""),
+        (
+            "memory",
+            f"{memory_GB:.1f} GB free",
+            memory_GB >= MEMORY_GB,
+            "close other programs, or take PROFILE=smoke",
         ),
+        ("disk", f"{disk_GB:.1f} GB free", disk_GB >= DISK_GB, room),
+        _writing(folder),
+    ]
+    useful = [
+        ("cores", str(cores), cores > 1, "times are stated for two cores"),
+        (
+            "bf16",
+            "in hardware" if bf16 else "not in hardware",
+            bf16,
+            "training takes float32, which is slower",
+        ),
+        ("GPU", gpu or "none", gpu, "only PROFILE=paper needs one"),
+        ("RELION", relion or "not found", relion, "06 can ask it, tests do: apt install relion"),
+    ]
+    report = [Item(name, value, ok, "" if ok else advice) for name, value, ok, advice in needed]
+    return report + [
+        Item(name, value, True, "" if there else advice) for name, value, there, advice in useful
     ]
 
 
-def _needed(name: str, value: str, ok: bool, advice: str) -> Item:
-    return Item(name, value, ok, "" if ok else advice)
-
-
-def _useful(name: str, value: str, there, advice: str) -> Item:
-    return Item(name, value, True, "" if there else advice)
-
-
-def _packages() -> Item:
+def _packages() -> tuple[str, str, bool, str]:
     try:
         needed = [re.match(r"[\w.-]+", r)[0] for r in requires("cryonb") if "extra ==" not in r]
     except PackageNotFoundError:
-        return Item("packages", "cryonb is not installed", False, "pip install -e . in its folder")
+        return "packages", "cryonb is not installed", False, "pip install -e . in its folder"
     missing = [name for name in needed if not _installed(name)]
     found = f"{len(needed) - len(missing)} of {len(needed)}, cryonb {version('cryonb')}"
-    return _needed("packages", found, not missing, f"pip install {' '.join(missing)}")
+    return "packages", found, not missing, f"pip install {' '.join(missing)}"
 
 
 def _installed(name: str) -> bool:
@@ -92,21 +92,10 @@ def _installed(name: str) -> bool:
         return False
 
 
-def _bf16() -> Item:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return Item("bf16", "not known here", True)
-    names = ("amx_bf16", "avx512_bf16", "bf16")
-    fast = [name for name in names if re.search(rf"\b{name}\b", flags)]
-    value = f"in hardware ({fast[0]})" if fast else "not in hardware"
-    return _useful("bf16", value, fast, "training takes float32, which is slower")
-
-
-def _writable(folder: Path) -> Item:
+def _writing(folder: str | Path) -> tuple[str, str, bool, str]:
     try:
         with tempfile.TemporaryFile(dir=folder):
-            return Item("writing", f"allowed in {folder.resolve().name or folder}", True)
+            return "writing", "allowed", True, ""
     except OSError as error:
         advice = "go to a folder that is yours, or name one with --run-dir"
-        return Item("writing", error.strerror or str(error), False, advice)
+        return "writing", error.strerror or str(error), False, advice

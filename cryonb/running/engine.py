@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -30,29 +30,6 @@ PARENT = int(os.environ.get("CRYONB_PARENT", 0))  # a sweep's process, with whic
 SOCKET_PATH = 80  # of the 107 characters that the path of a local socket may have
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one execution ended.
-
-    Attributes
-    ----------
-    state : str
-        ``finished``, ``failed``, ``timeout``, ``killed`` or ``interrupted``.
-    message : str
-        Empty, or one line that says what went wrong and in which cell.
-    seconds : float
-        Wall-clock time.
-    peak_MB : float
-        Largest resident memory of the kernel and its children together, in 10^6 bytes, as seen
-        every quarter of a second.
-    """
-
-    state: str
-    message: str
-    seconds: float
-    peak_MB: float
-
-
 class ThisPython(AsyncKernelManager):
     """Starts the interpreter that runs this code, whatever kernelspecs the user has installed."""
 
@@ -63,86 +40,77 @@ class ThisPython(AsyncKernelManager):
         argv = [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL"]
         policy = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_WAIT_POLICY": policy}
-        argv += ["-f", "{connection_file}"]
-        return KernelSpec(argv=argv, env=env, display_name="Python 3", language="python")
+        return KernelSpec(argv=[*argv, "-f", "{connection_file}"], env=env, language="python")
 
 
 class Watch:
-    """Shows where a running notebook is, hears what it prints, and keeps its peak memory."""
+    """Shows where a running notebook is and what it printed last; measures its peak memory.
+
+    To papermill it is the stream that the notebook prints to.
+    """
 
     def __init__(self, name: str, n_cells: int):
-        self.name, self.n_cells, self.cell, self.line = name, n_cells, 0, ""
+        self.name, self.n_cells, self.cell, self.printed = name, n_cells, 0, ""
         self.start = self.cell_start = time.monotonic()
-        self.peak_bytes, self.seconds = 0, 0.0
+        self.peak_bytes = 0  # of all that this process has started: the kernel and its children
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._loop)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> None:
         self._thread.start()
-        return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
-        self.seconds = time.monotonic() - self.start
         if sys.stdout.isatty():
             print("\r\x1b[K", end="", flush=True)
 
     def begin_cell(self, **_) -> None:
-        self.cell, self.line, self.cell_start = self.cell + 1, "", time.monotonic()
+        self.cell, self.printed, self.cell_start = self.cell + 1, "", time.monotonic()
 
     def write(self, text: str) -> None:
-        lines = [line.strip() for line in re.split(r"[\r\n]", text)]
-        self.line = next((line for line in reversed(lines) if line), self.line)
+        for line in re.split(r"[\r\n]", text):
+            self.printed = line.strip() or self.printed
 
     def flush(self) -> None:
         pass
 
     def _loop(self) -> None:
-        terminal, shown = sys.stdout.isatty(), time.monotonic()
+        shown, terminal = time.monotonic(), sys.stdout.isatty()
         while not self._stop.wait(SAMPLE_S):
             if PARENT and os.getppid() != PARENT:
                 return _thread.interrupt_main()  # as Ctrl-C does
-            self.peak_bytes = max(self.peak_bytes, resident_bytes_of_children())
-            now = time.monotonic()
-            if now - shown < (1.0 if terminal else HEARTBEAT_S):
-                continue
-            shown = now
-            text = f"{self.name}: cell {self.cell} of {self.n_cells}, {now - self.start:.0f} s"
-            if now - self.cell_start > 2:
-                text += f", this cell {now - self.cell_start:.0f} s"
-            text += f": {self.line}" if self.line else ""
-            if terminal:
-                width = shutil.get_terminal_size((100, 24)).columns
-                print(f"\r\x1b[K  {text}"[: width + 4], end="", flush=True)
-            else:
-                print(f"  {text[:200]}", flush=True)
+            with suppress(psutil.Error):  # one of them has just ended
+                children = psutil.Process().children(recursive=True)
+                resident = sum(child.memory_info().rss for child in children)
+                self.peak_bytes = max(self.peak_bytes, resident)
+            if time.monotonic() - shown > (1.0 if terminal else HEARTBEAT_S):
+                shown = time.monotonic()
+                spent = f"{shown - self.start:.0f} s, this cell {shown - self.cell_start:.0f} s"
+                text = f"  {self.name}: cell {self.cell} of {self.n_cells}, {spent}: {self.printed}"
+                if terminal:
+                    width = shutil.get_terminal_size().columns - 1
+                    print(f"\r\x1b[K{text[:width]}", end="", flush=True)
+                else:
+                    print(text[:200], flush=True)
 
 
-def resident_bytes_of_children() -> int:
-    """Resident memory of all that this process has started, in bytes: a kernel and its children."""
-    total = 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:  # it has just ended
-            continue
-    return total
-
-
-def execute(
-    notebook: Path, output: Path, parameters: dict, *, cell_timeout_s: float = 3600
-) -> Outcome:
-    """Execute a notebook and keep it, with its outputs or its traceback.
+def execute(notebook: Path, output: Path, parameters: dict, cell_timeout_s: float) -> dict:
+    """Execute a notebook; `output` has its outputs, up to an error's traceback, never half a file.
 
     Parameters
     ----------
     notebook, output : Path
-        What to execute, and where the executed notebook goes; it is written beside and renamed
-        at the end, so that `output` is never half a notebook.
     parameters : dict
         Values for papermill to inject after the cell tagged ``parameters``.
     cell_timeout_s : float
         Longest time that one cell may take, in seconds.
+
+    Returns
+    -------
+    dict
+        ``state``: finished, failed, timeout, killed or interrupted; ``message``: empty, or one line
+        that says what went wrong and in which cell; ``seconds``; ``peak_MB``: largest resident
+        memory of the kernel and its children together, as seen every quarter of a second.
 
     Raises
     ------
@@ -173,12 +141,13 @@ def execute(
     if partial.exists():
         os.replace(partial, output)
     message = message and f"cell {watch.cell}: {message}"
-    return Outcome(state, message, round(watch.seconds, 2), round(watch.peak_bytes / 1e6, 1))
+    seconds, peak_MB = round(time.monotonic() - watch.start, 2), round(watch.peak_bytes / 1e6, 1)
+    return {"state": state, "message": message, "seconds": seconds, "peak_MB": peak_MB}
 
 
 def _papermill(notebook, partial, parameters, watch: Watch, cell_timeout_s: float) -> None:
     """papermill.execute_notebook; its kernel's sockets lie in a folder that no other run shares."""
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # outcomes are told by us
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what went wrong is told by us
     ensure_event_loop().set_exception_handler(_say_unless_interrupted)
     with tempfile.TemporaryDirectory(prefix="cryonb", ignore_cleanup_errors=True) as folder:
         local = os.name == "posix" and len(folder) < SOCKET_PATH

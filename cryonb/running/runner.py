@@ -3,7 +3,7 @@
 Papermill executes; this module adds what it lacks. Everything asked for is checked before anything
 runs, a notebook that is finished and unchanged is skipped, and the run folder holds
 
-- ``run.json``: profile, parameters, versions, git state, seeds, machine;
+- ``run.json``: profile, parameters, versions, git state, machine;
 - ``NN_name.ipynb``: the executed notebook, and ``NN_name.json``: state, times, peak memory, key;
 - what the notebooks write under their ``run_dir``, ``results/NN_name.json`` among it.
 
@@ -12,55 +12,30 @@ No notebook needs this module: plain papermill executes them just as well.
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
-from cryonb.base.files import below, beside, sole
+from cryonb.base.files import below, read_json, sole, write_json
+from cryonb.base.options import RunOptions
 from cryonb.base.workers import count_cores
 from cryonb.running.engine import execute
-from cryonb.running.plan import Step, choose, find_notebooks, hash_package, plan, read_profile
+from cryonb.running.plan import Notebook, choose, plan, read_notebooks, read_profile
 
 PACKAGES = ("cryonb", "torch", "numpy", "scipy", "papermill", "ipykernel")
 
 
-def run(
-    wanted: list[str] = (),
-    *,
-    profile: str = "quick",
-    run_dir: str | Path | None = None,
-    given: dict | None = None,
-    notebooks: str | Path | None = None,
-    cell_timeout_s: float | None = None,
-    force: bool = False,
-    allow_cpu: bool = False,
-) -> int:
+def run(wanted: list[str] = (), options: RunOptions = RunOptions()) -> int:
     """Run notebooks in order; those finished and unchanged in the run folder are skipped.
 
     Parameters
     ----------
     wanted : list of str
         Names, numbers or paths; all notebooks when empty.
-    profile : str
-        A name in ``profiles.yml``.
-    run_dir : path, optional
-        Run folder, default ``runs/<profile>``.
-    given : dict of str to object, optional
-        Parameter values, see `cryonb.running.plan.plan`.
-    notebooks : path, optional
-        Folder of the notebooks, see `cryonb.running.plan.find_notebooks`.
-    cell_timeout_s : float, optional
-        Longest time for one cell in seconds; default the profile's, or else 3600.
-    force : bool
-        Run even what is finished, and in a folder made with another configuration.
-    allow_cpu : bool
-        Run a profile that needs a GPU without one.
 
     Returns
     -------
@@ -69,80 +44,66 @@ def run(
 
     Raises
     ------
-    ValueError, FileNotFoundError, OSError
+    ValueError, OSError
         With one sentence that says what is wrong and what to do, before anything runs.
     """
-    if cell_timeout_s is not None and not cell_timeout_s > 0:
-        raise ValueError(f"a cell timeout of {cell_timeout_s:g} s: give more than 0")
-    found = find_notebooks(notebooks)
-    folder = next(iter(found.values())).parent
-    settings = read_profile(folder, profile)
-    run_dir, given = Path(run_dir or below("runs", profile)), given or {}
-    steps = plan(found, settings, given, str(run_dir))
-    chosen = choose(steps, wanted)
-    if settings.get("needs_gpu") and not allow_cpu:
-        require_gpu(profile)
-    check_folder(run_dir, {"profile": profile, "given": given}, force)
-    timeout = cell_timeout_s or settings.get("cell_timeout_s", 3600)
+    if options.cell_timeout_s is not None and not options.cell_timeout_s > 0:
+        raise ValueError(f"a cell timeout of {options.cell_timeout_s:g} s: give more than 0")
+    notebooks = read_notebooks(options.notebooks)
+    folder = notebooks[0].path.parent
+    profile = read_profile(folder, options.profile)
+    run_dir = Path(options.run_dir or below("runs", options.profile))
+    configuration = {"profile": options.profile, "given": dict(options.given)}
+    planned = plan(notebooks, profile, configuration["given"], str(run_dir))
+    chosen = choose(planned, wanted)
+    if profile.get("needs_gpu") and not options.allow_cpu:
+        require_gpu(options.profile)
+    check_folder(run_dir / "run.json", configuration, options.force)
     run_dir.mkdir(parents=True, exist_ok=True)
     with sole(run_dir / "run.json"):
         git = git_state(folder)
-        write_json(run_dir / "run.json", describe(profile, given, steps, git))
-        print(f"profile {profile}, {len(chosen)} of {len(steps)} notebooks, run folder {run_dir}")
-        code = _run_steps(steps, chosen, run_dir, timeout, force, git)
+        write_json(run_dir / "run.json", {"configuration": configuration, **describe(planned, git)})
+        print(f"{options.profile}: {len(chosen)} of {len(planned)} notebooks, folder {run_dir}")
+        todo = chosen if options.force else unfinished(planned, chosen, run_dir)
+        for notebook in chosen[: len(chosen) - len(todo)]:
+            print(f"{notebook.name}: finished before and unchanged, skipped")
+        timeout_s = options.cell_timeout_s or profile.get("cell_timeout_s", 3600)
+        code = _execute_all(todo, run_dir, timeout_s, git)
         print(table(run_dir, chosen))
     return code
 
 
-def _run_steps(steps, chosen, run_dir, timeout, force, git) -> int:
-    latest = ""  # end of the last notebook so far: what is older than its input runs again
-    for step in steps:
-        record = read_json(run_dir / f"{step.name}.json")
-        if step in chosen and (force or not is_current(record, step, run_dir, latest)):
-            record = _run_step(step, run_dir, timeout, git)
-            if record["state"] != "finished":
-                kept = run_dir / f"{step.name}.ipynb"
-                print(f"{step.name} {record['state']}: {record['message']}\n  see {kept}")
-                print("  run the same command again: it goes on with this notebook")
-                return 130 if record["state"] == "interrupted" else 1
-            print(f"{step.name}: {record['seconds']:.0f} s, peak {record['peak_MB']:,.0f} MB")
-        elif step in chosen:
-            print(f"{step.name}: finished before and unchanged, skipped")
+def unfinished(planned: list[Notebook], chosen: list[Notebook], run_dir: Path) -> list[Notebook]:
+    """Chosen notebooks from the first that is not finished, or changed, or older than its input."""
+    latest = ""  # end of the last notebook so far
+    for notebook in planned:
+        record = read_json(run_dir / f"{notebook.name}.json")
+        finished = record.get("state") == "finished" and record["key"] == notebook.key
+        there = finished and (run_dir / f"{notebook.name}.ipynb").exists()
+        if notebook in chosen and not (there and record["start"] >= latest):
+            return chosen[chosen.index(notebook) :]
         latest = max(latest, record.get("end") or "")
+    return []
+
+
+def _execute_all(todo: list[Notebook], run_dir: Path, timeout_s: float, git: dict | None) -> int:
+    """Execute notebooks until one does not finish, and keep a record of each; an exit code."""
+    for notebook in todo:
+        name, output = notebook.name, run_dir / f"{notebook.name}.ipynb"
+        record = {"notebook": name, "state": "running", "start": _now(), "end": None, "git": git}
+        record |= {"parameters": notebook.parameters, "key": notebook.key}
+        write_json(run_dir / f"{name}.json", record)
+        (run_dir / "results" / f"{name}.json").unlink(missing_ok=True)
+        print(f"{name}: running", flush=True)
+        record |= execute(notebook.path, output, notebook.parameters, timeout_s)
+        record |= {"end": _now()}
+        write_json(run_dir / f"{name}.json", record)
+        if record["state"] != "finished":
+            print(f"{name} {record['state']}: {record['message']}\n  see {output}")
+            print("  run the same command again: it goes on with this notebook")
+            return 130 if record["state"] == "interrupted" else 1
+        print(f"{name}: {record['seconds']:.0f} s, peak {record['peak_MB']:,.0f} MB")
     return 0
-
-
-def is_current(record: dict, step: Step, run_dir: Path, latest: str) -> bool:
-    """Say whether a status record shows this very step finished, after the steps before it."""
-    return (
-        record.get("state") == "finished"
-        and record.get("key") == step.key
-        and record["start"] >= latest
-        and (run_dir / f"{step.name}.ipynb").exists()
-    )
-
-
-def _run_step(step: Step, run_dir: Path, timeout: float, git: dict | None) -> dict:
-    status = run_dir / f"{step.name}.json"
-    record = {
-        "notebook": step.name,
-        "state": "running",
-        "start": _now(),
-        "end": None,
-        "parameters": step.parameters,
-        "source_hash": step.source_hash,
-        "package_hash": hash_package(),
-        "key": step.key,
-        "git": git,
-    }
-    write_json(status, record)
-    (run_dir / "results" / f"{step.name}.json").unlink(missing_ok=True)
-    print(f"{step.name}: running", flush=True)
-    output = run_dir / f"{step.name}.ipynb"
-    outcome = execute(step.path, output, step.parameters, cell_timeout_s=timeout)
-    record |= asdict(outcome) | {"end": _now()}
-    write_json(status, record)
-    return record
 
 
 def require_gpu(profile: str) -> None:
@@ -150,68 +111,44 @@ def require_gpu(profile: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
+        hint = "take PROFILE=workshop, or insist with --allow-cpu (days)"
+        raise ValueError(f"profile {profile} needs a GPU (CUDA) and torch sees none here; {hint}")
+
+
+def check_folder(record: Path, configuration: dict, force: bool) -> None:
+    """Refuse a folder whose ``run.json`` or ``sweep.json`` holds another configuration, or none."""
+    folder, kind = record.parent, record.stem
+    if ":/" in str(folder):
         raise ValueError(
-            f"profile {profile} needs a GPU (CUDA) and torch sees none here; take PROFILE=workshop,"
-            " or insist with --allow-cpu (days)"
+            f"{folder} is no folder of this machine; papermill itself writes notebooks to a bucket"
         )
-
-
-def is_finished(steps: list[Step], chosen: list[Step], run_dir: Path) -> bool:
-    """Say whether a run folder has all the chosen steps finished and unchanged."""
-    latest = ""
-    for step in steps:
-        record = read_json(run_dir / f"{step.name}.json")
-        if step in chosen and not is_current(record, step, run_dir, latest):
-            return False
-        latest = max(latest, record.get("end") or "")
-    return True
-
-
-def check_folder(
-    run_dir: Path, configuration: dict, force: bool, record: str = "run.json", kind: str = "run"
-) -> None:
-    """Refuse a folder of another configuration, one that is not a run folder, or an address.
-
-    `record` is the file that says what a folder is, `kind` its word in the message.
-
-    Raises
-    ------
-    ValueError
-    """
-    if ":/" in str(run_dir):
-        raise ValueError(
-            f"{run_dir} is no folder of this machine; papermill itself writes notebooks to a bucket"
-        )
-    if force or not run_dir.exists():
+    if force or not folder.exists():
         return
-    if not run_dir.is_dir():
-        raise ValueError(f"{run_dir} is a file; name a folder with --run-dir")
-    before = read_json(run_dir / record).get("configuration")
-    if before is None and any(p.name != f".{record}.lock" for p in run_dir.iterdir()):
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder with --run-dir")
+    before = read_json(record).get("configuration")
+    if before is None and any(path.name != f".{record.name}.lock" for path in folder.iterdir()):
         raise ValueError(
-            f"{run_dir} is no {kind} folder and not empty; use another --run-dir or --force"
+            f"{folder} is no {kind} folder and not empty; use another --run-dir or --force"
         )
     if before not in (None, configuration):
-        words = [" ".join(str(v) for v in c.values() if v) for c in (before, configuration)]
+        then, now = (" ".join(str(v) for v in c.values() if v) for c in (before, configuration))
         raise ValueError(
-            f"{run_dir} holds a {kind} of another configuration ({words[0]}, now {words[1]}); "
+            f"{folder} holds a {kind} of another configuration ({then}, now {now}); "
             "use another --run-dir, or --force to run it anew"
         )
 
 
-def describe(profile: str, given: dict, steps: list[Step], git: dict | None) -> dict:
-    """Collect what ``run.json`` records of a run."""
-    memory = psutil.virtual_memory().total
+def describe(planned: list[Notebook], git: dict | None) -> dict:
+    """What ``run.json`` records besides the configuration: parameters, versions, machine."""
     return {
-        "configuration": {"profile": profile, "given": given},
         "written": _now(),
-        "parameters": {s.name: s.parameters for s in steps},
-        "seeds": {s.name: s.parameters.get("seed") for s in steps},
+        "parameters": {notebook.name: notebook.parameters for notebook in planned},
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "git": git,
         "machine": {
             "cores": count_cores(),
-            "memory_GB": round(memory / 1e9, 1),
+            "memory_GB": round(psutil.virtual_memory().total / 1e9, 1),
             "platform": platform.platform(),
         },
     }
@@ -231,39 +168,17 @@ def git_state(folder: Path) -> dict | None:
         return None
 
 
-def table(run_dir: Path, chosen: list[Step]) -> str:
-    """Format the closing table: notebook, state, seconds, peak memory, results, and the paths."""
-    width = max(len(s.name) for s in chosen)
-    lines = ["", f"{'notebook':{width}}  {'state':11}  {'seconds':>7}  {'peak MB':>7}  results"]
-    for step in chosen:
-        record = read_json(run_dir / f"{step.name}.json")
-        results = read_json(run_dir / "results" / f"{step.name}.json")
+def table(run_dir: Path, chosen: list[Notebook]) -> str:
+    """The closing table: notebook, state, seconds, peak memory, results; and the paths."""
+    lines = ["", f"{'notebook':20}  {'state':11}  {'seconds':>7}  {'peak MB':>7}  results"]
+    for name in (notebook.name for notebook in chosen):
+        record = {"state": "-", "seconds": 0, "peak_MB": 0} | read_json(run_dir / f"{name}.json")
+        results = read_json(run_dir / "results" / f"{name}.json")
         shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in results.items()]
-        lines.append(
-            f"{step.name:{width}}  {record.get('state', '-'):11}  {record.get('seconds', 0):7.1f}"
-            f"  {record.get('peak_MB', 0):7.0f}  {', '.join(shown[:4])}"
-        )
-    paths = [run_dir / f"{s.name}.ipynb" for s in chosen]
+        figures = f"{record['seconds']:7.1f}  {record['peak_MB']:7.0f}"
+        lines.append(f"{name:20}  {record['state']:11}  {figures}  {', '.join(shown[:4])}")
+    paths = [run_dir / f"{notebook.name}.ipynb" for notebook in chosen]
     return "\n".join([*lines, "", "executed notebooks:", *(f"  {p}" for p in paths if p.exists())])
-
-
-def span(seconds: float) -> str:
-    """A duration in words that fit its size."""
-    return f"{seconds:.0f}\xa0s" if seconds < 90 else f"{seconds / 60:.0f}\xa0min"
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file beside its place, then rename it: never half a file."""
-    with beside(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON file; an empty dict where it is missing or torn."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
 
 
 def _now() -> str:

@@ -18,49 +18,39 @@ from pathlib import Path
 
 import psutil
 
-from cryonb.base.files import below, sole
+from cryonb.base.files import below, read_json, sole, write_json
 from cryonb.base.workers import count_cores
 from cryonb.running.experiment import Experiment, Run, plan_runs
-from cryonb.running.runner import check_folder, read_json, write_json
+from cryonb.running.runner import check_folder
 
 INSTALL = "pip install 'cryonb[sweeps]'"
-SIZED = ("-c", "--cores", "-j", "--jobs", "-e", "--executor", "--profile", "--workflow-profile")
+SIZED = {"-c", "--cores", "-j", "--jobs", "-e", "--executor", "--profile", "--workflow-profile"}
 
 
 def sweep(
     experiment: Experiment,
-    folder: str | Path | None = None,
+    folder: Path | None,
+    notebooks: Path | None,
     *,
-    notebooks: str | Path | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    words: list[str] = (),
+    force: bool,
+    dry_run: bool,
+    words: tuple[str, ...],
 ) -> int:
-    """Run all runs of an experiment that are not finished yet; returns an exit code.
+    """Run all runs of an experiment that are not finished yet; see `cryonb sweep`.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        See `cryonb.running.experiment.read_experiment`.
-    folder : path, optional
-        Sweep folder, default ``runs/<name of the experiment>``.
-    notebooks : path, optional
-        Folder of the notebooks, see `cryonb.running.plan.find_notebooks`.
-    force : bool
-        Run even what is finished, and in a folder made by another experiment.
-    dry_run : bool
-        Print the plan and run nothing.
-    words : list of str
-        Further options of snakemake, such as ``--executor slurm --jobs 32``.
+    Returns
+    -------
+    int
+        Exit code.
 
     Raises
     ------
-    ValueError, FileNotFoundError, OSError
+    ValueError, OSError
         With one sentence that says what is wrong, before any run starts.
     """
-    folder = Path(folder or below("runs", experiment.name))
+    folder = folder or below("runs", experiment.name)
     runs = plan_runs(experiment, folder, notebooks)
-    check_folder(folder, experiment.configuration, force, "sweep.json", "sweep")
+    check_folder(folder / "sweep.json", experiment.configuration, force)
     commands = {run.name: _command(experiment, run, folder, notebooks, force) for run in runs}
     todo = [run.name for run in runs if force or not run.finished(folder)]
     print(f"experiment {experiment.name}: {len(runs)} runs, {len(todo)} to do, folder {folder}")
@@ -68,14 +58,15 @@ def sweep(
         for name, command in commands.items():
             print(f"{name}: {'' if name in todo else 'finished: '}{shlex.join(command[2:])}")
         return 0
-    if words and not importlib.util.find_spec("snakemake"):
+    snakemake = importlib.util.find_spec("snakemake")
+    if words and not snakemake:
         raise ValueError(f"{' '.join(words)} needs snakemake (not on Windows): {INSTALL}")
     folder.mkdir(parents=True, exist_ok=True)
     with sole(folder / "sweep.json"):
         write_json(folder / "sweep.json", _describe(experiment, runs, commands))
         for name in todo:
             (folder / name / ".finished").unlink(missing_ok=True)
-        if importlib.util.find_spec("snakemake"):
+        if snakemake:
             code = _snakemake(folder, words, experiment)
         else:
             code = _one_after_the_other({name: commands[name] for name in todo}, folder)
@@ -86,29 +77,8 @@ def sweep(
     return code
 
 
-def _why(run: Run, folder: Path) -> str:
-    """What its notebook's record says, or else the last line of its log."""
-    for step in run.chosen:
-        record = read_json(folder / run.name / f"{step.name}.json")
-        if record.get("message"):
-            return f"{step.name} {record['state']}: {record['message']}"
-    log = folder / f"{run.name}.log"
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "it was not started")
-
-
-def _one_after_the_other(commands: dict[str, list[str]], folder: Path) -> int:
-    """Do the runs where there is no snakemake; returns the highest exit code."""
-    print(f"one run at a time, for want of snakemake: {INSTALL} (not on Windows)")
-    codes, env = [0], os.environ | {"CRYONB_PARENT": str(os.getpid())}
-    for name, command in commands.items():
-        with open(folder / f"{name}.log", "w") as log:
-            codes.append(subprocess.call(command, stdout=log, stderr=subprocess.STDOUT, env=env))
-    return max(codes)
-
-
 def _command(experiment: Experiment, run: Run, folder: Path, notebooks, force: bool) -> list[str]:
-    words = ["run", *(step.name for step in run.chosen)]
+    words = ["run", *(notebook.name for notebook in run.chosen)]
     words += ["--profile", experiment.profile, "--run-dir", str(folder / run.name)]
     for name, value in run.given.items():
         words += ["-p", name, value if isinstance(value, str) else repr(value)]
@@ -118,12 +88,13 @@ def _command(experiment: Experiment, run: Run, folder: Path, notebooks, force: b
 
 
 def _describe(experiment: Experiment, runs: list[Run], commands: dict[str, list[str]]) -> dict:
+    """What ``sweep.json`` holds, for snakemake and for `cryonb.running.experiment.gather`."""
     return {
         "configuration": experiment.configuration,
         "experiment": experiment.name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "started_in": os.getcwd(),
-        "notebooks": [step.name for step in runs[0].chosen],
+        "notebooks": [notebook.name for notebook in runs[0].chosen],
         "varied": list(runs[0].varied),
         "cores": experiment.cores,
         "memory_GB": experiment.memory_GB,
@@ -132,16 +103,15 @@ def _describe(experiment: Experiment, runs: list[Run], commands: dict[str, list[
     }
 
 
-def _snakemake(folder: Path, words: list[str], experiment: Experiment) -> int:
+def _snakemake(folder: Path, words: tuple[str, ...], experiment: Experiment) -> int:
     """Run snakemake in this process; by default as many runs at a time as cores and memory fit."""
     from snakemake.cli import main
 
-    given = {word.partition("=")[0] for word in words}
-    if not given & set(SIZED):
-        free_MB = psutil.virtual_memory().available / 1e6
-        needed_MB = 1000 * experiment.memory_GB
-        words = [*words, "--cores", str(max(count_cores(), experiment.cores))]
-        words += ["--resources", f"mem_mb={max(free_MB, needed_MB):.0f}"]
+    size = []
+    if not SIZED & {word.partition("=")[0] for word in words}:
+        memory_MB = max(psutil.virtual_memory().available / 1e6, 1000 * experiment.memory_GB)
+        size = ["--cores", str(max(count_cores(), experiment.cores))]
+        size += ["--resources", f"mem_mb={memory_MB:.0f}"]
     where = ["--snakefile", str(Path(__file__).with_name("Snakefile")), "--directory", str(folder)]
     always = ["--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--keep-going"]
     stopped = []
@@ -155,7 +125,7 @@ def _snakemake(folder: Path, words: list[str], experiment: Experiment) -> int:
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        main([*where, *always, *words])
+        main([*where, *always, *words, *size])
         code = 0
     except SystemExit as end:
         code = end.code
@@ -164,3 +134,24 @@ def _snakemake(folder: Path, words: list[str], experiment: Experiment) -> int:
     if stopped:
         raise KeyboardInterrupt
     return code
+
+
+def _one_after_the_other(commands: dict[str, list[str]], folder: Path) -> int:
+    """Do the runs where there is no snakemake; returns the highest exit code."""
+    print(f"one run at a time, for want of snakemake: {INSTALL} (not on Windows)")
+    codes, env = [0], os.environ | {"CRYONB_PARENT": str(os.getpid())}
+    for name, command in commands.items():
+        with open(folder / f"{name}.log", "w") as log:
+            codes.append(subprocess.call(command, stdout=log, stderr=subprocess.STDOUT, env=env))
+    return max(codes)
+
+
+def _why(run: Run, folder: Path) -> str:
+    """What its notebook's record says, or else the last line of its log."""
+    for notebook in run.chosen:
+        record = read_json(folder / run.name / f"{notebook.name}.json")
+        if record.get("message"):
+            return f"{notebook.name} {record['state']}: {record['message']}"
+    log = folder / f"{run.name}.log"
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "it was not started")
