@@ -59,10 +59,11 @@ from torch.testing import assert_close
 from tqdm.auto import tqdm
 
 from cryonb.base.parameters import true_or_false
-from cryonb.data.maps import write_map
+from cryonb.data.maps import read_map, write_map
 from cryonb.data.particle_file import read_particles
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers import methods
+from cryonb.denoisers.compare import run_all
 from cryonb.evaluation.metrics import fit_parts
 from cryonb.evaluation.resolution import figure_of_merit, fsc, fsc_mask_corrected, resolution_at
 from cryonb.physics.fourier import low_pass
@@ -70,7 +71,7 @@ from cryonb.physics.geometry import angular_distance_deg, euler_to_matrix, rando
 from cryonb.physics.projection import project
 from cryonb.physics.reconstruct import flatten_corners, reconstruct, reconstruct_halves
 from cryonb.poses.search import estimate_poses
-from cryonb.showing.plotting import grey_limits, say, say_table, use_style
+from cryonb.showing.plotting import grey_limits, say, say_table, show_rows, use_style
 from cryonb.showing.shells import plot_fsc
 from cryonb.showing.surface import show_surfaces
 from cryonb.showing.widgets import frame_viewer
@@ -87,6 +88,7 @@ structural = True  # also the setting "structural": micelle, neighbours, ice, ca
 n_train = 2000  # particles to train on
 n_validation = 1000  # particles held out for the refinement
 n_test = 512  # particles to denoise and reconstruct from
+map_particles = 64  # test particles in the maps of every method, a second each for BM3D
 route_particles = [128]  # particles in the maps of the four routes
 route_snrs = [0.1]  # their SNRs, variance of the clean images / variance of the white noise
 reference_A = 20.0  # Å; resolution of the reference that poses are found with
@@ -113,9 +115,7 @@ for setting in ["white", "structural"] if structural else ["white"]:
     for stage, notebook in STAGES.items():
         star = run / f"denoised/{setting}/{stage}.star" if notebook else folder / "test_noisy.star"
         if not star.is_file():
-            raise FileNotFoundError(
-                f"There is no {star}: run notebook {notebook} with this run_dir first."
-            )
+            raise FileNotFoundError(f"There is no {star}: run notebook {notebook} first.")
         images[setting, stage] = read_particles(star)
         assert_close(images[setting, stage].rotations, data[setting].test.noisy.rotations)
 truth, mask, symmetry = data["white"].volume, data["white"].mask, molecule.symmetry
@@ -233,19 +233,11 @@ for (setting, stage), particles in tqdm(images.items(), desc="reconstruct"):
 
 # %% tags=["hide-input"]
 def show_slices(volumes, limits, title):
-    """Draw the three central slices of each volume (z, y, x), one column a volume, axes in Å."""
-    fig, axes = plt.subplots(3, len(volumes), figsize=(2.1 * len(volumes) + 0.6, 6.6))
-    edge_A, grey = box_size * pixel_size_A / 2, dict(zip(("vmin", "vmax"), limits, strict=True))
-    for column, (name, volume) in zip(axes.T, volumes.items(), strict=True):
-        column[0].set_title(name)
-        for axis, (ax, names) in enumerate(zip(column, ("zxy", "yxz", "xyz"), strict=True)):
-            middle = volume.select(axis, box_size // 2)
-            ax.imshow(middle, **grey, extent=(-edge_A, edge_A) * 2, origin="lower")
-            ax.set(xlabel=f"{names[1]} (Å)", ylabel=f"{names[2]} (Å)")
-            ax.text(0.04, 0.92, f"{names[0]} = 0", transform=ax.transAxes, color="w", size=8)
-    for ax in axes[:, 1:].flat:
-        ax.set(ylabel="", yticklabels=[])
-    fig.suptitle(title)
+    """Draw the three central slices of each volume (z, y, x), one column a volume."""
+    middle = box_size // 2
+    cut = lambda axis: torch.stack([v.select(axis, middle) for v in volumes.values()])  # noqa: E731
+    rows = {f"{name} = 0": cut(axis) for axis, name in enumerate("zyx")}
+    show_rows(rows, columns=list(volumes), limits=limits, title=title, width_in=1.8)
     plt.show()
 
 
@@ -443,6 +435,64 @@ frame_viewer(frames, labels, texts, title=title, index=1, pixelated=False, width
 # What can you do honestly with real data, where no truth exists? Look for particles in denoised images, and reconstruct from the raw ones. Or train one network for each half set, on disjoint particles (`07_trust` shows how far that helps). Or use the check of the exercise below, which needs no truth.
 
 # %% [markdown]
+# ## The maps of every method
+#
+# **Question.** The paper reconstructs from the images of each method that it compares (its Figs. 4 and 5), and says: the maps of BM3D and K-SVD failed, CWF is unreliable, only the map of the paper's own method is complete, and its FSC decays monotonically. Does it come out so here?
+#
+# Each of these words needs a number. *Failed*: the map is farther from the truth (mean FSC) than the one of the noisy images. *Unreliable*: its half maps promise more than the truth grants (the gap above). *Complete*: blur the map to 4 px and draw the surface that encloses as much volume as that of the blurred molecule; the share of the molecule inside it. *Monotonic*: the largest climb of the FSC between half maps above an earlier minimum. Chance alone makes climbs of some hundredths, so we allow 0.1.
+#
+# All methods get the same first `map_particles` test particles in their true poses. The GANs, Noise2Noise and *SR3 → U-Net* are the networks of `04_compare_methods`, trained in this run at equal cost (where that notebook has not run, they are missing); *refined* is our stage of `03_refine_unet`, with the kept weights where they fit.
+
+
+# %%
+def solid(v):
+    """Voxels inside the surface, at 4 px, that encloses half of the mask's volume."""
+    blurred, n = low_pass(v, 4 * pixel_size_A, pixel_size_A), int((mask > 0.5).sum()) // 2
+    return blurred >= blurred.flatten().topk(n).values[-1]
+
+
+def climb(curve):
+    """Largest climb of a curve above an earlier minimum: 0 if it decays monotonically."""
+    curve = curve.clamp(0, 1)  # the corrected one can fall far below zero
+    return float((curve - curve.cummin(0).values).max())
+
+
+white, some = data["white"], images["white", "noisy"].select(slice(0, map_particles))
+held = (x.images[:128] for x in (white.validation.noisy, white.validation.clean))
+learn = white.train.noisy.images[:500]  # for CWF, besides the particles themselves
+every = methods.untrained(*held, white.sigma, map_particles, also=learn)
+every |= {"noisy": methods.Method(lambda x: x)}
+every |= methods.of_run(run / "models/white", white.sigma)
+wanted = "noisy", "BM3D", "K-SVD", "CWF", "DenoiseGAN", "RobustGAN", "Noise2Noise", "SR3 → U-Net"
+every = {name: every[name] for name in wanted if name in every}
+made = run_all(every, some.images)
+made["refined"] = images["white", "refined"].images[: len(some)]
+of_method = {name: three_maps(x, some.rotations) for name, x in made.items()}
+by_method = {name: judge(m) for name, m in of_method.items()}
+for name, (numbers, _, half) in by_method.items():
+    enclosed = solid(of_method[name]["full"]) & solid(truth)
+    numbers["complete"] = float(enclosed.sum() / solid(truth).sum())
+    numbers["climb"] = climb(half)
+
+# %% mystnb={"image": {"alt": "One central slice of the map of each method, and of the true volume, each on a grey scale of its own."}}
+full = {name: m["full"] for name, m in of_method.items()} | {"truth": truth}
+planes = torch.stack([v[:, box_size // 2].flip(0) / v.std() for v in full.values()])
+about = {"columns": list(full), "title": f"Maps of {len(some)} images", "width_in": 1.2}
+figure = show_rows({"y = 0": planes}, **about)
+
+# %% mystnb={"image": {"alt": "FSC curves of the maps of every method: on the left against the truth, on the right between half maps."}}
+axes = plt.subplots(1, 2, figsize=(11, 4.2))[1]
+for i, title, threshold in ((1, "against the truth", 0.5), (2, "between half maps", 0.143)):
+    curves = {name: scored[i] for name, scored in by_method.items()}
+    axes[i - 1].set_prop_cycle(color=plt.cm.tab10.colors)
+    draw(title, curves, (threshold,), axes[i - 1])
+columns = ["map of", "truth (Å)", "half maps (Å)", "mean FSC", "gap", "complete", "largest climb"]
+say_table(columns, [(name, *numbers.values()) for name, (numbers, *_) in by_method.items()])
+
+# %% [markdown]
+# Take the four words one by one; the book's page on the paper does so with the numbers of this run. Keep three things in mind. Compare with the first row, the noisy images: with true poses they are hard to beat. A network for one molecule has its map in memory, so *complete* may mean no more than *remembered* (`07_trust` shows what it draws without any particle). And a network that was trained for seconds makes a map of its own mistakes: read its rows only after a longer run.
+
+# %% [markdown]
 # ## Is the micelle gone?
 #
 # In the setting `structural` the target of the networks is the molecule without its detergent. How much of the belt is left in each map? Blur the map, the molecule and the belt to 6 px, a detail that every map reaches, and fit the map as a sum of the molecule, the belt and a constant, by least squares over all voxels:
@@ -498,7 +548,7 @@ frame_viewer(planes[keep], height_A[keep], width_px=900, **about)
 # The particles are new ones, which no denoiser has seen. They are denoised with the weights that come with cryonb where those were made for this molecule and this SNR, and otherwise with the best linear filter; the line above the figure says which. Nobody knows the noise of a denoised image, so there the search assumes a generous deviation of 1 and looks widely.
 
 # %%
-white, routes, errors = data["white"], {}, {}
+routes, errors = {}, {}
 generator = torch.Generator().manual_seed(seed + 100)
 poses = random_rotations(max(route_particles), generator)
 views, known = project(truth, poses), {"true": poses}
@@ -529,15 +579,8 @@ for ax, one_snr in zip(axes[0], route_snrs, strict=True):
     ax.axvline(1 / reference_A, color="0.4", ls=":")
 
 # %%
-columns = [
-    "SNR",
-    "particles",
-    "route",
-    "poses off by (°)",
-    "truth (Å)",
-    "half maps (Å)",
-    "mean FSC",
-]
+columns = ["SNR", "particles", "route", "poses off by (°)"]
+columns += ["truth (Å)", "half maps (Å)", "mean FSC"]
 rows = []
 for (one, n, way), (s, *_) in routes.items():
     off_deg = float(errors[one, POSES_OF[way]][:n].median())
@@ -546,10 +589,8 @@ say_table(columns, rows)
 for one, n in product(route_snrs, route_particles):
     mean = {way: routes[one, n, way][0]["mean_fsc"] for way in POSES_OF}
     best = max("bcd", key=mean.get)
-    say(
-        f"- SNR {one:g}, {n} particles: of the routes without true poses, **{best}** gives the map "
-        f"nearest to the truth (mean FSC {mean[best]:.3f}; with true poses {mean['a']:.3f})."
-    )
+    nearest = f"**{best}** is nearest to the truth (mean FSC {mean[best]:.3f}; a: {mean['a']:.3f})"
+    say(f"- SNR {one:g}, {n} particles: of the routes without true poses, {nearest}.")
 
 # %% [markdown]
 # **What to notice.** First compare b with d: the same raw images in poses from two sources. A denoiser cannot put into an image what was not there. Whatever it tells about the pose it has from the raw image, *or from what it knows about the molecule*. If the reference holds the same knowledge, projection matching with the right noise model misses nothing, and poses from denoised images are at best as good. A denoiser that wavers between two poses and draws their mean makes them worse. But what if the reference is poor? Then the denoiser has seen finer detail of the molecule than the search has. The next cell finds poses once more, with coarser references.
@@ -578,7 +619,7 @@ say_table(columns, rows, f"SNR {one_snr:g}, {few} particles")
 # %% [markdown]
 # ## What does RELION say?
 #
-# Put two questions to a program that knows nothing of ours. What does `relion_postprocess` make of our half maps? And what does `relion_refine`, which starts from the blurred reference, searches all poses by itself and keeps its halves apart, make of our particles? With the parameter `relion` the next cell asks both (it takes minutes; RELION is a Debian and Ubuntu package, `sudo apt install relion`).
+# Put three questions to a program that knows nothing of ours. What does `relion_postprocess` make of our half maps? What does `relion_refine`, which starts from the blurred reference, searches all poses by itself and keeps its halves apart, make of our particles? And what of the refined images of `03_refine_unet`, as the paper hands them to RELION? With the parameter `relion` the next cell asks all three (it takes minutes; RELION is a Debian and Ubuntu package, `sudo apt install relion`).
 
 # %%
 REFINE = """mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n 3
@@ -587,44 +628,42 @@ relion_refine_mpi --auto_refine --split_random_halves --norm --scale --flatten_s
 --auto_local_healpix_order 4 --oversampling 1 --offset_range 2 --offset_step 2
 --dont_combine_weights_via_disc --random_seed 1"""  # three processes: a leader and two halves
 job, found = run / "relion", shutil.which("relion_refine_mpi")
+asked = {"raw": "data/white/test_noisy.star", "refined": "denoised/white/refined.star"}
 if relion and not found:
     say("RELION is not installed. On Debian and Ubuntu: `sudo apt install relion`.")
-elif relion and not (job / "own.star").is_file():  # an earlier run may have made it
+elif relion and not (job / "refined_data.star").is_file():  # an earlier run may have made it
     job.mkdir(parents=True, exist_ok=True)
     for name, v in {"ref": reference, "mask": mask, **noisy}.items():
         write_map(job / f"{name}.mrc", v, pixel_size_A)
     post = f"relion_postprocess --mask mask.mrc --angpix {pixel_size_A}"
     about = f"--ini_high {reference_A} --sym {symmetry} --particle_diameter"
-    about += f" {0.9 * box_size * pixel_size_A} --ref ../../relion/ref.mrc --o ../../relion/run"
-    halves = " --i2 ".join(f"run_half{i}_class001_unfil.mrc" for i in (1, 2))
-    for folder, call in (
-        (job, f"{post} --i half1.mrc --i2 half2.mrc --o ./ours"),
-        (run / "data/white", f"{REFINE} {about} --i test_noisy.star"),
-        (job, f"{post} --i {halves} --o ./own"),
-    ):
+    about += f" {0.9 * box_size * pixel_size_A} --ref ../../relion/ref.mrc --o ../../relion/"
+    calls = [(job, f"{post} --i half1.mrc --i2 half2.mrc --o ./ours")]
+    for name, star in asked.items():
+        calls += [((run / star).parent, f"{REFINE} {about}{name} --i {Path(star).name}")]
+    for folder, call in calls:
         with (job / "log.txt").open("a") as log:
             subprocess.run(call.split(), cwd=folder, check=True, stdout=log, stderr=log)
 
-# %% mystnb={"image": {"alt": "Corrected half-map FSC of the noisy images' map by cryonb and by relion_postprocess, and of RELION's own refinement."}}
+# %% mystnb={"image": {"alt": "Corrected half-map FSC of the noisy images' map by cryonb and by relion_postprocess, and of RELION's own refinements of raw and of refined images."}}
+by_relion = {}
 if relion and found:
-    column = "rlnFourierShellCorrelationCorrected"
+    post = starfile.read(job / "ours.star")["fsc"]["rlnFourierShellCorrelationCorrected"]
     curves = {"true poses, cryonb": scores["white", "noisy"][2]}
-    for name, title in {"ours": "true poses, relion_postprocess", "own": "relion_refine"}.items():
-        table = starfile.read(job / f"{name}.star")["fsc"]
-        curves[title] = torch.tensor(table[column].to_numpy(float))
-    draw("noisy images, white: half maps, corrected", curves, (0.143,))
-    claims = [f"{name} {resolution(curve, 0.143):.1f} Å" for name, curve in curves.items()]
-    angles = starfile.read(job / "run_data.star")["particles"].set_index("rlnImageName")
-    angles = angles.loc[images["white", "noisy"].table["rlnImageName"]]  # in our order
-    angles = angles[["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]].to_numpy(np.float32)
-    theirs = euler_to_matrix(torch.from_numpy(angles))
-    apart = angular_distance_deg(theirs, images["white", "noisy"].rotations, symmetry)
-    ours = float(errors[route_snrs[0], "raw"].median())
-    say(
-        f"Half maps agree to: {', '.join(claims)}. RELION's poses are wrong by "
-        f"{float(apart.median()):.1f}° (median; ours, from new raw images of SNR "
-        f"{route_snrs[0]:g}: {ours:.1f}°)."
-    )
+    curves["true poses, relion_postprocess"] = torch.tensor(post.to_numpy(float))
+    for name, stage in {"raw": "noisy", "refined": "refined"}.items():
+        own = [read_map(job / f"{name}_half{i}_class001_unfil.mrc")[0] for i in (1, 2)]
+        own = {"half1": own[0], "half2": own[1], "full": (own[0] + own[1]) / 2}
+        by_relion[name], _, curves[f"relion_refine, {name} images"] = judge(own)
+        angles = starfile.read(job / f"{name}_data.star")["particles"].set_index("rlnImageName")
+        angles = angles.loc[images["white", stage].table["rlnImageName"]]  # in our order
+        angles = angles[["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]].to_numpy(np.float32)
+        theirs = euler_to_matrix(torch.from_numpy(angles))
+        apart = angular_distance_deg(theirs, images["white", stage].rotations, symmetry)
+        by_relion[name]["poses_deg"] = float(apart.median())
+    draw("white: half maps, corrected", curves, (0.143,))
+    columns = ["relion_refine of", "truth (Å)", "half maps (Å)", "mean FSC", "gap", "poses off (°)"]
+    say_table(columns, [(name, *numbers.values()) for name, numbers in by_relion.items()])
 
 # %% [markdown]
 # ## Exercises
@@ -745,10 +784,14 @@ results |= {f"{a}_{b}_micelle_left": m for (a, b), m in left.items()}
 for (one, n, way), (numbers, *_) in routes.items():
     results |= {f"route_{way}_snr{one:g}_n{n}_{k}": v for k, v in numbers.items()}
 poses_wrong = {f"poses_snr{a:g}_{b}_median_deg": float(e.median()) for (a, b), e in errors.items()}
+named = {f"map of {name}": numbers for name, (numbers, *_) in by_method.items()}
+named |= {f"RELION, {name}": numbers for name, numbers in by_relion.items()}
+results |= {f"{name}: {k}": v for name, numbers in named.items() for k, v in numbers.items()}
+results["climb_allowed"] = 0.1
 results |= {f"mask_{name}_A": value for name, value in seen_A.items()}
 for coarse_A, pair in sweep.items():
-    results |= {f"reference_{coarse_A:g}_raw_deg": pair[0]}
-    results |= {f"reference_{coarse_A:g}_denoised_deg": pair[1]}
+    names = (f"reference_{coarse_A:g}_{images}_deg" for images in ("raw", "denoised"))
+    results |= dict(zip(names, pair, strict=True))
 results |= poses_wrong | {"independent_error": independent_error} | answers
 (path := run / "results" / "06_reconstruct_fsc.json").parent.mkdir(parents=True, exist_ok=True)
 path.write_text(json.dumps(results, indent=1))

@@ -188,10 +188,10 @@ def test_a_run_that_was_cut_off_finds_its_networks_again(data, tmp_path, monkeyp
     assert len(trained) == 1
 
 
-def test_every_learned_row_trains_and_gives_back_its_network(data):
-    """All recipes, at the cost of eight images."""
+def test_every_learned_row_trains_and_gives_back_its_network(data, tmp_path):
+    """All recipes, at the cost of eight images; other notebooks read them from the folder."""
     stacks = data.train.clean.images, data.train.observed
-    training = methods.Training(data, 8, stacks, batch_size=4)
+    training = methods.Training(data, 8, stacks, tmp_path, batch_size=4)
     rows = methods.learned(training, 2, 2, 8)
     assert len(rows) == 9 and all(row.train_tflop == training.tflop for row in rows.values())
     noisy = data.test.noisy.images
@@ -201,6 +201,10 @@ def test_every_learned_row_trains_and_gives_back_its_network(data):
         costs = [cost for cost, _ in method.curve]
         assert costs == sorted(costs)  # whole batches: the last may go a little over
         assert not costs or costs[-1] == pytest.approx(training.tflop, rel=0.6)
+    found = methods.of_run(tmp_path, data.sigma, pixel_size_A=data.manifest["pixel_size_A"])
+    assert len(found) == 6 and not methods.of_run(tmp_path, data.sigma, pixel_size_A=1.0)
+    for name, row in {"RobustGAN": "RobustGAN", "SR3 → U-Net": "SR3 → U-Net, sees sample"}.items():
+        assert_close(found[name](noisy), rows[row](noisy), rtol=0, atol=0.05)
 
 
 def test_blur_keeps_the_mean():

@@ -227,6 +227,8 @@ def test_smoke_06_reconstructs(smoke):
     assert r["independent_error"] < 0.15 and r["cross_error"] < 0.25
     assert r["structural_noisy_micelle_left"] == pytest.approx(1, abs=0.3)
     assert r["white_noisy_micelle_left"] == pytest.approx(0, abs=0.3)
+    for name in ("BM3D", "CWF", "DenoiseGAN", "SR3 → U-Net", "refined"):  # 04 left the networks
+        assert 0 < r[f"map of {name}: complete"] <= 1 and r[f"map of {name}: climb"] >= 0
     a, b, c, d = (r[f"route_{way}_snr0.1_n48_mean_fsc"] for way in "abcd")
     assert a > max(b, d)  # the same images, with the true poses
     assert r["poses_snr0.1_true_median_deg"] == 0

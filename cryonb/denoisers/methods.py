@@ -217,7 +217,7 @@ class Training:
             if manifest["asked"] == asked:
                 return average, manifest["curve"]
         average, held = copy.deepcopy(networks[0]), self.data.validation
-        noisy, clean = held.noisy.images[-64:], held.clean.images[-64:]
+        noisy, clean = (x.images[-recipe.judged :] for x in (held.noisy, held.clean))
 
         def evaluate():
             return float(psnr(recipe.apply(average.eval(), noisy), clean).mean())
@@ -309,3 +309,25 @@ def spread_dB(
             value = psnr(method.denoise(test.noisy.images), test.clean.images).mean()
             values.setdefault(name, []).append(float(value))
     return {name: float(np.std(found, ddof=1)) for name, found in values.items()}
+
+
+def of_run(folder: Path, sigma: float, seed: int = 0, **made) -> dict[str, Method]:
+    """Rows of the networks that `Training` left in `folder`, for particles of noise `sigma`.
+
+    Those of `04_compare_methods`, all trained at the same cost. What is not there, or was not made
+    for such data (`pixel_size_A`, ...), is left out.
+    """
+    recipes = direct_recipes(sigma) | {"SR3": Diffusion(sigma)}
+    paths = {name: folder / f"{name.replace(' ', '-')}-{seed}.safetensors" for name in recipes}
+    for path in folder.glob(f"refine-sample-*-{seed}.safetensors"):  # refine-sample-STEPS-HELD-SEED
+        first = load_model(folder / f"SR3-first-{seed}.safetensors", SR3)[0]
+        recipe = SecondStage(first, sigma, int(path.name.split("-")[2]), "sample")
+        recipes["SR3 → U-Net"], paths["SR3 → U-Net"] = recipe, path
+    rows = {}
+    for name, path in paths.items():
+        if path.is_file():
+            network, manifest = load_model(path, type(recipes[name].networks()[0]))
+            if made.items() <= manifest["asked"].items():
+                apply = partial(recipes[name].apply, network)
+                rows[name] = Method(apply, recipes[name].settings, network=network)
+    return rows

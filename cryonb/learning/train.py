@@ -46,9 +46,11 @@ class Recipe:
     ----------
     settings : str
         In words, for a table.
+    judged : int
+        Images that are worth denoising to follow its training.
     """
 
-    settings = ""
+    settings, judged = "", 64
 
     def networks(self) -> list[nn.Module]:
         """Build what is trained; the first is used afterwards."""
