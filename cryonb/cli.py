@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter, default_name_transform
 
 from cryonb import __version__
-from cryonb.base.options import DenoiseOptions, Placing, RunOptions, TrainOptions
+from cryonb.base.options import DenoiseOptions, Placing, RunOptions, SweepOptions, TrainOptions
 
 
 def _option(name: str) -> str:
@@ -38,18 +38,7 @@ app = App(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; an expected error is one line and exit code 2 (``--debug``: a traceback).
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Default: the arguments of this process.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run a subcommand; an expected error is one line and exit code 2 (--debug: a traceback)."""
     words = sys.argv[1:] if argv is None else argv
     given = [word for word in words if word != "--debug"]
     try:
@@ -120,10 +109,7 @@ def sweep(
     experiment: Path,
     /,
     *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    run_dir: Path | None = None,
-    notebooks: Path | None = None,
-    force: bool = False,
-    dry_run: bool = False,
+    options: SweepOptions = SweepOptions(),
 ) -> int:
     """Run an experiment, here or on a cluster; what is finished is skipped.
 
@@ -133,20 +119,11 @@ def sweep(
         YAML file, see experiments/.
     words
         Further options of snakemake: --cores 4, or --executor slurm --jobs 32.
-    run_dir
-        Sweep folder, by default runs/NAME.
-    notebooks
-        Folder of the notebooks, by default ./notebooks.
-    force
-        Run again, even in a folder of another experiment.
-    dry_run
-        Print the plan and run nothing.
     """
     from cryonb.running.experiment import read_experiment
-    from cryonb.running.sweep import sweep as call
+    from cryonb.running.sweep import sweep as run_all
 
-    options = {"notebooks": notebooks, "force": force, "dry_run": dry_run}
-    return call(read_experiment(experiment), run_dir, words=words, **options)
+    return run_all(read_experiment(experiment), options, words)
 
 
 @app.command

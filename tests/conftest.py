@@ -82,7 +82,7 @@ def smoke_run(tmp_path_factory) -> Path:
         pytest.skip("no notebooks yet")
     folder = tmp_path_factory.mktemp("smoke")
     with contextlib.chdir(folder):
-        code = run([], RunOptions("smoke", Path("run"), notebooks=notebooks))
+        code = run([], RunOptions(Path("run"), notebooks, profile="smoke"))
     assert code == 0, "see the captured output for the failing cell"
     assert [p.name for p in folder.iterdir()] == ["run"], "a notebook writes outside its run_dir"
     return folder / "run"

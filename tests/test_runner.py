@@ -148,7 +148,7 @@ def test_run_is_recorded_and_resumed(book, capsys, monkeypatch):
         (["--profile", "small", "-p", "run_dir", "x"], "--run-dir"),
         (["--profile", "small", "thrid"], "unknown notebook 'thrid'"),
         (["--profile", "small", "--notebooks", "nowhere"], "no notebook NN_name.ipynb in nowhere"),
-        (["--profile", "small", "--run-dir", "notebooks"], "no run folder and not empty"),
+        (["--profile", "small", "--run-dir", "notebooks"], "is not empty and no run folder"),
         (["--profile", "small", "--run-dir", "notebooks/profiles.yml"], "is a file"),
         (["--profile", "small", "--run-dir", "s3://course/runs"], "no folder of this machine"),
     ],

@@ -138,7 +138,7 @@ def test_other_bad_requests(book, describe, capsys, monkeypatch):  # noqa: F811
     for words, said in [
         (["no-such.yml"], "no-such.yml does not exist"),
         (["torn.yml"], "is not YAML"),
-        ([path, "--run-dir", "full"], "no sweep folder and not empty"),
+        ([path, "--run-dir", "full"], "is not empty and no sweep folder"),
         ([path, "--notebooks", "nowhere"], "no notebook NN_name.ipynb in nowhere"),
     ]:
         assert main(["sweep", *words]) == 2

@@ -66,8 +66,8 @@ def test_state_is_kept_in_the_executed_notebook(tmp_path):
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     notebook.cells = [nbformat.v4.new_code_cell(source)]
     nbformat.write(notebook, tmp_path / "viewer.ipynb")
-    outcome = engine.execute(tmp_path / "viewer.ipynb", tmp_path / "out.ipynb", {})
-    assert outcome.state == "finished", outcome.message
+    outcome = engine.execute(tmp_path / "viewer.ipynb", tmp_path / "out.ipynb", {}, 60.0)
+    assert outcome["state"] == "finished", outcome["message"]
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     (state,) = executed.metadata.widgets.values()
     (viewer,) = [s["state"] for s in state["state"].values() if s["model_module"] == "anywidget"]

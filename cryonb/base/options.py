@@ -11,25 +11,40 @@ from cyclopts import Parameter
 Pairs = tuple[tuple[str, str], ...]  # -p NAME VALUE, as often as needed
 
 
+@dataclass(frozen=True)
+class Folders:
+    """Where notebooks are read and results written, by `cryonb run` and `cryonb sweep`."""
+
+    run_dir: Path | None = None
+    """Folder of the results, by default runs/PROFILE, or runs/NAME of an experiment."""
+    notebooks: Path | None = None
+    """Folder of the notebooks, by default ./notebooks."""
+    force: bool = False
+    """Run again, even in a folder of another configuration."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Folders):
     """How `cryonb run` runs notebooks."""
 
     profile: str = "quick"
     """Size of the run, see notebooks/profiles.yml."""
-    run_dir: Path | None = None
-    """Run folder, by default runs/PROFILE."""
     given: Annotated[Pairs, Parameter(("--set", "-p"), allow_leading_hyphen=True)] = ()
     """NAME VALUE: a parameter of all notebooks that have it, or of one: 02_train_sr3.steps 4."""
-    notebooks: Path | None = None
-    """Folder of the notebooks, by default ./notebooks."""
     cell_timeout_s: float | None = None
     """Longest time for one cell, in seconds."""
-    force: bool = False
-    """Run again, even in a folder of another configuration."""
     allow_cpu: bool = False
     """Run a profile that needs a GPU without one."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SweepOptions(Folders):
+    """How `cryonb sweep` runs an experiment."""
+
+    dry_run: bool = False
+    """Print the plan and run nothing."""
 
 
 @Parameter(name="*")

@@ -85,8 +85,12 @@ class Watch:
                 self.peak_bytes = max(self.peak_bytes, resident)
             if time.monotonic() - shown > (1.0 if terminal else HEARTBEAT_S):
                 shown = time.monotonic()
-                spent = f"{shown - self.start:.0f} s, this cell {shown - self.cell_start:.0f} s"
-                text = f"  {self.name}: cell {self.cell} of {self.n_cells}, {spent}: {self.printed}"
+                text = (
+                    f"  {self.name}: cell {self.cell} of {self.n_cells}, {shown - self.start:.0f} s"
+                )
+                text += f", this cell {shown - self.cell_start:.0f} s"
+                if self.printed:
+                    text += f": {self.printed}"
                 if terminal:
                     width = shutil.get_terminal_size().columns - 1
                     print(f"\r\x1b[K{text[:width]}", end="", flush=True)

@@ -127,10 +127,8 @@ def check_folder(record: Path, configuration: dict, force: bool) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder with --run-dir")
     before = read_json(record).get("configuration")
-    if before is None and any(path.name != f".{record.name}.lock" for path in folder.iterdir()):
-        raise ValueError(
-            f"{folder} is no {kind} folder and not empty; use another --run-dir or --force"
-        )
+    if before is None and {path.name for path in folder.iterdir()} - {f".{record.name}.lock"}:
+        raise ValueError(f"{folder} is not empty and no {kind} folder; name another with --run-dir")
     if before not in (None, configuration):
         then, now = (" ".join(str(v) for v in c.values() if v) for c in (before, configuration))
         raise ValueError(

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from cryonb.base.files import below, read_json, sole, write_json
+from cryonb.base.options import SweepOptions
 from cryonb.base.workers import count_cores
 from cryonb.running.experiment import Experiment, Run, plan_runs
 from cryonb.running.runner import check_folder
@@ -27,16 +28,15 @@ INSTALL = "pip install 'cryonb[sweeps]'"
 SIZED = {"-c", "--cores", "-j", "--jobs", "-e", "--executor", "--profile", "--workflow-profile"}
 
 
-def sweep(
-    experiment: Experiment,
-    folder: Path | None,
-    notebooks: Path | None,
-    *,
-    force: bool,
-    dry_run: bool,
-    words: tuple[str, ...],
-) -> int:
-    """Run all runs of an experiment that are not finished yet; see `cryonb sweep`.
+def sweep(experiment: Experiment, options: SweepOptions, words: tuple[str, ...] = ()) -> int:
+    """Run all runs of an experiment that are not finished yet.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    options : SweepOptions
+    words : tuple of str
+        Further options of snakemake, such as ``--executor slurm --jobs 32``.
 
     Returns
     -------
@@ -48,13 +48,13 @@ def sweep(
     ValueError, OSError
         With one sentence that says what is wrong, before any run starts.
     """
-    folder = folder or below("runs", experiment.name)
-    runs = plan_runs(experiment, folder, notebooks)
-    check_folder(folder / "sweep.json", experiment.configuration, force)
-    commands = {run.name: _command(experiment, run, folder, notebooks, force) for run in runs}
-    todo = [run.name for run in runs if force or not run.finished(folder)]
+    folder = options.run_dir or below("runs", experiment.name)
+    runs = plan_runs(experiment, folder, options.notebooks)
+    check_folder(folder / "sweep.json", experiment.configuration, options.force)
+    commands = {run.name: _command(experiment, run, folder, options) for run in runs}
+    todo = [run.name for run in runs if options.force or not run.finished(folder)]
     print(f"experiment {experiment.name}: {len(runs)} runs, {len(todo)} to do, folder {folder}")
-    if dry_run:
+    if options.dry_run:
         for name, command in commands.items():
             print(f"{name}: {'' if name in todo else 'finished: '}{shlex.join(command[2:])}")
         return 0
@@ -77,13 +77,15 @@ def sweep(
     return code
 
 
-def _command(experiment: Experiment, run: Run, folder: Path, notebooks, force: bool) -> list[str]:
+def _command(experiment: Experiment, run: Run, folder: Path, options: SweepOptions) -> list[str]:
     words = ["run", *(notebook.name for notebook in run.chosen)]
     words += ["--profile", experiment.profile, "--run-dir", str(folder / run.name)]
     for name, value in run.given.items():
         words += ["-p", name, value if isinstance(value, str) else repr(value)]
-    words += ["--notebooks", str(notebooks)] if notebooks else []
-    words += ["--force"] if force else []
+    if options.notebooks:
+        words += ["--notebooks", str(options.notebooks)]
+    if options.force:
+        words += ["--force"]
     return [sys.executable, "-m", "cryonb", *words]
 
 
