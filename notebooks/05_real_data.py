@@ -71,9 +71,8 @@ from cryonb.data.whitening import amplitude, from_network, level, measure_noise,
 from cryonb.denoisers.baselines import linear_filter
 from cryonb.denoisers.compare import Method, run_all
 from cryonb.denoisers.methods import blur, untrained
-from cryonb.evaluation.metrics import correlation, sure
+from cryonb.evaluation.metrics import correlation, psnr, sure
 from cryonb.evaluation.resolution import frc
-from cryonb.evaluation.truth import closest_projections, likeness
 from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.refine import Refiner, refine
 from cryonb.learning.train import any_level_loss, draw_batch
@@ -82,6 +81,7 @@ from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.fourier import fourier_crop, radial_mean
 from cryonb.physics.geometry import angular_distance_deg, random_rotations
 from cryonb.physics.projection import project
+from cryonb.poses.closest import closest_projections
 from cryonb.showing import plotting
 from cryonb.showing.plotting import plot_lines, say, say_table, show_rows
 from cryonb.simulation.families import training_images
@@ -489,6 +489,14 @@ strip = {k: v[:8] for k, v in strip.items()}
 figure = show_rows(strip, title="The twin: closest projections", width_in=0.9)
 
 # %%
+
+
+def likeness(images, clean):
+    """Correlation, PSNR in dB and FRC over all rings from the first to Nyquist; means over images."""
+    rings = frc(images, clean)[1][:, 1:]
+    return tuple(float(x.mean()) for x in (correlation(images, clean), psnr(images, clean), rings))
+
+
 alike = {}
 for name, images in (knowing | on_twin).items():
     n = min(truth_images, len(images))

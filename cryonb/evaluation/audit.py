@@ -28,16 +28,10 @@ Denoiser = Callable[[torch.Tensor], torch.Tensor]
 def best_match(
     images: torch.Tensor, volume: torch.Tensor, templates: Templates
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the projection of a molecule that each image (n, y, x) resembles most, over all poses.
+    """Find the projection of `volume` that each image (n, y, x) resembles most, over all poses.
 
-    `templates` are those of `volume`, see `cryonb.poses.templates.volume_templates`.
-
-    Returns
-    -------
-    correlation : Tensor (n,)
-        Of the image with that projection, both less their mean.
-    rotations : Tensor (n, 3, 3)
-        Its pose.
+    `templates` are those of the volume, see `cryonb.poses.templates.volume_templates`. Returns
+    each image's correlation with that projection, and its pose (n, 3, 3).
     """
     x = templates.project(sample(images - images.mean((1, 2), keepdim=True), templates.grid))
     total = float(volume.sum())  # of every projection: its mean is taken off, too
@@ -62,11 +56,11 @@ class NoiseOnly(NamedTuple):
     """What came out of pure noise, see `noise_only`."""
 
     images: torch.Tensor
-    variation: float
-    resemblance: float
-    control: float
-    fsc: tuple[torch.Tensor, torch.Tensor]
-    fsc_control: tuple[torch.Tensor, torch.Tensor]
+    variation: float  # of the outputs, divided by that of as many projections
+    resemblance: float  # mean correlation with the most similar projection
+    control: float  # the same if what differs between the outputs gets random phases
+    fsc: tuple[torch.Tensor, torch.Tensor]  # of the outputs' reconstruction with the molecule
+    fsc_control: tuple[torch.Tensor, torch.Tensor]  # of the noise's in the same poses
 
 
 def noise_only(
@@ -85,14 +79,6 @@ def noise_only(
     Poses are those at which the outputs resemble `volume` (z, y, x) most, which the denoiser was
     trained on. The outputs are reconstructed with them, and so is the noise itself: that control
     shows what choosing poses alone makes of noise (Henderson 2013, "Einstein from noise").
-
-    Returns
-    -------
-    NoiseOnly
-        `variation`: variance of the outputs about their mean image, divided by that of as many
-        projections. `resemblance`: mean correlation with the most similar projection; `control`:
-        the same if what differs between the outputs gets random phases. `fsc`, `fsc_control`: of
-        the reconstructions from outputs, and from the noise in the same poses, with the molecule.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = sigma * torch.randn(n, *volume.shape[1:], generator=generator)
@@ -101,14 +87,12 @@ def noise_only(
     resemblance, poses = best_match(images, volume, templates)
     mean, views = images.mean(0), project(volume, random_rotations(n, generator))
     control, _ = best_match(mean + shuffled(images - mean, generator), volume, templates)
-    maps = [reconstruct(x, poses, symmetry=symmetry) for x in (images, noise)]
-    return NoiseOnly(
-        images,
-        float(images.var(0).mean() / views.var(0).mean()),
-        float(resemblance.mean()),
-        float(control.mean()),
-        *(fsc(v, volume, pixel_size_A) for v in maps),
-    )
+    curves = [
+        fsc(reconstruct(x, poses, symmetry=symmetry), volume, pixel_size_A) for x in (images, noise)
+    ]
+    variation = images.var(0).mean() / views.var(0).mean()
+    numbers = (float(x) for x in (variation, resemblance.mean(), control.mean()))
+    return NoiseOnly(images, *numbers, *curves)
 
 
 class ModelBias(NamedTuple):
@@ -116,8 +100,8 @@ class ModelBias(NamedTuple):
 
     images: torch.Tensor
     with_truth: float
-    with_known: float
-    control: float
+    with_known: float  # with the most similar projection of the known molecule
+    control: float  # of the truth with its most similar projection of the known molecule
 
 
 def model_bias(
@@ -128,29 +112,19 @@ def model_bias(
     symmetry: str = "C1",
     spacing_deg: float = 6.0,
 ) -> ModelBias:
-    """Denoise particles (n, y, x) of another molecule than `volume`, which the denoiser knows.
-
-    Returns
-    -------
-    ModelBias
-        Of the outputs, `with_truth` and `with_known`, the most similar projection of the known
-        molecule; `control`: of the truth itself with its most similar projection of the known.
-    """
+    """Denoise particles (n, y, x) of another molecule than `volume`, which the denoiser knows."""
     templates, images = volume_templates(volume, spacing_deg, symmetry), denoise(noisy)
-    return ModelBias(
-        images,
-        float(correlation(images, clean).mean()),
-        float(best_match(images, volume, templates)[0].mean()),
-        float(best_match(clean, volume, templates)[0].mean()),
-    )
+    known, control = (best_match(x, volume, templates)[0] for x in (images, clean))
+    means = (float(x.mean()) for x in (correlation(images, clean), known, control))
+    return ModelBias(images, *means)
 
 
 class Reappearance(NamedTuple):
-    """Detail that was taken away and came back, by frequency, see `reappearance`."""
+    """Detail that was taken away and came back: mean ring correlations, see `reappearance`."""
 
     frequency_per_A: torch.Tensor
-    with_removed: torch.Tensor
-    with_given: torch.Tensor
+    with_removed: torch.Tensor  # of the outputs with the particles as they were
+    with_given: torch.Tensor  # with those of random phases
     cutoff_per_A: float
 
     @property
@@ -172,40 +146,23 @@ def reappearance(
 
     Beyond it nothing of the molecule is left in the input. What correlates there with the particle
     as it was, `clean` (n, y, x), is the denoiser's knowledge (after Chen et al. 2013).
-
-    Returns
-    -------
-    Reappearance
-        Ring correlations of the outputs, mean over particles, `with_removed`: the particles as
-        they were, `with_given`: those with random phases.
     """
     generator = torch.Generator().manual_seed(seed)
     shell = math.ceil(clean.shape[-1] * pixel_size_A / cutoff_A)
     given = shuffled(clean, generator, shell)
     images = denoise(given + sigma * torch.randn(clean.shape, generator=generator))
-    frequency, removed = frc(images, clean, pixel_size_A)
-    kept = frc(images, given, pixel_size_A)[1].mean(0)
-    return Reappearance(frequency, removed.mean(0), kept, shell / (clean.shape[-1] * pixel_size_A))
+    (frequency, removed), (_, kept) = (frc(images, x, pixel_size_A) for x in (clean, given))
+    cutoff_per_A = shell / (clean.shape[-1] * pixel_size_A)
+    return Reappearance(frequency, removed.mean(0), kept.mean(0), cutoff_per_A)
 
 
 class Calibration(NamedTuple):
-    """Whether posterior samples spread as the truth does, see `calibration`.
+    """Whether posterior samples spread as the truth does, see `calibration`."""
 
-    Attributes
-    ----------
-    between_to_truth : float
-        ``E|s1 - s2|^2 / E|s - y|^2``: 1 for an exact sampler, below for one that is too sure.
-    nominal, coverage : Tensor (k // 2,)
-        Share of truths that should lie between the i-th lowest and the i-th highest sample, and
-        the share that does.
-    ranks : Tensor (k + 1,)
-        Share of pixels whose truth has i samples below it; all alike for an exact sampler.
-    """
-
-    between_to_truth: float
-    nominal: torch.Tensor
-    coverage: torch.Tensor
-    ranks: torch.Tensor
+    between_to_truth: float  # E|s1 - s2|² / E|s - y|²: below 1 for a sampler that is too sure
+    nominal: torch.Tensor  # share of truths due between the i-th lowest and highest sample
+    coverage: torch.Tensor  # the share that lies there
+    ranks: torch.Tensor  # share of pixels whose truth has i = 0 ... k samples below it
 
 
 def calibration(samples: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor) -> Calibration:
@@ -217,15 +174,12 @@ def calibration(samples: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor) 
     k = len(samples)
     if k < 2:
         raise ValueError(f"{k} samples: give two at least, to see how far they spread.")
-    inside = mask.bool().expand_as(clean)
-    below = (samples < clean).sum(0)[inside]
+    below = (samples < clean).sum(0)[mask.bool().expand_as(clean)]
     ranks = torch.bincount(below, minlength=k + 1) / len(below)
-    lowest = torch.arange(k // 2)
-    covered = torch.stack([ranks[i + 1 : k - i].sum() for i in lowest.tolist()])
-    pairs = mse(samples[:-1], samples[1:]).mean()
-    to_truth = mse(samples, clean.expand_as(samples)).mean()
-    nominal = (k - 1 - 2 * lowest) / (k + 1)
-    return Calibration(float(pairs / to_truth), nominal, covered, ranks)
+    coverage = torch.stack([ranks[i + 1 : k - i].sum() for i in range(k // 2)])
+    between = mse(samples[:-1], samples[1:]).mean() / mse(samples, clean.expand_as(samples)).mean()
+    nominal = (k - 1 - 2 * torch.arange(k // 2)) / (k + 1)
+    return Calibration(float(between), nominal, coverage, ranks)
 
 
 class Row(NamedTuple):
@@ -247,25 +201,16 @@ def audit(
     symmetry: str,
     seed: int = 0,
 ) -> list[Row]:
-    """Run the tests that any denoiser can take.
+    """Run the tests that any denoiser can take, on white noise of deviation `sigma`.
 
-    Parameters
-    ----------
-    volume : Tensor (z, y, x)
-        The molecule that the denoiser knows, its clean projections of unit variance.
-    clean : Tensor (n, y, x)
-        Particles of it.
-    unknown : (Tensor (n, y, x), Tensor (n, y, x))
-        Particles of another molecule, noisy and clean.
-    sigma : float
-        Standard deviation of the white noise.
+    It knows the molecule `volume` (z, y, x), its clean projections of unit variance; `clean`
+    (n, y, x) are particles of it, `unknown` noisy and clean ones of another molecule.
     """
     options = {"symmetry": symmetry, "pixel_size_A": pixel_size_A, "seed": seed}
     noise = noise_only(denoise, volume, sigma, len(clean), **options)
     fall_A, fall_control_A = (resolution_at(*c, 0.5) for c in (noise.fsc, noise.fsc_control))
     bias = model_bias(denoise, *unknown, volume, symmetry)
-    back = reappearance(denoise, clean, sigma, pixel_size_A, CUTOFF_A, seed)
-    removed, given = back.beyond
+    removed, given = reappearance(denoise, clean, sigma, pixel_size_A, CUTOFF_A, seed).beyond
     return [
         Row(
             "noise alone: like the molecule?",

@@ -1,4 +1,4 @@
-"""The truth of a real particle whose structure is known: the projection that is closest to it.
+"""The projection of a known structure closest to a real particle, which stands in for the truth.
 
 The pose is chosen by the noisy particle, so this truth has errors of its own: the weaker the
 signal, the less it is worth. Introduced in: 05_real_data.
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from cryonb.evaluation.metrics import correlation, psnr
-from cryonb.evaluation.resolution import frc
 from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.fourier import check_cubic
 from cryonb.physics.geometry import random_rotations
@@ -90,12 +88,3 @@ def closest_projections(
     observed, mean = (x if ctf is None else apply_ctf(x, ctf) for x in (clean, poses.mean))
     scale = (noisy * observed).sum() / observed.square().sum()
     return Closest(scale * clean, scale * observed, mean, poses)
-
-
-def likeness(images: torch.Tensor, clean: torch.Tensor) -> tuple[float, float, float]:
-    """How alike images are to clean ones (n, y, x): correlation, PSNR in dB, FRC; each the mean.
-
-    The FRC is the mean over all shells from the first to Nyquist.
-    """
-    rings = frc(images, clean)[1][:, 1:]
-    return tuple(float(x.mean()) for x in (correlation(images, clean), psnr(images, clean), rings))
