@@ -31,6 +31,9 @@ STAMP := $(VENV)/.cryonb-installed
 PEERS := $(VENV)/.cryonb-peers
 BOOK := $(VENV)/.cryonb-book
 PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
+# Two processes of one thread each; WORKERS=0 runs the tests in one, with its output.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
@@ -46,10 +49,10 @@ tutorial: $(STAMP) ## run all notebooks in order, then show the results
 	@$(BIN)/cryonb run --profile $(PROFILE) $(ARGS)
 
 test: $(PEERS) $(BOOK) ## run the tests, the notebooks at the smoke profile among them
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 check: $(STAMP) ## run the quick tests alone, without those marked slow
-	@$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	@$(PYTEST) -m 'not slow' $(ARGS)
 
 lab: $(STAMP) ## open JupyterLab on the notebooks (.py files open as notebooks)
 	@mkdir -p $(VENV)/share/jupyter/lab/settings

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve others
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the notebooks and programs that tests start
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -20,21 +22,35 @@ QUIET = (
 
 
 SLOW_FILES = {"test_benchmarks", "test_calibrate", "test_compare", "test_denoise", "test_direct"}
-SLOW_FILES |= {"test_gan", "test_runner", "test_search", "test_sweep", "test_train"}
+SLOW_FILES |= {
+    "test_gan",
+    "test_kept",
+    "test_pretrain",
+    "test_remote",
+    "test_runner",
+    "test_search",
+}
+SLOW_FILES |= {"test_sweep", "test_train"}
 SLOW_FIXTURES = {"smoke_run", "relion", "browser"}
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what trains, runs all notebooks, or starts RELION or a browser; not in `make check`."""
+    """Mark what trains, runs all notebooks, or starts RELION or a browser; not in `make check`.
+
+    Of two processes each takes whole files, whose fixtures are theirs, the slow ones first.
+    """
     for item in items:
         if item.module.__name__ in SLOW_FILES or SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker("slow")
+        group = "smoke" if "smoke_run" in item.fixturenames else item.module.__name__
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    """Two threads for torch: what continuous integration has, so that timings compare."""
-    torch.set_num_threads(2)
+def _threads():
+    """Two threads for torch, as continuous integration has cores; one in each of two processes."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,7 @@ def test_drawn_maps_repeat_and_are_scaled(volumes):
     assert (belts == 0).any() and (belts > 0.02).any()  # with and without a micelle
 
 
+@pytest.mark.slow
 def test_training_helps_on_molecules_that_were_not_trained_on(volumes):
     torch.manual_seed(0)
     model = MapCleaner(widths=(16, 32), blocks=1, pixel_size_A=6.0)
