@@ -14,7 +14,14 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter, default_name_transform
 
 from cryonb import __version__
-from cryonb.base.options import DenoiseOptions, Placing, RunOptions, SweepOptions, TrainOptions
+from cryonb.base.options import (
+    AuditOptions,
+    DenoiseOptions,
+    Placing,
+    RunOptions,
+    SweepOptions,
+    TrainOptions,
+)
 
 
 def _option(name: str) -> str:
@@ -253,12 +260,8 @@ def audit(
     /,
     *,
     data: Path,
-    other: str = "prestin",
-    images: int = 128,
-    samples: int = 8,
-    steps: int = 8,
-    seed: int = 0,
     out: Path = Path("audit.md"),
+    options: AuditOptions = AuditOptions(),
 ) -> None:
     """Test what a denoiser invents, and write a report with verdicts.
 
@@ -271,23 +274,12 @@ def audit(
         SR3 weights (.safetensors), or module:function (n, y, x) -> (n, y, x).
     data
         Folder of a data set, such as runs/quick/data/white.
-    other
-        A molecule that the denoiser does not know.
-    images
-        Particles in each test.
-    samples
-        Posterior samples for each particle.
-    steps
-        Network evaluations of each.
-    seed
-        Of everything random.
     out
         The report, Markdown.
     """
     from cryonb.commands.report import write_audit
 
-    counts = {"images": images, "samples": samples, "steps": steps, "seed": seed}
-    print(write_audit(denoiser, data, out, other=other, **counts))
+    print(write_audit(denoiser, data, out, options))
 
 
 @app.command

@@ -75,6 +75,11 @@ def test_the_calibration_measures_what_it_names(monkeypatch):
     assert calibrate(0.2).projection_ms > 200 / module.BATCH_SIZE
 
 
+def test_of_all_repetitions_the_shortest_counts():
+    pauses = iter([0, 0.04, 0.01, 0.04])  # the first one warms up
+    assert 0.01 <= module._shortest(lambda: time.sleep(next(pauses)), 0.0) < 0.04
+
+
 def test_the_committed_times_are_of_real_notebooks_and_profiles():
     times, notebooks = read_times(ROOT / "notebooks"), find_notebooks(ROOT / "notebooks")
     profiles = yaml.safe_load((ROOT / "notebooks" / "profiles.yml").read_text())

@@ -124,6 +124,23 @@ class TrainOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class AuditOptions:
+    """What `cryonb audit` tests a denoiser on."""
+
+    other: str = "prestin"
+    """A molecule that the denoiser does not know."""
+    images: int = 128
+    """Particles in each test."""
+    samples: int = 8
+    """Posterior samples for each particle."""
+    steps: int = 8
+    """Network evaluations of each."""
+    seed: int = 0
+    """Of everything random."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class Placing:
     """How maps and models are laid on each other by `cryonb fsc` and `cryonb clean`."""
 

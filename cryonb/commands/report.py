@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from cryonb.base.files import beside, check_writable
+from cryonb.base.options import AuditOptions
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.audit import Denoiser, Row, audit, audit_samples
 from cryonb.learning.diffusion import SR3, denoise
@@ -21,32 +22,26 @@ from cryonb.simulation.simulate import clean_scale, projected_mask
 
 
 def write_audit(
-    denoiser: str,
-    data: str | os.PathLike,
-    out: str | os.PathLike,
-    *,
-    other: str = "prestin",
-    images: int = 128,
-    samples: int = 8,
-    steps: int = 8,
-    seed: int = 0,
+    denoiser: str, data: str | os.PathLike, out: str | os.PathLike, options: AuditOptions
 ) -> str:
     """Audit a denoiser on a folder of data, see `cryonb audit`; returns the page that it wrote."""
     check_writable(out)
     given = read_dataset(data)
     model = load_model(denoiser, SR3)[0] if denoiser.endswith(".safetensors") else None
     apply = partial(denoise, model, sigma=given.sigma) if model else _function(denoiser)
-    noisy, clean = (x.images[:images] for x in (given.test.noisy, given.test.clean))
-    unknown = load_volume(other, clean.shape[-1], given.pixel_size_A)
-    generator = torch.Generator().manual_seed(seed)
-    truth = project(unknown.map / clean_scale(unknown), random_rotations(images, generator))
+    noisy, clean = (x.images[: options.images] for x in (given.test.noisy, given.test.clean))
+    unknown = load_volume(options.other, clean.shape[-1], given.pixel_size_A)
+    generator = torch.Generator().manual_seed(options.seed)
+    truth = project(unknown.map / clean_scale(unknown), random_rotations(options.images, generator))
     unseen = truth + given.sigma * torch.randn(truth.shape, generator=generator), truth
-    about = given.sigma, given.pixel_size_A, given.manifest["symmetry"], seed
+    about = given.sigma, given.pixel_size_A, given.manifest["symmetry"], options.seed
     rows = audit(apply, given.volume, clean, unseen, *about)
     if model:
-        seeds = range(seed, seed + samples)
-        draws = torch.stack([denoise(model, noisy, given.sigma, steps, seed=s) for s in seeds])
-        inside = projected_mask(given.mask, given.test.clean.rotations[:images])
+        seeds = range(options.seed, options.seed + options.samples)
+        draws = torch.stack(
+            [denoise(model, noisy, given.sigma, options.steps, seed=s) for s in seeds]
+        )
+        inside = projected_mask(given.mask, given.test.clean.rotations[: options.images])
         rows.append(audit_samples(draws, clean, inside))
     text = _page(denoiser, data, rows)
     with beside(out) as part:
