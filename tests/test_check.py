@@ -30,6 +30,7 @@ def test_what_is_missing_comes_with_advice(tmp_path, monkeypatch):
     refused = items(tmp_path / "file")["writing"]
     assert not refused.ok and "--run-dir" in refused.advice
     monkeypatch.setattr(check, "MEMORY_GB", 1e9)
+    monkeypatch.setattr(check, "DISK_GB", 1e9)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda _: None)
     gone = check.distribution
@@ -43,6 +44,9 @@ def test_what_is_missing_comes_with_advice(tmp_path, monkeypatch):
     report = items(tmp_path)
     assert report["packages"].advice == "pip install mrcfile" and not report["packages"].ok
     assert not report["memory"].ok and "PROFILE=smoke" in report["memory"].advice
+    assert not report["disk"].ok and main(["check", "--fast"]) == 1
+    monkeypatch.setattr(check, "requires", lambda _: ["numpy>=2", "no-such>1; extra == 'test'"])
+    assert items()["packages"].value.startswith("1 of 1, ")
     assert report["GPU"].ok and report["RELION"].ok and "relion" in report["RELION"].advice
 
 

@@ -231,6 +231,10 @@ def test_what_a_command_does_not_take_is_one_line(words, said, capsys):
         main([*words.split(), "--debug"])
 
 
+def test_no_command_at_all_shows_the_help(capsys):
+    assert main([]) == 2 and "Usage: cryonb COMMAND" in capsys.readouterr().out
+
+
 def test_a_parameter_is_given_by_name_and_value():
     words = "run 00 -p snr -1 --profile quick --set 01_second.text --x 03 --profile smoke"
     _, found, _ = app.parse_args(words, exit_on_error=False, print_error=False)

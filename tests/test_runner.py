@@ -17,7 +17,7 @@ import pytest
 
 from cryonb.base.files import sole
 from cryonb.cli import main
-from cryonb.running import engine
+from cryonb.running import engine, plan
 from cryonb.running.plan import Notebook, convert, find_notebooks, read_literals
 from cryonb.running.runner import unfinished
 
@@ -184,6 +184,32 @@ def test_what_is_finished_began_no_earlier_than_the_one_before_it_ended(tmp_path
     assert left(first={"key": "other"}) == both and left([second], first={"key": "other"}) == []
 
 
+def test_a_key_changes_whenever_an_outcome_may(book, monkeypatch):
+    def keys(given=(), run_dir="x") -> tuple[str, str]:
+        return tuple(n.key for n in plan.plan(plan.read_notebooks(), {}, dict(given), run_dir))
+
+    first, second = keys()
+    assert keys(run_dir="elsewhere") == keys({"snr": 0.1}) == (first, second)
+    assert (only := keys({"01_second.snr": 1}))[0] == first and only[1] != second
+    write_notebook(book / "notebooks/00_first.ipynb", "print('changed')")
+    changed = keys()
+    assert changed[0] != first and changed[1] != second, "it may read what the first one writes"
+    package = book / "cryonb"
+    (package / "kept").mkdir(parents=True)
+    monkeypatch.setattr(plan, "__file__", str(package / "running" / "plan.py"))
+    for name in ("kept/a.safetensors", "b.py", "kept/a.safetensors"):
+        before = keys()
+        (package / name).write_text(f"{len(before[0])}{before}")
+        assert not set(keys()) & set(before), name
+
+
+def test_notebooks_are_chosen_by_name_number_or_path(book):
+    found = plan.read_notebooks()
+    for want in ("01_second", "01", "second", "notebooks/01_second.ipynb", "01_second.py"):
+        assert plan.choose(found, [want]) == found[1:]
+    assert plan.choose(found, []) == plan.choose(found, ["01", "00"]) == found
+
+
 @pytest.mark.parametrize("source", ["steps = 2 * 3", "a, b = 1, 2", "x.y = 1", "steps = ("])
 def test_a_computed_parameter_is_refused(source):
     with pytest.raises(ValueError, match="no.ipynb: the parameters cell"):
@@ -193,7 +219,7 @@ def test_a_computed_parameter_is_refused(source):
 def test_types_of_parameters():
     assert convert("true", False, "x") is True
     assert convert("1e-3", 1.0, "x") == 1e-3 and isinstance(convert("2", 1.0, "x"), float)
-    assert convert("2", "name", "x") == "2"
+    assert convert("2", "name", "x") == "2" and convert("null", None, "x") is None
     assert convert("[1, 2]", [3], "x") == [1, 2]
     assert convert("data.pdb", None, "x") == "data.pdb"
     with pytest.raises(ValueError, match="type bool"):
