@@ -21,6 +21,7 @@ from typing import NamedTuple
 import nbformat
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy.stats import spearmanr
 from vendor import ONLY_TESTS
 
 import cryonb
@@ -158,21 +159,48 @@ def front_page(text: str, chapters: list[Chapter]) -> nbformat.NotebookNode:
     return page
 
 
+def tests_of(claim: dict) -> dict[str, list[str]]:
+    """Keys of the two results that each case of a claim compares."""
+    cases = claim["cases"]
+    if isinstance(cases, dict):
+        return cases
+    return {
+        case: [claim[side].replace("*", case) for side in ("larger", "smaller")] for case in cases
+    }
+
+
 def judge(claims: list[dict], chapters: dict[str, Chapter]) -> list[dict]:
-    """Claims with the numbers and the verdict of this run; without those that it did not test."""
+    """Claims with the numbers and the verdict of this run; "not tested" where it has no numbers."""
     judged = []
     for claim in claims:
         chapter, cases = chapters[claim["chapter"]], []
-        for name, keys in claim["cases"].items():
-            keys = [key.format(**chapter.record["parameters"]) for key in keys]
+        for name, keys in tests_of(claim).items():
+            name, *keys = (text.format(**chapter.record["parameters"]) for text in (name, *keys))
             if all(key in chapter.results for key in keys):
                 larger, smaller = (chapter.results[key] for key in keys)
                 cases.append(Case(name, larger, smaller, larger > smaller))
-        if cases:
-            held = [case.held for case in cases]
-            word = "confirmed" if all(held) else "depends" if any(held) else "not confirmed"
-            judged.append(claim | {"cases": cases, "verdict": word})
+        held = [case.held for case in cases]
+        word = "confirmed" if all(held) else "depends" if any(held) else "not confirmed"
+        judged.append(claim | {"cases": cases, "verdict": word if cases else "not tested"})
     return judged
+
+
+def ranks(table: dict[str, list[float]], chapter: Chapter) -> list[tuple[str, str, float, int]]:
+    """Spearman's correlation of the order of methods, the paper's and ours, by block and column."""
+    found, columns = [], ("mse", "psnr_dB", "ssim")
+    for block, first in (("white", 0), ("second", 3)):
+        for i, column in enumerate(columns, first):
+            keys = {
+                k: f"{block}: {k} {column}".format(**chapter.record["parameters"]) for k in table
+            }
+            pairs = [
+                (table[k][i], chapter.results[key])
+                for k, key in keys.items()
+                if key in chapter.results
+            ]
+            if len(pairs) > 2:
+                found.append((block, column, float(spearmanr(pairs).statistic), len(pairs)))
+    return found
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -210,6 +238,7 @@ def context(run: Path, chapters: list[Chapter]) -> dict:
         "chapters": chapters,
         "chapter": numbered,
         "claims": judge(yaml.safe_load((BOOK / "claims.yml").read_text()), numbered),
+        "ranks": ranks(yaml.safe_load((BOOK / "table1.yml").read_text()), numbered["04"]),
         "workshop": yaml.safe_load((ROOT / "notebooks" / "times.yml").read_text())["workshop"],
         "rooms": rooms(),
         "citation": yaml.safe_load((ROOT / "CITATION.cff").read_text()),

@@ -50,7 +50,7 @@
 # enough at the sizes `quick` and `workshop`; `make tutorial` prints a table with the time and memory
 # the last run took.
 
-# %%
+# %% tags=["long"]
 import copy
 import json
 from functools import partial
@@ -63,6 +63,8 @@ from torch.testing import assert_close
 from tqdm.auto import tqdm
 
 from cryonb.base.parameters import true_or_false
+from cryonb.data.fetch import fetch
+from cryonb.data.particle_file import stream_particles
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.baselines import linear_filter
 from cryonb.denoisers.compare import Comparison
@@ -75,6 +77,7 @@ from cryonb.learning.weights import MANY, load_kept, load_model, save_model
 from cryonb.showing.plotting import grey_limits, say, say_table, show_rows, train_live, use_style
 from cryonb.showing.widgets import frame_viewer
 from cryonb.simulation.dataset import read_dataset, write_dataset, write_denoised
+from cryonb.simulation.masks import micelle
 
 use_style()
 
@@ -93,6 +96,7 @@ batch_size = 32  # images per training step
 learning_rate = 1e-3  # of AdamW, at its highest
 steps = 8  # network evaluations of the sampler
 use_kept = True  # load weights that come with cryonb, where they fit these parameters
+real_entries = False  # draw the paper's Fig. 1 from its own entries; needs a network, 100 MB once
 seed = 0  # of the data, the training and the sampler
 run_dir = "runs/own"  # everything is written under it
 
@@ -110,7 +114,7 @@ run_dir = "runs/own"  # everything is written under it
 # estimates it from noisy images (`04_compare_methods`).
 
 # %% mystnb={"image": {"alt": "Six noisy test particles, the output of the best linear filter, and the clean particles"}}
-structural, use_kept = map(true_or_false, (structural, use_kept))
+structural, use_kept, real_entries = map(true_or_false, (structural, use_kept, real_entries))
 run_dir = Path(run_dir)
 volume = load_volume(source, box_size, pixel_size_A)
 counts = {"train": n_train, "validation": n_validation, "test": n_test}
@@ -133,6 +137,39 @@ figure = show_rows(strips, title=f"What linear filtering can do at SNR {snr:g}")
 # The filter finds the position and the rough outline and blurs everything else, because one matrix
 # has to serve every orientation. A better method must first *recognise* the orientation and then
 # draw the matching view. That task is non-linear, and it is why we use a network.
+#
+# ### Where the paper starts (its Fig. 1)
+#
+# The paper starts from particles in strong noise and from a map that shows more than the protein: EMPIAR-10081 and
+# EMD-8511, the channel HCN1, whose atomic model is 5U6O. With `real_entries` the figure is made of these three, otherwise
+# of our stand-ins: a simulated particle, the molecule with its micelle, and the molecule.
+
+
+# %% mystnb={"image": {"alt": "Two noisy particles; a slice and a projection of the map with what is no protein, and of the model alone"}}
+def entries():
+    """Particles of EMPIAR-10081 (n, y, x), and the maps of EMD-8511 and 5U6O, at our pixel size."""
+    star = fetch("EMPIAR-10081", max_images=8)
+    particles = next(stream_particles(star, batch_size=8)).resampled(box_size)
+    maps = (load_volume(name, box_size, pixel_size_A).map for name in ("EMD-8511", "5U6O"))
+    return particles.images, *maps
+
+
+origin, starts = "stand-ins", (white.noisy.images, volume.map + micelle(volume), volume.map)
+if real_entries:
+    try:
+        starts, origin = entries(), "EMPIAR-10081, EMD-8511 and 5U6O"
+    except (OSError, ValueError) as problem:
+        say(f"The entries cannot be had ({problem}): stand-ins take their place.")
+particles, *maps = starts
+images = [*particles[:2], *(v[:, box_size // 2].flip(0) for v in maps), *(v.sum(0) for v in maps)]
+columns = ["particle", "particle", "map, y = 0", "model, y = 0", "map, along z", "model, along z"]
+strip = torch.stack([x / x.std() for x in images])
+figure = show_rows({"": strip}, columns=columns, title=f"Where the paper starts: {origin}")
+
+# %% [markdown]
+# From left to right: what a denoiser gets, what a reconstruction shows, and what the network is to answer with. In the
+# map there is density around the protein that the model does not have, the belt of detergent. The paper counts it as
+# structural noise and removes it from the map before it projects its clean images (`09_clean_a_map`).
 #
 # ## 2. The forward process
 #
@@ -691,7 +728,7 @@ for setting, images in outputs.items():
 _ = [finished.unlink() for finished in (run_dir / "models").glob("*.checkpoint")]
 dB = {name: row["psnr_dB"] for name, row in scores["white"].items()}
 results = {f"{name} (dB)": round(dB[name], 2) for name in dB if "sample" not in name}
-results |= {"noise_only_variance": variance_from_noise}
+results |= {"noise_only_variance": variance_from_noise, "figure 1": origin}
 for (name, curriculum, k), value in asked.items():
     results[f"asked for {name}, {'with' if curriculum else 'without'} curriculum, {k} (dB)"] = value
 results |= {f"steps {k} psnr_dB": values[0] for k, values in by_steps.items()}

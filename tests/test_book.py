@@ -260,7 +260,9 @@ def test_numbers_on_pages_are_those_of_the_run(site, stage, smoke_run):
         assert chapter.exercises >= 1 and chapter.figures >= 5 and chapter.read_minutes > 5
     paper = BeautifulSoup((site / "paper.html").read_text(), "html.parser")
     verdicts = {cell.get_text() for cell in paper.select("table tr td:last-child strong")}
-    assert verdicts and verdicts <= {"confirmed", "not confirmed", "depends"}
+    assert {"confirmed"} < verdicts <= {"confirmed", "not confirmed", "depends", "not tested"}
+    cells = [[c.get_text(strip=True) for c in r.select("td")] for r in paper.select("table tr")]
+    assert all(all(row) for row in cells if row)  # no row without evidence or a reason
 
 
 def test_claims_are_judged_by_their_cases(stage):
@@ -273,7 +275,15 @@ def test_claims_are_judged_by_their_cases(stage):
     assert verdict(one=["{k} b", "a"]) == ["confirmed"]
     assert verdict(one=["a", "{k} b"]) == ["not confirmed"]
     assert verdict(one=["a", "{k} b"], two=["{k} b", "a"]) == ["depends"]
-    assert verdict(one=["a", "not measured"]) == []
+    assert verdict(one=["a", "not measured"]) == ["not tested"]
+    (one,) = stage.judge(
+        [claim | {"larger": "*", "smaller": "a", "cases": ["{k} b"]}], {"00": chapter}
+    )
+    assert one["verdict"] == "confirmed" and one["cases"][0].name == "2 b"
+    table = {"x": [3.0] * 6, "y": [2.0] * 6, "{k} z": [1.0] * 6}
+    results = {f"white: {name} mse": i for i, name in enumerate(("x", "y", "2 z"))}
+    chapter = stage.Chapter("04_x", Path(), {"parameters": {"k": 2}}, results)
+    assert stage.ranks(table, chapter) == [("white", "mse", pytest.approx(-1), 3)]
 
 
 def test_without_a_run_one_line_says_what_to_do(tmp_path):

@@ -262,6 +262,7 @@ def test_smoke_09_cleans(smoke):
     assert r["mask from the map: micelle_left"] == pytest.approx(r[raw + "micelle_left"], abs=0.2)
     assert r[network + "micelle_left"] < r[raw + "micelle_left"] - 0.3
     assert r["raw: noise power left"] == 1 > r[network + "noise power left"]
+    assert r["targets from truth: error"] < 0.8 * r["targets from raw: error"]
     parts = "a quarter of the molecule", "the micelle"
     stays, goes = (f"{part} (network, pretrained): arrives" for part in parts)
     assert r[stays] > r[goes] + 0.2
