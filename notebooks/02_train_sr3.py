@@ -344,7 +344,7 @@ assert_close(h + block.conv2(silu(inner)), block(h, embedding))
 # ($c$, $x$ and their noise levels, scaled to unit variance), the images, the noise and the levels γ that are drawn.
 
 # %%
-test_images, clean256 = white.noisy.images[:256], white.clean.images[:256]
+test_images, clean64 = white.noisy.images[:64], white.clean.images[:64]
 
 
 def run(model, noisy, k, tag="", **options):
@@ -370,7 +370,7 @@ def train_sr3(model, setting, n_images, tag, snr_start=3.0, rate=learning_rate):
 
 # %%
 forms = {"noise": AskForNoise, "mixture": AskForMixture, "clean image": SR3}
-few, truth = test_images[:48], clean256[:48]
+few, truth = test_images[:48], clean64[:48]
 part = data["white"].train
 draw = partial(draw_batch, (part.clean.images, part.observed))
 asked = {}
@@ -505,8 +505,8 @@ frame_viewer(pictures, labels, alts, title="state y_t | guess of the clean image
 by_steps = {}
 for k in [k for k in (1, 2, 4, 8, 16, 32) if k <= max(4, train_images // 250)]:
     out = run(best, test_images, k)
-    detail = (out - out.mean((1, 2), keepdim=True)).var() / clean256.var()
-    by_steps[k] = float(psnr(out, clean256).mean()), float(mse(out, clean256).mean()), float(detail)
+    detail = (out - out.mean((1, 2), keepdim=True)).var() / clean64.var()
+    by_steps[k] = float(psnr(out, clean64).mean()), float(mse(out, clean64).mean()), float(detail)
 dB, error, variance = zip(*by_steps.values(), strict=True)
 fig, axes = plt.subplots(1, 2, figsize=(8, 3))
 plots = (dB, dB[0] - 3.01, "PSNR (dB)"), (variance, 1, "variance / variance of truth")
@@ -614,7 +614,7 @@ say(
 # ````
 
 # %%
-few_noisy, few = test_images[:64], clean256[:64]
+few_noisy, few = test_images, clean64
 draws = [run(best, few_noisy, steps, seed=s) for s in range(4)]
 base = float(mse(run(best, few_noisy, 1), few).mean())
 for k in (1, 2, 4):
