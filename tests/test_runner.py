@@ -15,7 +15,7 @@ import nbformat
 import psutil
 import pytest
 
-from cryonb.base.files import sole
+from cryonb.base.files import beside, read_json, sole, write_json
 from cryonb.cli import main
 from cryonb.running import engine, plan
 from cryonb.running.plan import Notebook, convert, find_notebooks, read_literals
@@ -295,6 +295,18 @@ def test_a_full_disk_is_one_line_and_no_half_notebook(book, capsys):
     assert main(["run", "--profile", "small"]) == 0
 
 
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(OSError), beside(path) as part:
+        part.write_text("half")
+        raise OSError
+    assert not list(tmp_path.iterdir())
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+    path.write_text("{")
+    assert read_json(path) == read_json(tmp_path / "none") == {}
+
+
 def test_one_run_at_a_time(book, capsys):
     (book / "runs" / "small").mkdir(parents=True)
     with sole(book / "runs" / "small" / "run.json"):
@@ -321,6 +333,8 @@ def test_a_stopped_run_goes_on(book, number):
         time.sleep(0.1)
     process.send_signal(number)
     stopped = time.monotonic()
+    time.sleep(0.2)
+    process.send_signal(number)  # a shell and a sweep may both send one
     shown, error = process.communicate(timeout=30)
     assert not error
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
