@@ -26,7 +26,7 @@ from vendor import ONLY_TESTS
 
 import cryonb
 from cryonb.base.files import read_json
-from cryonb.running.calibrate import span
+from cryonb.running.check import span
 from cryonb.running.plan import find_notebooks
 
 BOOK = Path(__file__).parent

@@ -23,6 +23,7 @@ from cryonb.learning.diffusion import SR3
 from cryonb.learning.train import draw_batch, sr3_loss, train
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
+from cryonb.running.check import span
 from cryonb.running.plan import find_notebooks
 from cryonb.simulation.simulate import noise_sigma
 
@@ -120,8 +121,3 @@ def say_times(times: dict[str, dict], here: Calibration | None = None) -> str:
         cells = [span(column[name]) if name in column else "-" for column in columns.values()]
         lines.append(f"    {name:22}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
-
-
-def span(seconds: float) -> str:
-    """A duration in words that fit its size."""
-    return f"{seconds:.0f}\xa0s" if seconds < 90 else f"{seconds / 60:.0f}\xa0min"

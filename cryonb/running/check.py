@@ -99,3 +99,8 @@ def _writing(folder: str | Path) -> tuple[str, str, bool, str]:
     except OSError as error:
         advice = "go to a folder that is yours, or name one with --run-dir"
         return "writing", error.strerror or str(error), False, advice
+
+
+def span(seconds: float) -> str:
+    """A duration in words that fit its size."""
+    return f"{seconds:.0f}\xa0s" if seconds < 90 else f"{seconds / 60:.0f}\xa0min"
