@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-Pairs = tuple[tuple[str, str], ...]  # -p NAME VALUE, as often as needed
+_set = Parameter(("--set", "-p"), allow_leading_hyphen=True, show_default=False)
+Settings = Annotated[tuple[tuple[str, str], ...], _set]  # -p NAME VALUE, as often as needed
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class RunOptions(Folders):
 
     profile: str = "quick"
     """Size of the run, see notebooks/profiles.yml."""
-    given: Annotated[Pairs, Parameter(("--set", "-p"), allow_leading_hyphen=True)] = ()
+    given: Settings = ()
     """NAME VALUE: a parameter of all notebooks that have it, or of one: 02_train_sr3.steps 4."""
     cell_timeout_s: float | None = None
     """Longest time for one cell, in seconds."""
