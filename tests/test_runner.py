@@ -15,6 +15,7 @@ import nbformat
 import psutil
 import pytest
 
+from cryonb import cli
 from cryonb.base.files import beside, read_json, sole, write_json
 from cryonb.cli import main
 from cryonb.running import engine, plan
@@ -182,6 +183,9 @@ def test_what_is_finished_began_no_earlier_than_the_one_before_it_ended(tmp_path
     assert left(second={"key": "other"}) == left(second={"state": "failed"}) == [second]
     assert left(gone=True) == [second] and left([first], gone=True) == []
     assert left(first={"key": "other"}) == both and left([second], first={"key": "other"}) == []
+    both.append(third := Notebook("02_third", Path("02_third"), {}, "key"))
+    late = {"end": "12:00:09.000"}
+    assert left([third]) == [] and left([third], first=late) == [third]
 
 
 def test_a_key_changes_whenever_an_outcome_may(book, monkeypatch):
@@ -263,8 +267,11 @@ def test_killed_and_overlong_cells_are_told_apart(book, capsys):
     record = status(book, "00_first")
     assert record["state"] == "killed" and record["peak_MB"] > 200
     write_notebook(book / "notebooks/00_first.ipynb", "import time\ntime.sleep(60)")
+    stale = book / "runs/small/results/00_first.json"
+    stale.parent.mkdir()
+    stale.touch()
     assert main(["run", "--profile", "small", "--cell-timeout", "1"]) == 1
-    assert status(book, "00_first")["state"] == "timeout"
+    assert status(book, "00_first")["state"] == "timeout" and not stale.exists()
     assert not leftovers(book)
 
 
@@ -333,8 +340,6 @@ def test_a_stopped_run_goes_on(book, number):
         time.sleep(0.1)
     process.send_signal(number)
     stopped = time.monotonic()
-    time.sleep(0.2)
-    process.send_signal(number)  # a shell and a sweep may both send one
     shown, error = process.communicate(timeout=30)
     assert not error
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
@@ -349,6 +354,17 @@ def test_a_stopped_run_goes_on(book, number):
     write_notebook(book / "notebooks/01_second.ipynb", "print('quick')")
     assert main(["run", "--profile", "small"]) == 0
     assert status(book, "00_first") == first and not leftovers(book)
+
+
+def test_of_two_signals_one_counts():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cli._interrupt_once()
+        assert {signal.getsignal(number) for number in before} == {signal.SIG_IGN}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_sockets_are_not_shared_with_another_run(book):
