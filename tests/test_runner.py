@@ -165,10 +165,10 @@ def test_bad_requests_are_one_line_before_anything_runs(
 
 def test_what_is_finished_began_no_earlier_than_the_one_before_it_ended(tmp_path):
     first, second = (Notebook(name, Path(name), {}, "key") for name in ("00_first", "01_second"))
-    both = [first, second]
+    planned = [first, second]
 
-    def left(chosen=both, **changes) -> list[Notebook]:
-        for k, notebook in enumerate(both):
+    def left(chosen=planned, **changes) -> list[Notebook]:
+        for k, notebook in enumerate(planned):
             times = {"start": f"12:00:0{k}.000", "end": f"12:00:0{k + 1}.000"}
             record = {"state": "finished", "key": "key"} | times
             record |= changes.get(notebook.name[3:], {})
@@ -176,14 +176,14 @@ def test_what_is_finished_began_no_earlier_than_the_one_before_it_ended(tmp_path
             (tmp_path / f"{notebook.name}.ipynb").touch()
         if "gone" in changes:
             (tmp_path / "01_second.ipynb").unlink()
-        return unfinished(both, chosen, tmp_path)
+        return unfinished(planned, chosen, tmp_path)
 
     assert left() == []  # clocks tick in milliseconds
     assert left(second={"start": "12:00:00.999"}) == [second]
     assert left(second={"key": "other"}) == left(second={"state": "failed"}) == [second]
     assert left(gone=True) == [second] and left([first], gone=True) == []
-    assert left(first={"key": "other"}) == both and left([second], first={"key": "other"}) == []
-    both.append(third := Notebook("02_third", Path("02_third"), {}, "key"))
+    assert left(first={"key": "other"}) == planned and left([second], first={"key": "other"}) == []
+    planned.append(third := Notebook("02_third", Path("02_third"), {}, "key"))
     late = {"end": "12:00:09.000"}
     assert left([third]) == [] and left([third], first=late) == [third]
 
