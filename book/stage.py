@@ -181,7 +181,8 @@ def judge(claims: list[dict], chapters: dict[str, Chapter]) -> list[dict]:
                 cases.append(Case(name, larger, smaller, larger > smaller))
         held = [case.held for case in cases]
         word = "confirmed" if all(held) else "depends" if any(held) else "not confirmed"
-        judged.append(claim | {"cases": cases, "verdict": word if cases else "not tested"})
+        judgement = {"cases": cases, "verdict": word if cases else "not tested"}
+        judged.append({"needs": ""} | claim | judgement)
     return judged
 
 

@@ -490,7 +490,7 @@ columns = ["map of", "truth (Å)", "half maps (Å)", "mean FSC", "gap", "complet
 say_table(columns, [(name, *numbers.values()) for name, (numbers, *_) in by_method.items()])
 
 # %% [markdown]
-# Take the four words one by one; the book's page on the paper does so with the numbers of this run. Keep three things in mind. Compare with the first row, the noisy images: with true poses they are hard to beat. A network for one molecule has its map in memory, so *complete* may mean no more than *remembered* (`07_trust` shows what it draws without any particle). And a network that was trained for seconds makes a map of its own mistakes: read its rows only after a longer run.
+# Take the four words one by one; the book's page on the paper does so with the numbers of this run. Keep three things in mind. Compare with the first row, the noisy images: with true poses they need no denoiser to add up, and most methods stay behind them. A network for one molecule has its map in memory, so *complete* may mean no more than *remembered* (`07_trust` shows what it draws without any particle). And a network that was trained for seconds makes a map of its own mistakes: read its rows only after a longer run.
 
 # %% [markdown]
 # ## Is the micelle gone?
