@@ -170,3 +170,19 @@ def test_a_table_of_one_row_without_loop(tmp_path):
         frame, pd.DataFrame({"rlnVoltage": [300.0], "rlnNote": pd.Series(["0 1"], dtype="str")})
     )
     assert np.isfinite(frame["rlnVoltage"]).all()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_columns_are_changed_or_added_and_all_else_is_kept(tmp_path, end):
+    text = f"data_particles{end}{end}loop_{end}_rlnAnglePsi #1{end}_rlnNote #2{end}"
+    text += f" 1.50 'a b' # first{end}2 c{end}"
+    (tmp_path / "a.star").write_bytes(text.encode())
+    file = StarFile(tmp_path / "a.star")
+    file.write(tmp_path / "b.star", file.tables[0], {"rlnAnglePsi": ["7", "8"], "new": ["x", "y"]})
+    expected = text.replace("1.50", "7").replace("2 c", "8 c y").replace("'a b'", "'a b' x")
+    expected = expected.replace(f"_rlnNote #2{end}", f"_rlnNote #2{end}_new\n")
+    assert (tmp_path / "b.star").read_bytes().decode() == expected
+    (tmp_path / "c.star").write_text("data_\n_rlnVoltage 300.0\n_rlnNote c\n")
+    file = StarFile(tmp_path / "c.star")
+    file.write(tmp_path / "d.star", file.tables[0], {"rlnNote": ["d"], "new": ["1"]})
+    assert (tmp_path / "d.star").read_text() == "data_\n_rlnVoltage 300.0\n_rlnNote d\n_new 1\n"

@@ -250,7 +250,7 @@ def _fetch_particles(client: Client, url: str, star: Path, max_images: int | Non
         folders.append(folders[-1].rpartition("/")[0])
     keep(stack, partial(fetch_images, client, images, folders))
     names = image_names(len(images), stack.name)
-    return keep(first, lambda part: file.write(part, file.particles(), "rlnImageName", names))
+    return keep(first, lambda part: file.write(part, file.particles(), {"rlnImageName": names}))
 
 
 def _get_star(client: Client, url: str, part: Path) -> None:

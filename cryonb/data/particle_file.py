@@ -91,17 +91,23 @@ class ParticleFile:
         for part in np.split(rows, range(batch_size, len(rows), batch_size)):
             yield self.read(part)
 
-    def write_like(self, out: Path, stack: str) -> None:
-        """Write the file with its images in a stack beside it; nothing for a bare stack."""
-        names = image_names(len(self), stack)
+    def write_like(self, out: Path, stack: str, columns: dict | None = None) -> None:
+        """Write the file with its images in a stack beside it; nothing for a bare stack.
+
+        Columns of numbers, by name, take the place of the file's own or are added; a .cs file has
+        no place for them, and a bare stack gets a STAR file beside it.
+        """
+        names, columns = image_names(len(self), stack), columns or {}
         if out.suffix == ".cs":
             write_cs(out, self.original, stack)
-        elif isinstance(self.original, np.ndarray):
-            particles = self.table.assign(rlnImageName=names)
-            write_star(out, {"optics": self.optics, "particles": particles})
-        elif self.original:
+        elif isinstance(self.original, tuple):
             star, table = self.original
-            star.write(out, table, "rlnImageName", names)
+            texts = {name: [f"{x:.6f}" for x in values] for name, values in columns.items()}
+            star.write(out, table, {"rlnImageName": names} | texts)
+        elif self.original is not None or columns:
+            particles = self.table.assign(rlnImageName=names, **columns)
+            path = out.with_suffix(".star")
+            write_star(path, {"optics": self.optics, "particles": particles})
 
 
 def open_particles(

@@ -168,22 +168,43 @@ class StarFile:
         return pd.to_numeric(np.array([self._text(v) for v in values], object), errors="coerce")
 
     def write(
-        self, path: str | os.PathLike, table: StarTable, label: str, values: list[str]
+        self, path: str | os.PathLike, table: StarTable, columns: dict[str, list[str]]
     ) -> None:
-        """Write the file with other values in one column; all else stays as it was read.
+        """Write the file with other values in some columns; all else stays as it was read.
 
-        With fewer values than the table has rows, the rows behind them are left out.
+        Columns that the table lacks become its last. With fewer values than the table has rows,
+        the rows behind them are left out.
         """
-        lines, at = list(self.lines), table.labels.index(label)
-        places = [(row, at) for row in table.rows] if table.loop else [(table.rows[at], 1)]
-        for row, _ in places[len(values) :]:
+        lines = list(self.lines)
+        count = len(next(iter(columns.values())))
+        for row in table.rows[count:] if table.loop else []:
             lines[row] = None
-        for (row, token), value in zip(places[: len(values)], values, strict=True):
-            old = list(_token_matches(lines[row]))[token]
-            new = value.encode(self.encoding)
-            lines[row] = lines[row][: old.start()] + new + lines[row][old.end() :]
+        for label, values in columns.items():
+            new = [value.encode(self.encoding) for value in values]
+            if label not in table.labels:
+                self._append(lines, table, label, new)
+                continue
+            at = table.labels.index(label)
+            places = [(row, at) for row in table.rows] if table.loop else [(table.rows[at], 1)]
+            for (row, token), value in zip(places[:count], new, strict=True):
+                old = list(_token_matches(lines[row]))[token]
+                lines[row] = lines[row][: old.start()] + value + lines[row][old.end() :]
         with beside(path) as part:
             part.write_bytes(b"\n".join(line for line in lines if line is not None))
+
+    def _append(self, lines: list, table: StarTable, label: str, values: list[bytes]) -> None:
+        """Add a column behind the others, in lines that may have been changed before."""
+        name = b"_" + label.encode()
+        if not table.loop:
+            lines[table.rows[-1]] += b"\n" + name + b" " + values[0]
+            return
+        for row, value in zip(table.rows[: len(values)], values, strict=True):
+            end = _token_matches(lines[row])[-1].end()
+            lines[row] = lines[row][:end] + b" " + value + lines[row][end:]
+        first = table.rows[0] - 1
+        while not self.lines[first].lstrip().startswith(b"_"):
+            first -= 1
+        lines[first] += b"\n" + name
 
 
 def _token_matches(line: bytes) -> list[re.Match]:
