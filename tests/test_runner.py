@@ -258,7 +258,9 @@ def test_failure_keeps_the_traceback_and_resumes(book, capsys):
 
 @pytest.mark.slow
 def test_killed_and_overlong_cells_are_told_apart(book, capsys):
-    memory = "x = bytearray(200_000_000)\nimport os, time\ntime.sleep(1)\nos.kill(os.getpid(), 9)"
+    child = "x = bytearray(200_000_000); import time; time.sleep(1)"
+    memory = f"import os, subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])\n"
+    memory += "os.kill(os.getpid(), 9)"
     write_notebook(book / "notebooks/00_first.ipynb", memory)
     assert main(["run", "--profile", "small"]) == 1
     shown = capsys.readouterr().out
@@ -367,14 +369,15 @@ def test_of_two_signals_one_counts():
             signal.signal(number, handler)
 
 
-def test_sockets_are_not_shared_with_another_run(book):
+def test_sockets_are_not_shared_with_another_run(book, monkeypatch):
     """They lie beside the kernel's connection file, not under one name in the working directory."""
     source = "import os\nfrom ipykernel.connect import get_connection_file\n"
     source += "own = os.listdir(os.path.dirname(get_connection_file()))\n"
     source += "assert len([f for f in own if 'ipc' in f]) in (0, 5)  # 0: by TCP\n"
     source += "assert not [f for f in os.listdir() if 'ipc' in f]"
     write_notebook(book / "notebooks/00_first.ipynb", source)
-    assert main(["run", "00", "--profile", "small"]) == 0
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["run", "00", "--profile", "big", "--allow-cpu"]) == 0
 
 
 @pytest.mark.slow

@@ -285,7 +285,7 @@ def test_results_are_one_tidy_table(book, capsys):  # noqa: F811
         for snr in (1.0, 0.1)
         for seed in (0, 1)
     }
-    plan = {"runs": {k: {"varied": v} for k, v in names.items()}, "varied": ["snr", "seed"]}
+    plan = {"runs": {k: {"varied": v} for k, v in names.items()}}
     folder = book / FOLDER
     for name, own in names.items():
         for kind in ("results", "tables"):

@@ -204,7 +204,7 @@ def gather(folder: str | Path) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], l
         for path in [] if left else sorted((folder / run / "tables").glob("*.csv")):
             own = pd.read_csv(path).rename(columns={k: f"{k} (table)" for k in head})
             tables.setdefault(path.stem, []).append(own.assign(**head)[[*head, *own]])
-    columns = ["run", *sweep["varied"], "notebook", "quantity", "value", "text"]
+    columns = [*head, "notebook", "quantity", "value", "text"]
     table = pd.DataFrame(rows, columns=columns).dropna(axis="columns", how="all")
     return table, {name: pd.concat(own, ignore_index=True) for name, own in tables.items()}, missing
 

@@ -91,16 +91,11 @@ def _command(experiment: Experiment, run: Run, folder: Path, options: SweepOptio
 
 def _describe(experiment: Experiment, runs: list[Run], commands: dict[str, list[str]]) -> dict:
     """What ``sweep.json`` holds, for snakemake and for `cryonb.running.experiment.gather`."""
-    return {
-        "configuration": experiment.configuration,
-        "experiment": experiment.name,
+    sizes = ("configuration", "cores", "memory_GB", "resources")
+    return {name: getattr(experiment, name) for name in sizes} | {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "started_in": os.getcwd(),
         "notebooks": [notebook.name for notebook in runs[0].chosen],
-        "varied": list(runs[0].varied),
-        "cores": experiment.cores,
-        "memory_GB": experiment.memory_GB,
-        "resources": experiment.resources,
         "runs": {r.name: {"varied": r.varied, "command": commands[r.name]} for r in runs},
     }
 
@@ -109,11 +104,10 @@ def _snakemake(folder: Path, words: tuple[str, ...], experiment: Experiment) -> 
     """Run snakemake in this process; by default as many runs at a time as cores and memory fit."""
     from snakemake.cli import main
 
-    size = []
     if not SIZED & {word.partition("=")[0] for word in words}:
         memory_MB = max(psutil.virtual_memory().available / 1e6, 1000 * experiment.memory_GB)
-        size = ["--cores", str(max(count_cores(), experiment.cores))]
-        size += ["--resources", f"mem_mb={memory_MB:.0f}"]
+        words += ("--cores", str(max(count_cores(), experiment.cores)))
+        words += ("--resources", f"mem_mb={memory_MB:.0f}")
     where = ["--snakefile", str(Path(__file__).with_name("Snakefile")), "--directory", str(folder)]
     always = ["--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--keep-going"]
     stopped = []
@@ -127,7 +121,7 @@ def _snakemake(folder: Path, words: tuple[str, ...], experiment: Experiment) -> 
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        main([*where, *always, *words, *size])
+        main([*where, *always, *words])
         code = 0
     except SystemExit as end:
         code = end.code
