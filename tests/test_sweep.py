@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -28,6 +29,7 @@ EXPERIMENT = {
     "parameters": {"01_second.snr": 0.5},
     "grid": {"00_first.snr": [1]},
     "seeds": [0, 1],
+    "memory_GB": 0.5,
 }
 NAMES = [f"00_first.snr-1_seed-{seed}" for seed in (0, 1)]
 FOLDER = "runs/try"
@@ -65,6 +67,9 @@ def test_a_sweep_is_planned_run_and_skipped(book, describe, capsys):  # noqa: F8
     assert done.returncode == 0 and f"now:  cryonb results {FOLDER}" in done.stdout, done.stderr
     commands = json.loads((book / FOLDER / "sweep.json").read_text())["runs"]
     assert line == f"{NAMES[1]}: {shlex.join(commands[NAMES[1]]['command'][2:])}"
+    assert int(re.search(r"mem_mb=(\d+)", done.stderr)[1]) > 500, (
+        "as many runs as there is room for"
+    )
     found = records()
     assert set(found) == set(NAMES)
     for name, record in found.items():
@@ -324,6 +329,10 @@ def test_values_get_the_types_of_the_parameters(book):  # noqa: F811
     content = {"notebooks": ["00"], "profile": "small", "grid": {"snr": ["1e-1", 1]}}
     runs = plan_runs(make_experiment("x", content), Path("runs/x"))
     assert [run.varied for run in runs] == [{"snr": 0.1}, {"snr": 1.0}]
+    content |= {"list": [{"00_first.seed": 5}, {"00_first.seed": 6}]}
+    runs = plan_runs(make_experiment("x", content), Path("runs/x"))
+    pairs = [(run.varied["snr"], run.varied["00_first.seed"]) for run in runs]
+    assert pairs == [(0.1, 5), (1.0, 5), (0.1, 6), (1.0, 6)]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yml")), ids=lambda p: p.stem)
