@@ -277,6 +277,15 @@ def test_killed_and_overlong_cells_are_told_apart(book, capsys):
     assert not leftovers(book)
 
 
+def test_what_a_cell_printed_last_is_its_own():
+    watch = engine.Watch("00_first", 2)
+    watch.begin_cell()
+    watch.write("step 1\r step 2\n\n")
+    assert (watch.cell, watch.printed) == (1, "step 2")
+    watch.begin_cell()
+    assert (watch.cell, watch.printed) == (2, "")
+
+
 @pytest.mark.slow
 def test_long_cells_show_their_last_line(book, capsys, monkeypatch):
     monkeypatch.setattr(engine, "HEARTBEAT_S", 0.2)
