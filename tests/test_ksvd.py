@@ -104,7 +104,7 @@ def test_sigma_must_be_positive(sigma):
 def test_images_must_be_finite_and_not_smaller_than_a_patch():
     with pytest.raises(ValueError, match="12 px"):
         ksvd(torch.zeros(1, 16, 11), 1.0)
-    with pytest.raises(ValueError, match="give \\(n, y, x\\)"):
+    with pytest.raises(ValueError, match="finite stack"):
         ksvd(torch.zeros(16, 16), 1.0)
     with pytest.raises(ValueError, match="NaN"):
         ksvd(torch.full((1, 16, 16), float("nan")), 1.0)

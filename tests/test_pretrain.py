@@ -22,6 +22,7 @@ def test_train_writes_both_stages_and_goes_on(tmp_path, capsys):
     second.unlink()  # as if it had been stopped between the stages
     assert main(["train", "channel", *SMALL, "--out", str(out)]) == 0
     assert first.stat().st_mtime_ns == before and second.is_file()
+    assert f"{first} is there and kept: delete it" in capsys.readouterr().out
 
 
 def test_a_misspelt_setting_is_one_clear_line(tmp_path, capsys):

@@ -25,6 +25,7 @@ from cryonb.learning.train import (
     curriculum_sigma,
     draw_batch,
     flops_per_image,
+    learning_rate_share,
     sr3_loss,
     train,
     update_average,
@@ -70,6 +71,12 @@ def run(n_images=160, checkpoint=None, stop_at=None, seed=0, **options):
     return average, losses
 
 
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Average and losses of a run that nothing disturbs."""
+    return run()
+
+
 def test_every_step_has_random_numbers_of_its_own():
     """Seeds of the generator that draws: a function of the run's seed and of the step."""
 
@@ -96,6 +103,13 @@ def test_the_average_remembers_a_tenth_of_the_run_and_500_steps_at_most():
         assert average.weight.item() == pytest.approx(weight)
 
 
+def test_the_rate_warms_up_and_falls_to_nothing():
+    """A tenth of a short run up, then half a cosine: one half in the middle, zero at the end."""
+    rates = [learning_rate_share(step, 20) for step in range(20)]
+    assert rates[0] == pytest.approx(1 / 3) and rates[10] == pytest.approx(0.5)
+    assert rates[2] == max(rates) < 1 and rates[-1] < 0.01
+
+
 def equal(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
@@ -115,14 +129,14 @@ def test_one_process_may_train_in_both_precisions():
     assert losses[0] == losses[2] and losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_a_seed_repeats_bit_for_bit_and_another_does_not():
-    (a, la), (b, lb), (c, lc) = run(), run(), run(seed=1)
+def test_a_seed_repeats_bit_for_bit_and_another_does_not(uninterrupted):
+    (a, la), (b, lb), (c, lc) = uninterrupted, run(), run(seed=1)
     assert la == lb and equal(a, b)
     assert la != lc and not equal(a, c)
 
 
-def test_an_interrupted_run_resumes_exactly(tmp_path):
-    whole, losses = run()
+def test_an_interrupted_run_resumes_exactly(tmp_path, uninterrupted):
+    whole, losses = uninterrupted
     checkpoint = tmp_path / "run.checkpoint"
     _, first = run(checkpoint=checkpoint, stop_at=7)
     resumed, rest = run(checkpoint=checkpoint)
@@ -132,7 +146,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path):
     assert nothing == [] and equal(again, whole)
 
 
-def test_ctrl_c_within_a_step_resumes_exactly(tmp_path):
+def test_ctrl_c_within_a_step_resumes_exactly(tmp_path, uninterrupted):
     """The state of a step that was cut off is not kept: the last whole one is."""
     checkpoint, images = tmp_path / "run.checkpoint", blobs()
     torch.manual_seed(0)
@@ -150,11 +164,11 @@ def test_ctrl_c_within_a_step_resumes_exactly(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         list(train(model, average, draw, loss, 160, **options))
     resumed, rest = run(checkpoint=checkpoint)
-    whole, losses = run()
+    whole, losses = uninterrupted
     assert rest == losses[5:] and equal(resumed, whole)
 
 
-def test_a_killed_run_resumes_exactly(tmp_path):
+def test_a_killed_run_resumes_exactly(tmp_path, uninterrupted):
     """SIGKILL in the middle: at most the steps since the last checkpoint are done again."""
     checkpoint = tmp_path / "run.checkpoint"
     code = (
@@ -175,7 +189,7 @@ def test_a_killed_run_resumes_exactly(tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
     assert [f.name for f in tmp_path.iterdir()] == ["run.checkpoint"]  # nothing half-written
     resumed, rest = run(checkpoint=checkpoint)
-    whole, losses = run()
+    whole, losses = uninterrupted
     assert 0 < len(rest) < len(losses) and rest == losses[-len(rest) :]
     assert equal(resumed, whole)
 
@@ -352,13 +366,12 @@ def test_freed_memory_is_kept():
     assert kept < 0.1 * given_back
 
 
-def test_where_memory_comes_from_changes_no_result():
+def test_where_memory_comes_from_changes_no_result(uninterrupted):
     if not keep_freed_memory():
         pytest.skip("not glibc's allocator")
-    _, losses = run()
     ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 0)
     try:
-        assert run()[1] == losses
+        assert run()[1] == uninterrupted[1]
     finally:
         ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 

@@ -1,10 +1,23 @@
-"""Classical denoisers to hold the networks to."""
+"""Classical denoisers to hold the networks to, and what all denoisers ask of their input."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+
+
+def check_stack(noisy: torch.Tensor, sigma: float, square: bool = False) -> None:
+    """ValueError unless `noisy` is a finite stack (n, y, x) and `sigma` a noise level above 0."""
+    if not 0 < sigma < float("inf"):
+        raise ValueError(f"sigma is {sigma}: give the standard deviation of the noise, above 0.")
+    fits = noisy.ndim == 3 and (not square or noisy.shape[1] == noisy.shape[2])
+    if not fits or not torch.isfinite(noisy).all():
+        raise ValueError(
+            f"noisy is {tuple(noisy.shape)}: give a finite stack (n, y, x)"
+            + (" of square images" if square else "")
+            + ", without NaN."
+        )
 
 
 def dihedral(images: torch.Tensor) -> torch.Tensor:

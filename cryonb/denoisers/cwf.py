@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from scipy.special import jv
 
+from cryonb.denoisers.baselines import check_stack
+
 KEPT = 0.5  # of a basis function's power inside Nyquist, or it is left out
 
 
@@ -163,18 +165,13 @@ def cwf(
     ValueError
         A sigma that is not positive, images that are no finite stack of squares.
     """
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma is {sigma}: give the standard deviation of the noise, above 0.")
-    if noisy.ndim != 3 or noisy.shape[1] != noisy.shape[2] or not torch.isfinite(noisy).all():
-        raise ValueError(f"noisy is {tuple(noisy.shape)}: give a finite stack (n, y, x), y = x.")
+    check_stack(noisy, sigma, square=True)
     box = noisy.shape[-1]
-    inside, rho = _rings(box)[4], _rings(box)[2]
+    inside = _rings(box)[4]
     group = torch.zeros(len(noisy), dtype=torch.int64) if group is None else group
-    transfer = torch.ones(1, box // 2 + 1) if transfer is None else transfer
-    at_rings = [np.interp(rho * box, np.arange(transfer.shape[1]), h) for h in transfer.numpy()]
-    at_rings = torch.tensor(np.stack(at_rings), dtype=torch.float32)
+    at_rings = _at_rings(torch.ones(1, box // 2 + 1) if transfer is None else transfer, box)
     learn_from = torch.ones(len(noisy), dtype=torch.bool) if learn_from is None else learn_from
-    members = [(group == g).nonzero()[:, 0] for g in range(len(transfer))]
+    members = [(group == g).nonzero()[:, 0] for g in range(len(at_rings))]
     teachers = [m[learn_from[m]] for m in members]
 
     flat = noisy.float().flatten(1)
@@ -193,6 +190,13 @@ def cwf(
     images = torch.zeros_like(flat)
     images[:, inside] = sigma * clean
     return (images + ground).view_as(noisy).to(noisy.dtype)
+
+
+def _at_rings(transfer: torch.Tensor, box: int) -> torch.Tensor:
+    """Transfer functions (g, shells) at the basis' frequencies: (g, rings), float32."""
+    rho, shells = _rings(box)[2], np.arange(transfer.shape[1])
+    rows = [np.interp(rho * box, shells, h) for h in transfer.numpy()]
+    return torch.tensor(np.stack(rows), dtype=torch.float32)
 
 
 def _denoise_order(

@@ -16,7 +16,7 @@ from torch import nn
 
 from cryonb.base.draws import draw_options
 from cryonb.base.precision import autocast
-from cryonb.learning.train import Recipe, curriculum_sigma
+from cryonb.learning.train import LossRecipe, curriculum_sigma
 from cryonb.learning.unet import UNet
 
 
@@ -39,7 +39,7 @@ class Denoiser(nn.Module):
 
 
 @dataclass(frozen=True)
-class Direct(Recipe):
+class Direct(LossRecipe):
     """Mean squared error from the clean image, or from a second noisy one.
 
     Noise2Noise never looks at the clean image: what both noisy images share is signal, in the

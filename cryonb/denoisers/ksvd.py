@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from sklearn.linear_model import orthogonal_mp_gram
+
+from cryonb.denoisers.baselines import check_stack
 
 
 def overcomplete_dct(patch: int, atoms: int) -> np.ndarray:
@@ -96,7 +99,6 @@ def ksvd(
     n_patches: int = 20_000,
     stride: int = 2,
     tolerance: float = 1.08,
-    seed: int = 0,
 ) -> torch.Tensor:
     """Denoise a stack by K-SVD, with one dictionary learned from the stack itself.
 
@@ -121,8 +123,8 @@ def ksvd(
     patch, stride : int
         Pixels along the edge of a patch, and from one patch to the next.
     atoms, rounds, n_patches : int
-        Size of the dictionary; rounds of learning; patches to learn from, drawn (with `seed`)
-        among those that need an atom. The others would not change it.
+        Size of the dictionary; rounds of learning; patches to learn from, drawn among
+        those that need an atom. The others would not change it.
     tolerance : float
         Residual that is taken for noise, in units of sigma. White noise alone has 1.
 
@@ -135,29 +137,31 @@ def ksvd(
     ValueError
         If sigma is not positive, an image is smaller than a patch or not finite.
     """
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma is {sigma}: give the standard deviation of the noise, above 0.")
-    if noisy.ndim != 3 or min(noisy.shape[1:]) < patch:
+    check_stack(noisy, sigma)
+    if min(noisy.shape[1:]) < patch:
         raise ValueError(f"noisy is {tuple(noisy.shape)}: give (n, y, x) of {patch} px or more.")
-    if not torch.isfinite(noisy).all():
-        raise ValueError("noisy holds NaN or infinity: leave such images out.")
     images = noisy.double().numpy() / sigma  # in units of sigma from here on
     error, most = (tolerance * patch) ** 2, patch**2 // 2
     windows = sliding_window_view(images, (patch, patch), (1, 2))  # (n, y, x, patch, patch)
-    rows = _draw(windows, n_patches, error, np.random.default_rng(seed))
+    rows = _draw(windows, n_patches, error, np.random.default_rng(0))
     dictionary = overcomplete_dct(patch, atoms)
     dictionary = learn_dictionary(dictionary, rows, error, most, rounds if len(rows) else 0)
-    corners = [np.unique([*range(0, size, stride), size - 1]) for size in windows.shape[1:3]]
-    total, count = np.zeros_like(images), np.zeros(images.shape[1:])
-    for view, out in zip(windows, total, strict=True):
-        rows = view[np.ix_(*corners)].reshape(-1, patch**2)
-        means = rows.mean(1, keepdims=True)
-        codes = sparse_codes(dictionary, rows - means, error, most)
-        rows = (codes @ dictionary.T + means).reshape(-1, patch, patch)
-        for (y, x), row in zip(itertools.product(*corners), rows, strict=True):
-            out[y : y + patch, x : x + patch] += row
-    for y, x in itertools.product(*corners):
-        count[y : y + patch, x : x + patch] += 1
+    code = partial(sparse_codes, dictionary, error=error, most=most)
+    mean = np.stack([_mean_of_patches(image, dictionary, code, stride) for image in windows])
     blend = 0.6 / patch**2 * max(images.var() - 1, 0) ** 0.5
-    out = (total / count + blend * images) / (1 + blend)
+    out = (mean + blend * images) / (1 + blend)
     return torch.from_numpy(out * sigma).to(noisy.dtype)
+
+
+def _mean_of_patches(windows: np.ndarray, dictionary: np.ndarray, code, stride: int) -> np.ndarray:
+    """One image (y, x): the mean of its overlapping patches, each coded without its own mean."""
+    patch = windows.shape[-1]
+    corners = [np.unique([*range(0, size, stride), size - 1]) for size in windows.shape[:2]]
+    rows = windows[np.ix_(*corners)].reshape(-1, patch**2)
+    means = rows.mean(1, keepdims=True)
+    rows = (code(rows - means) @ dictionary.T + means).reshape(-1, patch, patch)
+    total, count = np.zeros((2, *(n + patch - 1 for n in windows.shape[:2])))
+    for (y, x), row in zip(itertools.product(*corners), rows, strict=True):
+        total[y : y + patch, x : x + patch] += row
+        count[y : y + patch, x : x + patch] += 1
+    return total / count

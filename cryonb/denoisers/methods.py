@@ -26,7 +26,7 @@ from cryonb.denoisers.peers import bm3d, topaz_to_scale
 from cryonb.evaluation.metrics import mse, psnr
 from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.refine import Refiner, refine, refine_loss
-from cryonb.learning.train import Recipe, count_flops, flops_per_image, sr3_loss
+from cryonb.learning.train import LossRecipe, Recipe, count_flops, flops_per_image, sr3_loss
 from cryonb.learning.weights import MANY, load_kept, load_model, save_model
 from cryonb.poses.posterior import posterior
 from cryonb.poses.templates import Templates, image_templates
@@ -137,7 +137,7 @@ def for_molecule(data: Dataset, snr: float, most: int = 2000) -> Method:
 
 
 @dataclass(frozen=True)
-class Diffusion(Recipe):
+class Diffusion(LossRecipe):
     """SR3 on clean and observed images, used in one step."""
 
     sigma: float
@@ -154,7 +154,7 @@ class Diffusion(Recipe):
 
 
 @dataclass(frozen=True)
-class SecondStage(Recipe):
+class SecondStage(LossRecipe):
     """U-Net on clean images, samples of a first stage and noisy images; `inputs` of `Refiner`."""
 
     first: SR3
@@ -209,7 +209,7 @@ class Training:
         tflop = tflop or self.tflop
         torch.manual_seed(self.seed)
         networks = recipe.networks()
-        path = self.folder and self.folder / f"{tag.replace(' ', '-')}-{self.seed}.safetensors"
+        path = self.folder and _weights(self.folder, tag, self.seed)
         asked = {k: v for k, v in self.data.manifest.items() if k != "scale"}
         asked |= {"images": self.images, "batch_size": self.batch_size}
         if path and path.is_file():
@@ -232,8 +232,16 @@ class Training:
     def row(self, tag: str, recipe: Recipe) -> Method:
         """Row of a recipe that is trained on `stacks` at the full cost."""
         network, curve = self.fit(tag, recipe)
-        apply = partial(recipe.apply, network)
-        return Method(apply, recipe.settings, self.tflop, curve=curve, network=network)
+        return _row(recipe, network, train_tflop=self.tflop, curve=curve)
+
+
+def _weights(folder: Path, tag: str, seed: int) -> Path:
+    return folder / f"{tag.replace(' ', '-')}-{seed}.safetensors"
+
+
+def _row(recipe: Recipe, network: nn.Module, **more) -> Method:
+    options = {"settings": recipe.settings, "network": network} | more
+    return Method(partial(recipe.apply, network), **options)
 
 
 def direct_recipes(sigma: float) -> dict[str, Recipe]:
@@ -276,15 +284,11 @@ def two_stages(training: Training, steps: int, held_out: int) -> dict[str, Metho
     settings = f"{SR3_SHARE:.0%} of the cost SR3; {steps}-step samples of {held_out} held out"
     rows = {}
     for inputs in ("sample", "sample+noisy"):
-        recipe, tag = (
-            SecondStage(first, sigma, steps, inputs),
-            f"refine {inputs} {steps} {held_out}",
-        )
-        second, last = training.fit(tag, recipe, stacks, left)
+        recipe = SecondStage(first, sigma, steps, inputs)
+        second, last = training.fit(f"refine {inputs} {steps} {held_out}", recipe, stacks, left)
         curve = [(tflop - left + t, quality) for t, quality in last]
-        apply = partial(recipe.apply, second)
-        row = Method(apply, settings, tflop, curve=curve, network=second)
-        rows[f"SR3 → U-Net, sees {inputs}"] = row
+        about = {"settings": settings, "train_tflop": tflop, "curve": curve}
+        rows[f"SR3 → U-Net, sees {inputs}"] = _row(recipe, second, **about)
     return rows
 
 
@@ -318,9 +322,9 @@ def of_run(folder: Path, sigma: float, seed: int = 0, **made) -> dict[str, Metho
     for such data (`pixel_size_A`, ...), is left out.
     """
     recipes = direct_recipes(sigma) | {"SR3": Diffusion(sigma)}
-    paths = {name: folder / f"{name.replace(' ', '-')}-{seed}.safetensors" for name in recipes}
+    paths = {name: _weights(folder, name, seed) for name in recipes}
     for path in folder.glob(f"refine-sample-*-{seed}.safetensors"):  # refine-sample-STEPS-HELD-SEED
-        first = load_model(folder / f"SR3-first-{seed}.safetensors", SR3)[0]
+        first = load_model(_weights(folder, "SR3 first", seed), SR3)[0]
         recipe = SecondStage(first, sigma, int(path.name.split("-")[2]), "sample")
         recipes["SR3 → U-Net"], paths["SR3 → U-Net"] = recipe, path
     rows = {}
@@ -328,6 +332,5 @@ def of_run(folder: Path, sigma: float, seed: int = 0, **made) -> dict[str, Metho
         if path.is_file():
             network, manifest = load_model(path, type(recipes[name].networks()[0]))
             if made.items() <= manifest["asked"].items():
-                apply = partial(recipes[name].apply, network)
-                rows[name] = Method(apply, recipes[name].settings, network=network)
+                rows[name] = _row(recipes[name], network)
     return rows

@@ -21,6 +21,8 @@ from importlib.util import find_spec
 
 import torch
 
+from cryonb.denoisers.baselines import check_stack
+
 # What has to be there for each; Topaz imports setuptools' pkg_resources and does not ask for it.
 MODULES = {"bm3d": ("bm3d",), "cwf": ("aspire",), "topaz": ("topaz", "pkg_resources")}
 
@@ -31,13 +33,10 @@ def missing(name: str) -> str | None:
     return None if there else "not installed: pip install 'cryonb[peers]'"
 
 
-def _check(name: str, noisy: torch.Tensor, sigma: float) -> None:
+def _check(name: str, noisy: torch.Tensor, sigma: float, square: bool = False) -> None:
     if problem := missing(name):
         raise ImportError(problem)
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma is {sigma}: give the standard deviation of the noise, above 0.")
-    if noisy.ndim != 3 or not torch.isfinite(noisy).all():
-        raise ValueError(f"noisy is {tuple(noisy.shape)}: give a finite stack (n, y, x).")
+    check_stack(noisy, sigma, square)
 
 
 @functools.cache
@@ -111,10 +110,8 @@ def cwf_denoiser(noisy: torch.Tensor, sigma: float):
     ground : Tensor ()
         Mean of the corners, which is taken away before and belongs to what comes out.
     """
-    _check("cwf", noisy, sigma)
+    _check("cwf", noisy, sigma, square=True)
     n = noisy.shape[-1]
-    if noisy.shape[1] != n:
-        raise ValueError(f"images of {tuple(noisy.shape[1:])} px: the basis takes square ones.")
     with contextlib.nullcontext() if "aspire" in sys.modules else _restrained():
         from aspire.basis import FFBBasis2D
         from aspire.denoising import DenoiserCov2D

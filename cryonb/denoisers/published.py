@@ -16,7 +16,7 @@ from torch import nn
 from cryonb.base.draws import draw_options
 from cryonb.base.precision import autocast
 from cryonb.learning.diffusion import SR3
-from cryonb.learning.train import Recipe
+from cryonb.learning.train import LossRecipe
 
 T = 2000  # of the schedule, beta linear from 1e-6 to 1e-2
 
@@ -41,7 +41,7 @@ class PublishedSR3(SR3):
 
 
 @dataclass(frozen=True)
-class Published(Recipe):
+class Published(LossRecipe):
     """Loss of eq. 3 at a level drawn from the whole schedule, at the noise `sigma` of the data.
 
     `steps` of the ancestral sampler (eqs. 1-2) go evenly through the schedule; published: T.

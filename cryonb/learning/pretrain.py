@@ -11,11 +11,14 @@ uses. ``cryonb train map-cleaner`` trains the network that takes noise and deter
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from tqdm.auto import tqdm
 
 from cryonb.base.draws import draw_options, generator_on
@@ -39,68 +42,44 @@ CHUNK = 20_000  # particles that are simulated at a time
 REFINER = {"inputs": "sample+noisy", "widths": (64, 128), "transformers": 2}
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A network that `cryonb train` makes; `draw` and `loss` are those of `train`."""
+
+    name: str  # of its file
+    network: type[nn.Module]
+    batches: Callable[..., Callable]  # from the networks before it to `draw`
+    loss: Callable[..., torch.Tensor]
+    test: Callable[..., dict]  # from all networks so far to their quality on data unseen
+    images: int  # length of its training
+    batch_size: int
+    size: dict = field(default_factory=dict)  # keywords that build the network
+    said: dict = field(default_factory=dict)  # more options for the header
+
+
 def train_weights(source: str, options: TrainOptions) -> None:
-    """Train the networks of a source, see `cryonb train`, and write their weights."""
+    """Train the networks of a source, see `cryonb train`, and write their weights.
+
+    A stage that has its file is done, and one that was cut off goes on from its checkpoint.
+    """
     for name in ("images", "projections", "batch_size"):
         if (value := getattr(options, name)) < 1:
             raise ValueError(f"{name} is {value}: ask for one or more")
-    {"many": many, "map-cleaner": map_cleaner}.get(source, both_stages)(source, options)
-
-
-def both_stages(source: str, args: TrainOptions) -> None:
-    """Train SR3 and the U-Net for one protein; a run that was cut off goes on where it was."""
-    out, name = args.out, f"{Path(source).stem}-{args.setting}"
-    sigma, amounts = noise_sigma(args.snr), setting(args.setting)
-    volume = load_volume(source, args.box_size, args.pixel_size_A)
-    scale = clean_scale(volume)
-
-    def stacks(n: int, part: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """Clean and observed images (n, y, x) of part 0 train, 1 refine, 2 test."""
-        generator = generator_on(device).manual_seed(args.seed * 3 + part)
-        made = []
-        for i in range(0, n, CHUNK):
-            images = simulate_images(volume, min(CHUNK, n - i), amounts, generator, scale=scale)
-            made.append((images.clean, images.observed(volume.pixel_size_A)))
-        return tuple(torch.cat(stack) for stack in zip(*made, strict=True))
-
-    manifest = _manifest(source, args) | {"scale": scale, "sigma": sigma}
-    sr3_path = out / f"{name}-sr3.safetensors"
-    if not sr3_path.is_file():
-        given = stacks(args.projections, 0, own_device())
-        snr_start = args.snr if args.init else 3.0  # no curriculum for what has had it
-        levels = {"sigma": sigma, "snr_start": snr_start, "share": args.curriculum}
-        loss = partial(sr3_loss, **levels, start=args.start)
-        model = first_stage(args, given, loss, out / f"{name}-sr3.checkpoint")
-        result = evaluate(model, None, *stacks(512, 2), sigma)
-        save_model(sr3_path, model, manifest | {"test": result}, half=True)
-        print(name, result, flush=True)
-    model = load_model(sr3_path, SR3)[0].to(own_device())
-    held_out = stacks(args.projections // 2, 1, own_device())
-    refiner = second_stage(args, model, held_out, sigma, out / f"{name}-refine.checkpoint")
-    result = evaluate(model, refiner, *stacks(512, 2), sigma, args.refine_steps)
-    save_model(out / f"{name}-refine.safetensors", refiner, manifest | {"test": result}, half=True)
-    print(name, result, flush=True)
-
-
-def many(source: str, args: TrainOptions) -> None:
-    """Train one model for any molecule; the report is on the two that it has never seen."""
-    out = args.out / "many-sr3.safetensors"
-    molecules = args.projections // VIEWS
-    stacks = training_images(molecules, VIEWS, args.box_size, args.seed, workers=count_cores())
-    stacks = [images.to(own_device()) for images in stacks]
-    loss = partial(any_level_loss, snr=MANY_SNR, start=args.start)
-    model = first_stage(args, stacks, loss, out.with_suffix(".checkpoint"))
-    result = {}
-    for name in ("channel", "prestin"):
-        volume = load_volume(name, args.box_size, args.pixel_size_A)
-        generator = torch.Generator().manual_seed(args.seed + 2)
-        white = setting("white")
-        clean = simulate_images(volume, 256, white, generator, scale=clean_scale(volume)).clean
-        result[name] = evaluate(model, None, clean, clean, noise_sigma(args.snr))
-    manifest = _manifest(source, args)
-    manifest["options"]["snr_range"] = MANY_SNR
-    save_model(out, model, manifest | {"test": result}, half=True)
-    print("many", result, flush=True)
+    said = {"source": source} | {k: v for k, v in vars(options).items() if v is not None}
+    said |= {k: str(v) for k, v in said.items() if isinstance(v, Path)}
+    device, networks = own_device(), []
+    about = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    for stage in SOURCES.get(source, protein)(source, options):
+        path = options.out / f"{stage.name}.safetensors"
+        if path.is_file():
+            print(f"{path} is there and kept: delete it to train it anew", flush=True)
+        else:
+            model = _trained(stage, networks, options)
+            manifest = {"made_by": "cryonb train", "options": said | stage.said, "device": about}
+            manifest["test"] = stage.test(*networks, model)
+            save_model(path, model, manifest, half=True)
+            print(stage.name, manifest["test"], flush=True)
+        networks.append(load_model(path, stage.network)[0].to(device))
 
 
 def own_device() -> torch.device:
@@ -108,50 +87,116 @@ def own_device() -> torch.device:
     return Accelerator().device
 
 
-def _manifest(source: str, args: TrainOptions) -> dict:
-    options = {"source": source} | {k: v for k, v in vars(args).items() if v is not None}
-    options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
-    name = torch.cuda.get_device_name() if own_device().type == "cuda" else own_device().type
-    return {"made_by": "cryonb train", "options": options, "device": name}
-
-
-def first_stage(args, stacks, loss, checkpoint: Path) -> SR3:
-    """Train the diffusion model on clean and observed images; returns the moving average."""
+def _trained(stage: Stage, networks: list[nn.Module], args: TrainOptions) -> nn.Module:
+    """Train a stage; returns the moving average."""
+    draw, init = stage.batches(*networks), args.init if stage.network is SR3 else None
     torch.manual_seed(args.seed)
-    model = load_model(args.init, SR3)[0].train() if args.init else SR3()
-    return _run(args, "SR3", model, partial(draw_batch, stacks), loss, args.images, checkpoint)
+    model = load_model(init, SR3)[0].train() if init else stage.network(**stage.size)
+    average = copy.deepcopy(model)
+    if args.compile:
+        for network in model.children():
+            network.compile()
+    rate = args.learning_rate or (5e-4 if args.init else 1e-3)
+    options = {"batch_size": stage.batch_size, "learning_rate": rate, "seed": args.seed}
+    options["checkpoint"] = args.out / f"{stage.name}.checkpoint"
+    with tqdm(total=stage.images, desc=stage.name, unit="image", mininterval=10) as bar:
+        for progress in train(model, average, draw, stage.loss, stage.images, **options):
+            bar.update(progress.images - bar.n)
+            bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
+    return average.eval()
 
 
-def second_stage(args, model: SR3, stacks, sigma: float, checkpoint: Path) -> Refiner:
-    """Train the post-processing U-Net on what the diffusion model makes of held-out images."""
-    torch.manual_seed(args.seed)
-    clean, observed = stacks
-    generator = generator_on(observed.device).manual_seed(args.seed + 1)
-    noisy = observed + sigma * torch.randn(observed.shape, **draw_options(generator))
-    options = {"batch_size": max(64, args.batch_size), "title": "first stage"}
-    drawn = denoise(model, noisy, sigma, args.refine_steps, **options).to(observed.device)
-    refiner = Refiner(**REFINER)
-    loss = partial(refine_loss, sigma=sigma)
-    draw = partial(draw_batch, (clean, drawn, noisy))
-    return _run(args, "U-Net", refiner, draw, loss, args.refine_images, checkpoint)
+def protein(source: str, args: TrainOptions) -> list[Stage]:
+    """SR3 for one protein, and the U-Net that refines what it makes of images held out."""
+    name, sigma = f"{Path(source).stem}-{args.setting}", noise_sigma(args.snr)
+    setting(args.setting)  # a misspelt one is found before the work
+    volume = load_volume(source, args.box_size, args.pixel_size_A)
+    images = partial(_images, volume, args)
+
+    def clean_and_observed() -> Callable:
+        return partial(draw_batch, images(args.projections, 0, own_device()))
+
+    def clean_drawn_noisy(first) -> Callable:
+        clean, observed = images(args.projections // 2, 1, own_device())
+        generator = generator_on(observed.device).manual_seed(args.seed + 1)
+        noisy = observed + sigma * torch.randn(observed.shape, **draw_options(generator))
+        options = {"batch_size": max(64, args.batch_size), "title": "first stage"}
+        drawn = denoise(first, noisy, sigma, args.refine_steps, **options)
+        return partial(draw_batch, (clean, drawn.to(observed.device), noisy))
+
+    def test(first, refiner=None) -> dict:
+        return evaluate(first, refiner, *images(512, 2, "cpu"), sigma, args.refine_steps)
+
+    snr_start = args.snr if args.init else 3.0  # no curriculum for what has had it
+    levels = {"sigma": sigma, "snr_start": snr_start, "share": args.curriculum}
+    loss, refine_by = (
+        partial(sr3_loss, **levels, start=args.start),
+        partial(refine_loss, sigma=sigma),
+    )
+    one = partial(Stage, test=test, batch_size=args.batch_size, said={"sigma": sigma})
+    return [
+        one(f"{name}-sr3", SR3, clean_and_observed, loss, images=args.images),
+        one(
+            f"{name}-refine",
+            Refiner,
+            clean_drawn_noisy,
+            refine_by,
+            images=args.refine_images,
+            size=REFINER,
+        ),
+    ]
 
 
-def map_cleaner(source: str, args: TrainOptions) -> None:
-    """Train the map cleaner on random molecules; the report is on others, drawn alike."""
-    out = args.out / "map-cleaner.safetensors"
-    grid = {"box_size": args.box_size, "pixel_size_A": args.pixel_size_A}
-    volumes = training_volumes(args.projections, **grid, seed=args.seed)
-    torch.manual_seed(args.seed)
-    model = MapCleaner(pixel_size_A=args.pixel_size_A)
-    patch = min(48, args.box_size)
-    draw = partial(draw_maps, volumes, pixel_size_A=args.pixel_size_A, patch=patch)
-    checkpoint = out.with_suffix(".checkpoint")
-    model = _run(args, "map cleaner", model, draw, cleaning_loss, args.images, checkpoint, 4)
-    result = evaluate_cleaner(model, training_volumes(16, **grid, seed=args.seed + 1))
-    options = grid | {"molecules": args.projections, "maps": args.images, "seed": args.seed}
-    manifest = {"made_by": "cryonb train map-cleaner", "options": options, "test": result}
-    save_model(out, model, manifest, half=True)
-    print("map-cleaner", result, flush=True)
+def _images(volume, args: TrainOptions, n: int, part: int, device) -> list[torch.Tensor]:
+    """Clean and observed images (n, y, x) of part 0 train, 1 refine, 2 test."""
+    generator = generator_on(device).manual_seed(args.seed * 3 + part)
+    amounts, scale, made = setting(args.setting), clean_scale(volume), []
+    for i in range(0, n, CHUNK):
+        images = simulate_images(volume, min(CHUNK, n - i), amounts, generator, scale=scale)
+        made.append((images.clean, images.observed(volume.pixel_size_A)))
+    return [torch.cat(stack) for stack in zip(*made, strict=True)]
+
+
+def many(source: str, args: TrainOptions) -> list[Stage]:
+    """One SR3 for any molecule; the report is on the two that it has never seen."""
+
+    def batches() -> Callable:
+        molecules, workers = args.projections // VIEWS, count_cores()
+        stacks = training_images(molecules, VIEWS, args.box_size, args.seed, workers=workers)
+        return partial(draw_batch, [images.to(own_device()) for images in stacks])
+
+    def test(model) -> dict:
+        found, white = {}, setting("white")
+        for name in ("channel", "prestin"):
+            volume = load_volume(name, args.box_size, args.pixel_size_A)
+            generator, scale = torch.Generator().manual_seed(args.seed + 2), clean_scale(volume)
+            clean = simulate_images(volume, 256, white, generator, scale=scale).clean
+            found[name] = evaluate(model, None, clean, clean, noise_sigma(args.snr))
+        return found
+
+    loss = partial(any_level_loss, snr=MANY_SNR, start=args.start)
+    options = {"batch_size": args.batch_size, "said": {"snr_range": MANY_SNR}}
+    return [Stage("many-sr3", SR3, batches, loss, test, args.images, **options)]
+
+
+def map_cleaner(source: str, args: TrainOptions) -> list[Stage]:
+    """The map cleaner, trained on random molecules; the report is on others, drawn alike."""
+    pixel = {"pixel_size_A": args.pixel_size_A}
+    molecules = partial(training_volumes, box_size=args.box_size, **pixel)
+
+    def batches() -> Callable:
+        volumes = molecules(args.projections, seed=args.seed)
+        return partial(draw_maps, volumes, **pixel, patch=min(48, args.box_size))
+
+    def test(model) -> dict:
+        return evaluate_cleaner(model, molecules(16, seed=args.seed + 1))
+
+    options = {"size": pixel, "said": {"molecules": args.projections, "maps": args.images}}
+    one = Stage("map-cleaner", MapCleaner, batches, cleaning_loss, test, args.images, 4, **options)
+    return [one]
+
+
+SOURCES = {"many": many, "map-cleaner": map_cleaner}  # any other name is a protein
 
 
 @torch.no_grad()
@@ -162,9 +207,8 @@ def evaluate_cleaner(model: MapCleaner, volumes, n: int = 48) -> dict:
     each map with the truth at hand.
     """
     pixel_A, generator = model.pixel_size_A, torch.Generator().manual_seed(1)
-    target, given = draw_maps(
-        volumes, n, generator, pixel_size_A=pixel_A, patch=volumes[0].shape[-1]
-    )
+    options = {"pixel_size_A": pixel_A, "patch": volumes[0].shape[-1]}
+    target, given = draw_maps(volumes, n, generator, **options)
     cleaned = torch.cat([model(x) for x in given.split(4)])
     likeness = partial(correlation, target, dims=3)
 
@@ -175,21 +219,6 @@ def evaluate_cleaner(model: MapCleaner, volumes, n: int = 48) -> dict:
     found = {"input": likeness(given), "low_pass": best_cut(given)}
     found |= {"cleaned": likeness(cleaned), "both": best_cut(cleaned)}
     return {name: round(float(values.mean()), 4) for name, values in found.items()}
-
-
-def _run(args, title: str, model, draw, loss, n_images: int, checkpoint: Path, batch_size=None):
-    average = copy.deepcopy(model)
-    if args.compile:
-        for network in model.children():
-            network.compile()
-    rate = args.learning_rate or (5e-4 if args.init else 1e-3)
-    options = {"batch_size": batch_size or args.batch_size, "learning_rate": rate}
-    options |= {"seed": args.seed, "checkpoint": checkpoint}
-    with tqdm(total=n_images, desc=title, unit="image", mininterval=10) as bar:
-        for progress in train(model, average, draw, loss, n_images, **options):
-            bar.update(progress.images - bar.n)
-            bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
-    return average.eval()
 
 
 def evaluate(

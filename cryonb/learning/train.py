@@ -11,6 +11,7 @@ import copy
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from cryonb.base.draws import draw_options, generator_on
 from cryonb.base.precision import autocast
 from cryonb.learning.diffusion import SR3, draw_gamma
-from cryonb.learning.weights import read_checkpoint, write_checkpoint
+from cryonb.learning.weights import Checkpoint
+
+ADAM = {"betas": (0.9, 0.99), "weight_decay": 0.01, "fused": True}
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Progress:
     seconds: float
 
 
-class Recipe:
-    """A kind of network: how it is built, trained and used. Subclasses say it.
+class Recipe(ABC):
+    """A kind of network: how it is built, trained and used.
 
     Attributes
     ----------
@@ -50,22 +53,30 @@ class Recipe:
         Images that are worth denoising to follow its training.
     """
 
-    settings, judged = "", 64
+    settings: str = ""
+    judged: int = 64
 
+    @abstractmethod
     def networks(self) -> list[nn.Module]:
         """Build what is trained; the first is used afterwards."""
-        raise NotImplementedError
 
-    def loss(self, network, batch, fraction: float, generator) -> torch.Tensor:
-        """Loss on a batch, see `train`."""
-        raise NotImplementedError
-
-    def apply(self, network: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
-        """Denoise a stack (n, y, x)."""
-        raise NotImplementedError
-
+    @abstractmethod
     def begin(self, stacks, *networks, n_images: int, **options) -> Iterator[Progress]:
         """Train the networks, whose last is the moving average, on batches of stacks (n, y, x)."""
+
+    @abstractmethod
+    def apply(self, network: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
+        """Denoise a stack (n, y, x)."""
+
+
+class LossRecipe(Recipe):
+    """A recipe of one network and one loss, for `train`."""
+
+    @abstractmethod
+    def loss(self, network, batch, fraction: float, generator) -> torch.Tensor:
+        """Loss on a batch of the stacks."""
+
+    def begin(self, stacks, *networks, n_images: int, **options) -> Iterator[Progress]:
         return train(*networks, partial(draw_batch, stacks), self.loss, n_images, **options)
 
 
@@ -134,19 +145,25 @@ def any_level_loss(
     return model.loss(clean, observed, gamma, sigma, generator)
 
 
+@dataclass(frozen=True)
+class Options:
+    """How `train` goes about it."""
+
+    batch_size: int = 32
+    learning_rate: float = 1e-3  # the highest
+    seed: int = 0
+    precision: str | None = None  # "bf16" or "no"; by default what `fast_precision` finds
+    checkpoint: str | os.PathLike | None = None  # a run goes on from there; nobody deletes it
+    checkpoint_seconds: float = 60.0  # from one writing to the next; also when the loop is left
+
+
 def train(
     model: nn.Module,
     average: nn.Module,
     draw: Callable[[int, torch.Generator], tuple],
     loss: Callable[[nn.Module, tuple, float, torch.Generator], torch.Tensor],
     n_images: int,
-    *,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    precision: str | None = None,
-    checkpoint: str | os.PathLike | None = None,
-    checkpoint_seconds: float = 60.0,
+    **options,
 ) -> Iterator[Progress]:
     """Train `model` on `n_images` images; yields after every step.
 
@@ -164,11 +181,8 @@ def train(
         `fraction` of the run that is done, 0 ... 1, for a curriculum.
     n_images : int
         Length of the run; rounded up to whole batches.
-    precision : str, optional
-        "bf16" or "no"; by default what `fast_precision` finds.
-    checkpoint : path, optional
-        Written every `checkpoint_seconds` and when the loop is left for whatever reason; if the
-        file exists the run resumes there. It is deleted by nobody.
+    **options
+        See `Options`.
 
     Raises
     ------
@@ -177,46 +191,38 @@ def train(
     FloatingPointError
         The loss is not finite.
     """
-    accelerator = Accelerator()  # its own precision is fixed for the whole process: ours is not
-    if batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size {batch_size} cannot be shared by {accelerator.num_processes} processes: "
-            "take a multiple"
-        )
+    asked, accelerator = Options(**options), Accelerator()  # precision is ours: its own is fixed
+    share = _share(asked.batch_size, accelerator.num_processes)
     objective = _Objective(_channels_last(model).to(accelerator.device), loss)
     average.to(accelerator.device)
-    adam = {"betas": (0.9, 0.99), "weight_decay": 0.01, "fused": True}
-    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, **adam)
-    steps = math.ceil(n_images / batch_size)
-    run = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    modules = {"model": model, "average": average}
-    step = read_checkpoint(checkpoint, run, modules, optimiser) if checkpoint else 0
+    optimiser = torch.optim.AdamW(model.parameters(), asked.learning_rate, **ADAM)
+    steps = math.ceil(n_images / asked.batch_size)
+    run = {k: getattr(asked, k) for k in ("batch_size", "learning_rate", "seed")} | {"steps": steps}
+    kept = Checkpoint(asked.checkpoint, run, {"model": model, "average": average}, optimiser)
+    step = kept.read()
     objective, optimiser = accelerator.prepare(objective, optimiser)
+    gradients = partial(_backward, accelerator, objective, partial(draw, share), asked, steps)
+    writes = asked.checkpoint and accelerator.is_main_process
     start = saved = time.perf_counter()
     whole = step > 0  # whether the state is that after a whole step, so that it may be kept
     try:
         while step < steps:
-            rate = learning_rate * learning_rate_share(step, steps)
-            value = _backward(
-                accelerator, precision, objective, draw, batch_size, step, steps, seed
-            )
+            rate = asked.learning_rate * learning_rate_share(step, steps)
+            value = gradients(step)
             whole = False
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.step()
-            optimiser.zero_grad()
+            _descend(optimiser, rate)
             step += 1
             update_average(average, model, step)
             torch.set_flush_denormal(False)  # the caller's code may need them
             whole, now = True, time.perf_counter()
-            yield Progress(step, step * batch_size, step / steps, value, rate, now - start)
-            if checkpoint and accelerator.is_main_process and now - saved > checkpoint_seconds:
-                write_checkpoint(checkpoint, run, step, modules, optimiser)
+            yield Progress(step, step * asked.batch_size, step / steps, value, rate, now - start)
+            if writes and now - saved > asked.checkpoint_seconds:
+                kept.write(step)
                 saved = now
     finally:
         torch.set_flush_denormal(False)
-        if checkpoint and whole and accelerator.is_main_process:
-            write_checkpoint(checkpoint, run, step, modules, optimiser)
+        if writes and whole:
+            kept.write(step)
 
 
 def count_flops(call: Callable[[], object]) -> int:
@@ -259,20 +265,35 @@ class _Objective(nn.Module):
         return self.loss(self.model, batch, fraction, generator)
 
 
-def _backward(accelerator, precision, objective, draw, batch_size, step, steps, seed) -> float:
+def _backward(accelerator, objective, draw, asked: Options, steps: int, step: int) -> float:
     """Gradients of one step, of this process's share of the batch; returns the batch's loss."""
     torch.set_flush_denormal(True)  # the optimiser's moments decay into slow numbers
     generator = generator_on(accelerator.device)
-    generator.manual_seed(seed * 1_000_003 + step + 2**40 * accelerator.process_index)
-    share = batch_size // accelerator.num_processes
-    batch = [x.to(accelerator.device) for x in draw(share, generator)]
-    with autocast(accelerator.device, precision):
-        loss = objective(batch, step / steps, generator)
+    generator.manual_seed(asked.seed * 1_000_003 + step + 2**40 * accelerator.process_index)
+    batch = draw(generator)
+    with autocast(accelerator.device, asked.precision):
+        loss = objective([x.to(accelerator.device) for x in batch], step / steps, generator)
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(objective.parameters(), 1.0)
     value = float(accelerator.reduce(loss.detach(), "mean"))  # of the whole batch, in every process
     check_finite(value, step)
     return value
+
+
+def _share(batch_size: int, processes: int) -> int:
+    """Images of a batch for each process."""
+    if batch_size % processes:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be shared by {processes} processes: take a multiple"
+        )
+    return batch_size // processes
+
+
+def _descend(optimiser, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    optimiser.zero_grad()
 
 
 def check_finite(loss: float, step: int) -> None:

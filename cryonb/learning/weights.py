@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ MAP_CLEANER = KEPT / "map-cleaner.safetensors"  # see `cryonb.learning.mapclean`
 def _write(path: Path, tensors: dict, header: dict) -> None:
     """Write a safetensors file beside and rename it; a clear OSError if that cannot be done."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
         with beside(path) as part:
             save_file(tensors, part, {"cryonb": json.dumps(header)})
@@ -57,7 +59,7 @@ def save_model(path: str | os.PathLike, model: nn.Module, manifest: dict, *, hal
         Store in bfloat16, half the size; the images change by less than a thousandth.
     """
     dtype = torch.bfloat16 if half else torch.float32
-    tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.to(dtype) for k, v in model.state_dict().items()}
     _write(Path(path), tensors, {"config": model.config, "manifest": manifest})
     return Path(path)
 
@@ -117,48 +119,64 @@ def load_kept(source, setting: str, stage: str, build, **made) -> tuple[nn.Modul
     return (model, manifest) if all(options.get(k) == v for k, v in made.items()) else None
 
 
-def write_checkpoint(path, run: dict, step: int, modules: dict, optimiser) -> None:
-    """Write the whole state of a training run: networks, optimiser, position."""
-    tensors = {
-        f"{name}/{k}": v.detach().cpu().contiguous()
-        for name, module in modules.items()
-        for k, v in module.state_dict().items()
-    }
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{i}/{k}": v.detach().cpu().contiguous() for k, v in state.items()}
-    _write(Path(path), tensors, {"run": run, "step": step})
+@dataclass(frozen=True)
+class Checkpoint:
+    """The whole state of a training run in a file: networks, optimiser, position.
 
-
-def read_checkpoint(path, run: dict, modules: dict, optimiser) -> int:
-    """Restore a training run; returns the number of steps done, 0 if there is no checkpoint.
-
-    Raises
-    ------
-    ValueError
-        The file is damaged or belongs to a run with other parameters.
+    Attributes
+    ----------
+    path : path or None
+        None for a run that keeps nothing.
+    run : dict
+        What must agree for a run to go on from the file.
+    modules : dict of str to nn.Module
+    optimiser : torch.optim.Optimizer
     """
-    if not Path(path).is_file():
-        return 0
-    tensors, header = _read(Path(path))
-    other = [k for k in run if header.get("run", {}).get(k) != run[k]]
-    if other:
-        raise ValueError(
-            f"The checkpoint {path} is of a run with another {', '.join(other)}: delete it to "
-            "start anew, or choose another run folder."
-        )
-    for name, module in modules.items():
-        own = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}
-        module.load_state_dict(own)
-    state: dict[int, dict] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimiser/"):
-            _, i, k = key.split("/")
-            state.setdefault(int(i), {})[k] = value
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    for i, own in state.items():  # in each parameter's own memory layout, as fused AdamW needs it
-        for k, value in own.items():
-            if value.shape == parameters[i].shape:
-                own[k] = torch.empty_like(parameters[i], requires_grad=False).copy_(value)
-    groups = optimiser.state_dict()["param_groups"]
-    optimiser.load_state_dict({"state": state, "param_groups": groups})
-    return header["step"]
+
+    path: str | os.PathLike | None
+    run: dict
+    modules: dict[str, nn.Module]
+    optimiser: torch.optim.Optimizer
+
+    def write(self, step: int) -> None:
+        """Write the state after so many steps."""
+        states = {name: module.state_dict() for name, module in self.modules.items()}
+        states |= {f"optimiser/{i}": v for i, v in self.optimiser.state_dict()["state"].items()}
+        tensors = {f"{name}/{k}": v for name, state in states.items() for k, v in state.items()}
+        _write(Path(self.path), tensors, {"run": self.run, "step": step})
+
+    def read(self) -> int:
+        """Restore the state; returns the number of steps done, 0 if there is no file.
+
+        ValueError if it is damaged or belongs to a run with other parameters.
+        """
+        if not self.path or not Path(self.path).is_file():
+            return 0
+        tensors, header = _read(Path(self.path))
+        other = [k for k in self.run if header.get("run", {}).get(k) != self.run[k]]
+        if other:
+            raise ValueError(
+                f"The checkpoint {self.path} is of a run with another {', '.join(other)}: delete "
+                "it to start anew, or choose another run folder."
+            )
+        states: dict[str, dict] = {}
+        for key, value in tensors.items():
+            name, k = key.rsplit("/", 1)
+            states.setdefault(name, {})[k] = value
+        for name, module in self.modules.items():
+            module.load_state_dict(states.pop(name))
+        groups = self.optimiser.state_dict()["param_groups"]
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        moments = {}
+        for name, state in states.items():
+            i = int(name.removeprefix("optimiser/"))
+            moments[i] = {k: _laid_out(v, parameters[i]) for k, v in state.items()}
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        return header["step"]
+
+
+def _laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A moment in its parameter's own memory layout, as fused AdamW needs it; a count as it is."""
+    if value.shape != like.shape:
+        return value
+    return torch.empty_like(like, requires_grad=False).copy_(value)
