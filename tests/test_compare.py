@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from functools import partial
 
 import pandas as pd
@@ -58,6 +59,7 @@ def test_a_method_may_learn_from_more_particles_and_do_only_a_few(data):
 
     def denoise(noisy):
         seen.append(len(noisy))
+        time.sleep(0.14)
         return noisy * 0
 
     more = data.train.noisy.images
@@ -65,6 +67,7 @@ def test_a_method_may_learn_from_more_particles_and_do_only_a_few(data):
     table.add("learner", methods.Method(denoise, "by heart", 12.0, first=4, also=more))
     assert seen == [4 + 24] and len(table.images["learner"]) == 4
     assert table.rows["learner"]["train_tflop"] == 12.0
+    assert 5 <= table.rows["learner"]["ms_per_image"] < 25  # of all 28 that it was given
     assert table.settings["learner"] == "by heart"
 
 

@@ -12,7 +12,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cryonb.data.volumes import load_volume
 from cryonb.evaluation.metrics import fit_parts, mse, psnr, ssim, sure
-from cryonb.evaluation.resolution import frc, fsc, fsc_mask_corrected, resolution_at
+from cryonb.evaluation.resolution import (
+    figure_of_merit,
+    frc,
+    fsc,
+    fsc_mask_corrected,
+    resolution_at,
+)
 from cryonb.physics.fourier import low_pass
 from cryonb.simulation.masks import soft_mask
 
@@ -198,3 +204,9 @@ def test_a_mask_deceives_the_truth_as_well():
     for expected_A, mask in masks.items():
         at_A = resolution_at(*fsc(blurred * mask, truth * mask, 3.0), 0.5)
         assert at_A == pytest.approx(expected_A, abs=0.1)
+
+
+def test_half_maps_at_0_143_promise_a_half_with_the_truth():
+    """sqrt(2 F / (1 + F)); nothing is promised by what is below zero."""
+    found = figure_of_merit(torch.tensor([1 / 7, 1.0, 1 / 3, -0.2]))
+    torch.testing.assert_close(found, torch.tensor([0.5, 1.0, 0.5**0.5, 0.0]))

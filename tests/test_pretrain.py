@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
+from cryonb.base.options import TrainOptions
 from cryonb.cli import main
+from cryonb.data.volumes import load_volume
+from cryonb.learning import pretrain
 from cryonb.learning.diffusion import SR3
 from cryonb.learning.refine import Refiner
 from cryonb.learning.weights import load_model
 
 SMALL = "--box-size 32 --pixel-size 6 --projections 64 --images 64 --refine-images 64".split()
+
+
+@pytest.fixture(autouse=True)
+def few_test_images(monkeypatch):
+    monkeypatch.setattr(pretrain, "TESTED", 32)
+
+
+def test_no_network_is_tested_on_what_one_of_them_learned():
+    volume, options = load_volume("channel", 16, 12.0), TrainOptions(box_size=16)
+    parts = [pretrain._images(volume, options, 3, part, "cpu")[0] for part in range(3)]
+    apart = torch.cdist(*torch.cat(parts).flatten(1).expand(2, -1, -1))
+    assert apart.fill_diagonal_(1).min() > 0.1
 
 
 def test_train_writes_both_stages_and_goes_on(tmp_path, capsys):

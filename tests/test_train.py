@@ -386,6 +386,10 @@ def test_refiner_starts_as_identity_and_sees_what_it_says(inputs):
     torch.nn.init.normal_(refiner.unet.exit.weight, std=0.1)
     moved = refiner(sample, noisy + 1, SIGMA) - refiner(sample, noisy, SIGMA)
     assert (moved.abs().max() > 1e-3) == (inputs == "sample+noisy")
+    seen = []
+    refiner.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    refiner(sample, noisy * (1 + SIGMA**2) ** 0.5, SIGMA)  # the particle at unit variance
+    assert_close(seen[0], torch.stack([sample, noisy], 1)[:, : 1 + (inputs == "sample+noisy")])
     with pytest.raises(ValueError, match="sample"):
         Refiner("everything")
 

@@ -35,7 +35,7 @@ from cryonb.physics.fourier import low_pass
 from cryonb.simulation.families import draw_maps, training_images, training_volumes
 from cryonb.simulation.simulate import clean_scale, noise_sigma, setting, simulate_images
 
-STEPS = 8  # of the sampler in the report
+STEPS, TESTED = 8, 512  # of the sampler, and images, in the report
 MANY_SNR = (0.02, 1.0)  # range that the model for any molecule is trained in
 VIEWS = 32  # of each random molecule
 CHUNK = 20_000  # particles that are simulated at a time
@@ -125,7 +125,7 @@ def protein(source: str, args: TrainOptions) -> list[Stage]:
         return partial(draw_batch, (clean, drawn.to(observed.device), noisy))
 
     def test(first, refiner=None) -> dict:
-        return evaluate(first, refiner, *images(512, 2, "cpu"), sigma, args.refine_steps)
+        return evaluate(first, refiner, *images(TESTED, 2, "cpu"), sigma, args.refine_steps)
 
     snr_start = args.snr if args.init else 3.0  # no curriculum for what has had it
     levels = {"sigma": sigma, "snr_start": snr_start, "share": args.curriculum}
@@ -170,7 +170,7 @@ def many(source: str, args: TrainOptions) -> list[Stage]:
         for name in ("channel", "prestin"):
             volume = load_volume(name, args.box_size, args.pixel_size_A)
             generator, scale = torch.Generator().manual_seed(args.seed + 2), clean_scale(volume)
-            clean = simulate_images(volume, 256, white, generator, scale=scale).clean
+            clean = simulate_images(volume, TESTED // 2, white, generator, scale=scale).clean
             found[name] = evaluate(model, None, clean, clean, noise_sigma(args.snr))
         return found
 
