@@ -129,21 +129,14 @@ def protein(source: str, args: TrainOptions) -> list[Stage]:
 
     snr_start = args.snr if args.init else 3.0  # no curriculum for what has had it
     levels = {"sigma": sigma, "snr_start": snr_start, "share": args.curriculum}
-    loss, refine_by = (
-        partial(sr3_loss, **levels, start=args.start),
-        partial(refine_loss, sigma=sigma),
-    )
-    one = partial(Stage, test=test, batch_size=args.batch_size, said={"sigma": sigma})
+    first_loss = partial(sr3_loss, **levels, start=args.start)
+    second_loss = partial(refine_loss, sigma=sigma)
+    said = {"sigma": sigma, "scale": clean_scale(volume)}
+    one = partial(Stage, test=test, batch_size=args.batch_size, said=said)
+    second = {"images": args.refine_images, "size": REFINER}
     return [
-        one(f"{name}-sr3", SR3, clean_and_observed, loss, images=args.images),
-        one(
-            f"{name}-refine",
-            Refiner,
-            clean_drawn_noisy,
-            refine_by,
-            images=args.refine_images,
-            size=REFINER,
-        ),
+        one(f"{name}-sr3", SR3, clean_and_observed, first_loss, images=args.images),
+        one(f"{name}-refine", Refiner, clean_drawn_noisy, second_loss, **second),
     ]
 
 
