@@ -405,7 +405,7 @@ for shell in [1, *(round(box_size * pixel_size_A / d) for d in (40, 20, 15))]:
 #
 # ## Write the data sets
 #
-# `write_dataset` simulates three **splits** with poses of their own: *train* for the networks, *validation* to watch them (and to train the second network on images that the first has not learnt by heart), *test* to judge at the end and never before. Every particle belongs to one of two **half sets**, which are reconstructed separately. The data set is written to a temporary folder that is renamed when complete, so a crash leaves nothing half-written. Call the function again with the same arguments and it keeps what is there; with other arguments it refuses. Later notebooks make the same call, which is why each of them can run alone.
+# `write_dataset` simulates three **splits** with poses of their own: *train* for the networks, *validation* to watch them (and to train the second network on images that the first has not learnt by heart), *test* to judge at the end and never before. Every particle belongs to one of two **half sets**, which are reconstructed separately. The data set is written to a temporary folder that is renamed when complete, so a crash leaves nothing half-written. Call the function again with the same arguments and it keeps what is there; with other arguments it refuses. Later notebooks call `open_dataset`, which makes what is missing and else works with as many particles as the folder has: each of them can run alone, or beside a finished run.
 
 # %%
 counts = {"train": n_train, "validation": n_validation, "test": n_test}

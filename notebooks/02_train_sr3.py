@@ -76,7 +76,7 @@ from cryonb.learning.unet import ResidualBlock
 from cryonb.learning.weights import MANY, load_kept, load_model, save_model
 from cryonb.showing.plotting import grey_limits, say, say_table, show_rows, train_live, use_style
 from cryonb.showing.widgets import frame_viewer
-from cryonb.simulation.dataset import read_dataset, write_dataset, write_denoised
+from cryonb.simulation.dataset import open_dataset, write_denoised
 from cryonb.simulation.masks import micelle
 
 use_style()
@@ -121,8 +121,8 @@ counts = {"train": n_train, "validation": n_validation, "test": n_test}
 settings = ["white", "structural"] if structural else ["white"]
 data, linear, scores = {}, {}, {}
 for name in settings:
-    make = partial(write_dataset, run_dir / "data" / name, source=source, snr=snr, seed=seed)
-    data[name] = read_dataset(make(volume=volume, counts=counts, noise=name))
+    made = {"source": source, "snr": snr, "seed": seed, "noise": name}
+    data[name] = open_dataset(run_dir / "data" / name, volume, counts, **made)
     train_set = data[name].train
     same = train_set.clean.images if name == "white" else train_set.observed
     linear[name] = linear_filter(train_set.clean.images, same, data[name].sigma)
@@ -550,7 +550,7 @@ for setting, images in outputs.items():
     for name, stack in images.items():
         table.score(name, stack)
     scores[setting] = table.rows
-    say(f"**{setting}, SNR {snr:g}, {n_test} test particles**\n\n{table.markdown()}")
+    say(f"**{setting}, SNR {snr:g}, {len(white.clean)} test particles**\n\n{table.markdown()}")
 
 # %% mystnb={"image": {"alt": "Strips of test particles: noisy, denoised by each method, clean"}}
 for setting, images in outputs.items():
@@ -577,7 +577,7 @@ n6 = torch.randn(6, box_size, box_size, generator=generator)
 other = load_volume("prestin" if source == "channel" else "channel", box_size, pixel_size_A)
 tests = {"noise only": (sigma * n6, sigma), "σ stated too low (½)": (test_images[:6], sigma / 2)}
 folder, few = run_dir / "data" / f"white-{other.name}", dict.fromkeys(counts, 8)
-unseen = read_dataset(write_dataset(folder, other, few, snr=snr, seed=seed)).test
+unseen = open_dataset(folder, other, few, snr=snr, seed=seed).test
 tests[f"{other.name}, never seen"] = (unseen.noisy.images[:6], sigma)
 strips = {}
 for name, (images, told) in tests.items():

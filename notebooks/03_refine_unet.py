@@ -73,7 +73,7 @@ from cryonb.showing.plotting import (
     train_live,
     use_style,
 )
-from cryonb.simulation.dataset import read_dataset, write_dataset, write_denoised
+from cryonb.simulation.dataset import open_dataset, write_denoised
 
 use_style()
 
@@ -100,8 +100,8 @@ run_dir = Path(run_dir)
 volume = load_volume(source, box_size, pixel_size_A)
 counts = {"train": n_train, "validation": n_validation, "test": n_test}
 settings = ["white", "structural"] if structural else ["white"]
-make = partial(write_dataset, source=source, snr=snr, seed=seed)
-data = {s: read_dataset(make(run_dir / "data" / s, volume, counts, noise=s)) for s in settings}
+get = partial(open_dataset, volume=volume, counts=counts, source=source, snr=snr, seed=seed)
+data = {s: get(run_dir / "data" / s, noise=s) for s in settings}
 sigma = data["white"].sigma
 options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
 first = {s: load_model(run_dir / "models" / f"{s}-sr3.safetensors", SR3)[0] for s in settings}
@@ -288,7 +288,9 @@ model, second = copy.deepcopy(first["white"]).train(), refiners["white", "one st
 stacks, loss = (part.clean.images, part.observed), partial(sr3_loss, sigma=sigma, snr_start=snr)
 fed = held.clean.images, held_out["white", 1], held.noisy.images
 one_image = held.noisy.images[:1]
-estimates = n_validation * count_flops(lambda: denoise(model, one_image, sigma))
+estimates = len(data["white"].validation.clean) * count_flops(
+    lambda: denoise(model, one_image, sigma)
+)
 budget = estimates + refine_images * training_cost(second, fed, partial(refine_loss, sigma=sigma))
 n_images = round(budget / training_cost(model, stacks, loss))  # what the budget buys
 slower = options | {"learning_rate": learning_rate / 2, "seed": seed + 1}
@@ -346,7 +348,9 @@ for setting in settings:
     for name, images in outputs[setting].items():
         table.score(name, images)
     scores[setting] = table.rows
-    say(f"**{setting}, SNR {snr:g}, {n_test} test particles**\n\n{table.markdown()}")
+    say(
+        f"**{setting}, SNR {snr:g}, {len(data[setting].test.clean)} test particles**\n\n{table.markdown()}"
+    )
 
 # %% mystnb={"image": {"alt": "Strips of test particles: noisy, sample, refined, clean"}}
 for setting, images in outputs.items():

@@ -86,7 +86,7 @@ from cryonb.showing.plotting import (
 )
 from cryonb.showing.sphere import posterior_viewer
 from cryonb.showing.widgets import flip_through
-from cryonb.simulation.dataset import read_dataset, write_dataset
+from cryonb.simulation.dataset import open_dataset
 from cryonb.simulation.simulate import StructuralNoise
 
 use_style()
@@ -142,8 +142,7 @@ volume = load_volume(source, box_size, pixel_size_A)
 counts = {"train": n_train, "validation": n_validation, "test": n_test}
 made, data = {"source": source, "snr": snr, "seed": seed}, {}
 for name in ["white", "structural"] if structural else ["white"]:
-    folder = write_dataset(run_dir / "data" / name, volume, counts, noise=name, **made)
-    data[name] = read_dataset(folder)
+    data[name] = open_dataset(run_dir / "data" / name, volume, counts, noise=name, **made)
 white, molecule, sigma = data["white"].test, data["white"].volume, data["white"].sigma
 
 coarse = volume_templates(molecule, 30.0, volume.symmetry)
@@ -379,7 +378,9 @@ for title, value in spread.items():
 # %%
 for name, table in tables.items():
     table.write(run_dir / "tables", f"compare-{name}")
-    title = f'**{name}, SNR {snr:g}, {n_test} test particles** (fewer where "images" says so)'
+    title = (
+        f'**{name}, SNR {snr:g}, {len(white.clean)} test particles** (fewer where "images" says so)'
+    )
     say(f"{title}\n\n{table.markdown()}")
 say_table(["method", "settings, and where they come from"], tables["white"].settings.items())
 
@@ -419,7 +420,7 @@ flip_through(pictures, title="Four particles by every method", limits=(-1, 5))
 other_source = "channel" if other_source == source else other_source
 other_volume, part = load_volume(other_source, box_size, pixel_size_A), run_dir / "data" / "other"
 few = {"train": max(n_train // 2, 2), "validation": 128, "test": limit_images}
-other = read_dataset(write_dataset(part, other_volume, few, **made | {"source": other_source}))
+other = open_dataset(part, other_volume, few, **made | {"source": other_source})
 shown = other.volume, other.test.noisy.images, sigma, other_volume.symmetry
 *_, (_, other_limit) = bayes_limit(*shown)
 table = Comparison(other, other_limit.mean)
@@ -652,7 +653,7 @@ say_table(columns, [(title, *values) for title, values in lost.items()])
 # %%
 belt = StructuralNoise(micelle=1.0, neighbours=0, ice=0, carbon=0)
 counts, folder = {"train": 2, "validation": 2, "test": limit_images}, run_dir / "data" / "micelle"
-part = read_dataset(write_dataset(folder, volume, counts, noise=belt, **made))
+part = open_dataset(folder, volume, counts, noise=belt, **made)
 given, with_micelle = (part.volume, part.test.noisy.images, sigma, volume.symmetry), {}
 for name, structure in (("told of the micelle", part.micelle), ("not told", None)):
     *_, (_, best) = bayes_limit(*given, structure=structure)
@@ -797,7 +798,7 @@ memory, n = memories["white"], max(slow_images // 4, 4)
 for share in (16, 4, 1):
     part = memory.rows(slice(None, None, share))
     value = psnr(methods.posterior_mean(part, noisy[:n], sigma), clean[:n]).mean()
-    print(f"{2 * n_train // share} templates: {value:.2f} dB")
+    print(f"{2 * len(data['white'].train.clean) // share} templates: {value:.2f} dB")
 print(f"Bayes limit: {psnr(limit.mean[:n], clean[:n]).mean():.2f} dB")
 
 # %% [markdown]

@@ -75,7 +75,7 @@ from cryonb.showing.plotting import grey_limits, say, say_table, show_rows, use_
 from cryonb.showing.shells import plot_fsc
 from cryonb.showing.surface import show_surfaces
 from cryonb.showing.widgets import frame_viewer
-from cryonb.simulation.dataset import read_dataset, write_dataset
+from cryonb.simulation.dataset import open_dataset
 
 use_style()
 
@@ -110,8 +110,8 @@ molecule = load_volume(source, box_size, pixel_size_A)
 run, data, images = Path(run_dir), {}, {}
 for setting in ["white", "structural"] if structural else ["white"]:
     folder = run / "data" / setting
-    write_dataset(folder, molecule, counts, source=source, snr=snr, noise=setting, seed=seed)
-    data[setting] = read_dataset(folder)
+    made = {"source": source, "snr": snr, "noise": setting, "seed": seed}
+    data[setting] = open_dataset(folder, molecule, counts, **made)
     for stage, notebook in STAGES.items():
         star = run / f"denoised/{setting}/{stage}.star" if notebook else folder / "test_noisy.star"
         if not star.is_file():
@@ -244,7 +244,9 @@ def show_slices(volumes, limits, title):
 # %% mystnb={"image": {"alt": "Central slices in three directions of the maps from noisy, posterior mean, sample and refined images and of the true volume, one figure for each setting."}}
 for setting in data:
     volumes = {stage: maps[setting, stage]["full"] for stage in STAGES} | {"truth": truth}
-    show_slices(volumes, grey_limits(truth), f"{setting}: maps from {n_test} images")
+    show_slices(
+        volumes, grey_limits(truth), f"{setting}: maps from {len(data[setting].test.clean)} images"
+    )
 
 # %% [markdown]
 # **What to notice.** All columns share one grey scale. The map from noisy images is grainy everywhere, inside the molecule and outside, because white noise does not care where it is. The maps from denoised images are quieter outside, because the network has learnt that nothing is there. Quiet is not the same as right: a map that was *invented* is quiet as well, and so is one that lost its fine detail. In the setting `structural`, look for the pale belt around the transmembrane part in the first column. It is density that really was in every particle but does not belong to the molecule.

@@ -82,7 +82,7 @@ from cryonb.showing.plotting import (
 )
 from cryonb.showing.shells import plot_fsc
 from cryonb.showing.widgets import frame_viewer, live_viewer
-from cryonb.simulation.dataset import read_dataset, write_dataset
+from cryonb.simulation.dataset import open_dataset
 from cryonb.simulation.simulate import clean_scale, projected_mask
 
 use_style()
@@ -114,11 +114,12 @@ run_dir = "runs/own"  # everything is written under it
 
 # %%
 use_kept = true_or_false(use_kept)
-run_dir, n = Path(run_dir), min(trust_images, n_test)
+run_dir = Path(run_dir)
 volume = load_volume(source, box_size, pixel_size_A)
 counts = {"train": n_train, "validation": n_validation, "test": n_test}
 folder = run_dir / "data" / "white"
-data = read_dataset(write_dataset(folder, volume, counts, source=source, snr=snr, seed=seed))
+data = open_dataset(folder, volume, counts, source=source, snr=snr, seed=seed)
+n, middle = min(trust_images, len(data.test.clean)), len(data.train.clean) // 2
 molecule, sigma, symmetry = data.volume, data.sigma, volume.symmetry
 noisy, clean = data.test.noisy.images[:n], data.test.clean.images[:n]
 made = {"box_size": box_size, "pixel_size_A": pixel_size_A, "snr": snr}
@@ -234,7 +235,7 @@ say_table(["", "mean gap"], invented.items())
 
 # %%
 apart = {"U-Net": [], "template posterior": []}
-for k, share in enumerate((slice(0, n_train // 2), slice(n_train // 2, None))):
+for k, share in enumerate((slice(0, middle), slice(middle, None))):
     stacks = data.train.clean.images[share], data.train.observed[share]
     training = methods.Training(data, half_images, stacks, run_dir / "models/halves", seed=seed + k)
     apart["U-Net"].append(training.row("U-Net", Direct(sigma)).denoise)

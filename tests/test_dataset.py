@@ -14,7 +14,7 @@ from cryonb.data.particle_file import read_particles
 from cryonb.data.volumes import load_volume
 from cryonb.physics.geometry import angular_distance_deg
 from cryonb.simulation import dataset
-from cryonb.simulation.dataset import read_dataset, score_test, write_dataset
+from cryonb.simulation.dataset import open_dataset, read_dataset, score_test, write_dataset
 from cryonb.simulation.masks import micelle
 from cryonb.simulation.simulate import (
     StructuralNoise,
@@ -106,6 +106,18 @@ def test_another_data_set_in_the_folder_is_refused(tmp_path, volume, other):
     with pytest.raises(FileExistsError, match=f"(?s)another.*{name}.*choose another run folder"):
         write_dataset(folder, volume, counts, **other)
     assert contents(folder) == before and [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_run_with_other_counts_is_read_and_said(tmp_path, volume, capsys):
+    folder = write_dataset(tmp_path / "d", volume, COUNTS)
+    before = contents(folder)
+    data = open_dataset(folder, volume, COUNTS | {"train": 99, "test": 2})
+    assert len(data.train.clean) == COUNTS["train"] and len(data.test.clean) == COUNTS["test"]
+    assert f"{COUNTS['train']} for train" in capsys.readouterr().out and contents(folder) == before
+    with pytest.raises(FileExistsError, match=r"another snr \(0.1 there\): give the same"):
+        open_dataset(folder, volume, COUNTS, snr=0.3)
+    assert len(open_dataset(tmp_path / "new", volume, COUNTS).test.clean) == COUNTS["test"]
+    assert capsys.readouterr().out == ""
 
 
 def test_another_volume_of_the_same_name_is_refused(tmp_path, volume):

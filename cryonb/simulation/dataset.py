@@ -197,15 +197,31 @@ def _holds(folder: Path, manifest: dict, volume: Volume) -> bool:
             other = [] if same else ["volume, though of the same name"]
     except (OSError, ValueError, KeyError, AttributeError):
         raise FileExistsError(
-            f"{folder} is not empty and holds no whole data set: choose another run folder, or "
-            "delete this one."
+            f"{folder} is not empty and holds no whole data set: choose another run folder."
         ) from None
     if other:
+        there = ", ".join(f"{key} ({old[key]} there)" if key in old else key for key in other)
         raise FileExistsError(
-            f"{folder} holds data made with another {', '.join(other)}: choose another run folder, "
-            "or delete this one."
+            f"{folder} holds data made with another {there}: give the same, or choose another run "
+            "folder."
         )
     return True
+
+
+def open_dataset(folder: str | os.PathLike, volume: Volume, counts: dict, **made) -> Dataset:
+    """Read the data set of a run with the particles it has; `write_dataset` if there is none.
+
+    A notebook opened beside a finished run so works on the particles of that run, and says it.
+    Arguments and errors are those of `write_dataset`.
+    """
+    try:
+        there = json.loads((Path(folder) / "manifest.json").read_text())["counts"]
+    except (OSError, ValueError, KeyError):  # nothing, or nothing whole: write_dataset judges
+        there = counts
+    if there != counts:
+        numbers = ", ".join(f"{n:,} for {split}" for split, n in there.items())
+        print(f"{folder} is of a run with other numbers of particles, used here: {numbers}")
+    return read_dataset(write_dataset(folder, volume, there, **made))
 
 
 def read_dataset(folder: str | os.PathLike) -> Dataset:
