@@ -36,6 +36,11 @@ def test_noise_alone_is_shrunk_to_nothing():
     assert shrink(torch.tensor([0.2, 1.0, edge - 1e-3]), 0.5).abs().max() == 0
 
 
+def test_noise_alone_leaves_little():
+    noise = torch.randn(60, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert cwf(noise, 1.0).var() < 0.002  # 0.004 for half the ratio of dimension to samples
+
+
 def test_a_spike_is_shrunk_as_in_the_paper():
     # Donoho et al. 2018: spike l -> sample eigenvalue (1 + l)(1 + g / l) -> l c^2.
     g, spike = 0.5, torch.tensor([1.0, 3.0, 10.0])

@@ -95,6 +95,18 @@ def test_a_constant_image_and_any_unit():
     assert_close(ksvd(images + 7, 1.0, **small), one + 7, rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_within_the_tolerance_is_averaged_and_blended():
+    """A ramp and a chessboard: power 1.155 in every patch, below 1.08^2, so no atoms. The patches'
+    means leave the ramp; the chessboard comes back by the weight of the noisy image alone."""
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    board = 1.05 * (1 - 2 * ((x + y) % 2))
+    noisy = (0.1 * x + board)[None]
+    blend = 0.6 / 64 * (noisy.var(correction=0) - 1) ** 0.5
+    inside = ..., slice(8, 24), slice(8, 24)
+    expected = 0.1 * x + board * blend / (1 + blend)
+    assert_close(ksvd(noisy, 1.0, patch=8, stride=1)[0][inside], expected[inside])
+
+
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
 def test_sigma_must_be_positive(sigma):
     with pytest.raises(ValueError, match="sigma"):

@@ -103,6 +103,21 @@ def test_the_average_remembers_a_tenth_of_the_run_and_500_steps_at_most():
         assert average.weight.item() == pytest.approx(weight)
 
 
+def test_gradients_are_clipped_at_unit_norm(monkeypatch):
+    norms, step = [], torch.optim.AdamW.step
+
+    def seen(self, *given, **named):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.cat(gradients).norm()))
+        return step(self, *given, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", seen)
+    model, draw = torch.nn.Conv2d(1, 1, 1), lambda n, _: [torch.ones(n, 1, 4, 4)]
+    loss = lambda model, batch, *_: 1e3 * model(batch[0]).sum()  # noqa: E731
+    list(train(model, copy.deepcopy(model), draw, loss, 48, batch_size=16, precision="no"))
+    assert norms == pytest.approx([1.0] * 3, abs=1e-3)
+
+
 def test_the_rate_warms_up_and_falls_to_nothing():
     """A tenth of a short run up, then half a cosine: one half in the middle, zero at the end."""
     rates = [learning_rate_share(step, 20) for step in range(20)]
