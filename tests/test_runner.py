@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cryonb import cli
-from cryonb.base.files import beside, read_json, sole, write_json
+from cryonb.base.files import below, beside, read_json, sole, write_json
 from cryonb.cli import main
 from cryonb.running import engine, plan
 from cryonb.running.plan import Notebook, convert, find_notebooks, read_literals
@@ -323,6 +323,12 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     assert read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
     path.write_text("{")
     assert read_json(path) == read_json(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize("name", ["", "/up", "../up", "a/../b", "C:up", "\\\\host\\up"])
+def test_a_name_leads_nowhere_else(name):
+    with pytest.raises(ValueError, match="no name of a file below runs"):
+        below("runs", name)
 
 
 def test_one_run_at_a_time(book, capsys):
