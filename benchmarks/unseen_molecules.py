@@ -6,6 +6,8 @@ No CTF, white noise of known level, without and with structural noise (micelle, 
 carbon), as the networks for one protein (the channel) were trained. The controls are a Gaussian
 blur of the best width, CWF, which learns from the noisy particles themselves, and the best
 linear filter, which is told their clean images; no network but the channel's own knows as much.
+"own map" is the posterior mean under a map that `ab_initio` made from the same noisy particles,
+and the last column the mean of it and of the network for any molecule.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 
 from cryonb.data.volumes import load_volume
+from cryonb.denoisers.abinitio import ab_initio, posterior_mean
 from cryonb.denoisers.baselines import linear_filter, over_turns
 from cryonb.denoisers.cwf import cwf
 from cryonb.denoisers.methods import blur
@@ -49,14 +52,18 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
     def dB(images: torch.Tensor) -> float:
         return float(psnr(images, clean).mean())
 
+    *_, last = ab_initio(noisy, sigma, seed=args.seed)
+    own, any_molecule = posterior_mean(last, noisy, sigma), once(noisy)
     return {
         "noisy": dB(noisy),
         "blur": max(dB(blur(noisy, width)) for width in np.arange(1, 5, 0.5)),
         "CWF": dB(cwf(noisy, sigma)),
         "linear filter": dB(linear_filter(*pairs, sigma)(noisy)),
         "one protein": dB(denoise(one, noisy, sigma)),
-        "any molecule": dB(once(noisy)),
+        "any molecule": dB(any_molecule),
         "over turns": dB(over_turns(once, noisy)),
+        "own map": dB(own),
+        "map + any": dB((own + any_molecule) / 2),
     }
 
 

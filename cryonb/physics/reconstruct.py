@@ -94,7 +94,11 @@ def reconstruct_halves(
 
 @torch.no_grad()
 def reconstruct_batches(
-    batches: Iterable[Views], symmetry: str = "C1", *, weight_floor: float = 1e-3
+    batches: Iterable[Views],
+    symmetry: str = "C1",
+    *,
+    weight_floor: float = 1e-3,
+    ridge: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Do as `reconstruct` from a stream of batches, holding one of them at a time.
 
@@ -103,6 +107,9 @@ def reconstruct_batches(
     batches : iterable of Views
     symmetry, weight_floor
         As in `reconstruct`.
+    ridge : torch.Tensor, optional, shape (n // 2 + 1,)
+        Power of the noise in an image's transform ÷ power of the volume's transform, for each
+        shell: with it the result is the Wiener estimate. Infinite for shells to leave out.
 
     Returns
     -------
@@ -130,7 +137,8 @@ def reconstruct_batches(
             _insert(sums, mate @ rotations, frequencies * (padded / box), values)
     if sums is None:
         raise ValueError("there are no images to reconstruct from: pass at least one batch")
-    return flatten_corners(_solve(*_symmetrise(*_fold(*sums), turns), box, weight_floor))
+    sums = _symmetrise(*_fold(*sums), turns)
+    return flatten_corners(_solve(*sums, box, weight_floor, ridge))
 
 
 def _turns_and_rest(mates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -234,7 +242,11 @@ def _symmetrise(
 
 
 def _solve(
-    data: torch.Tensor, weights: torch.Tensor, box: int, weight_floor: float
+    data: torch.Tensor,
+    weights: torch.Tensor,
+    box: int,
+    weight_floor: float,
+    ridge: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Volume (box, box, box) of the summed data and weights."""
     padded = data.shape[0]
@@ -242,7 +254,11 @@ def _solve(
     mean = torch.bincount(shells, weights.flatten()) / torch.bincount(shells)
     floor = (weight_floor * mean)[shells].view_as(weights).to(weights)
     empty = torch.finfo(weights.dtype).tiny  # a shell that nothing fell into stays zero
-    volume_ft = data / torch.maximum(weights, floor).clamp(min=empty)
+    weights = torch.maximum(weights, floor).clamp(min=empty)
+    if ridge is not None:  # an image's pixel is one of the (padded / box)^3 voxels around it
+        at = (shells * box / padded).round().long().clamp(max=box // 2)
+        weights = weights + (ridge * (box / padded) ** 3)[at].view_as(weights).to(weights)
+    volume_ft = data / weights
     volume_ft[(shells > box // 2 * padded / box).view_as(weights)] = 0  # beyond Nyquist: a rim
     volume = torch.fft.fftshift(torch.fft.irfftn(volume_ft, s=(padded,) * 3))
     return pad_centred(volume / sinc2_envelope(padded, volume.device), box, dims=3)

@@ -106,10 +106,10 @@ def posterior(
         Another box, NaN, or a sigma that is not positive.
     """
     grid, device = templates.grid, templates.observed.device
-    _check_particles(noisy, sigma, grid.box)
+    check_particles(noisy, sigma, grid.box)
     shifts_px = torch.zeros(1, 2) if shifts_px is None else shifts_px.float().cpu()
     phases = grid.shift_phases(shifts_px.to(device))
-    samples, weight = _on_grid(noisy, ctf, grid, device)
+    samples, weight = on_grid(noisy, ctf, grid, device)
     n, m = len(noisy), templates.observed.shape[1]
     poses = m * templates.turns * len(shifts_px)
     # Made beforehand: small results of each batch, left between its large ones, would break up the
@@ -122,7 +122,7 @@ def posterior(
         if candidates is not None:
             rows = rows[candidates[b[0]].to(device)]
             part = templates.rows(rows)
-        score = _scores(samples[b], weight[b], part, phases).div_(sigma**2)
+        score = scores(samples[b], weight[b], part, phases).div_(sigma**2)
         coefficients, second[b], index, by_template, highest[b] = _summarise(
             score, part, draws, generator
         )
@@ -149,7 +149,7 @@ def posterior(
     )
 
 
-def _on_grid(noisy, ctf, grid: PolarGrid, device) -> tuple[torch.Tensor, torch.Tensor]:
+def on_grid(noisy, ctf, grid: PolarGrid, device) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples of particles times their CTF, and its square on the rings: <x, C y> = <C x, y>."""
     if ctf is None:
         return sample(noisy.to(device), grid), torch.ones(len(noisy), len(grid.radii)).to(device)
@@ -158,7 +158,7 @@ def _on_grid(noisy, ctf, grid: PolarGrid, device) -> tuple[torch.Tensor, torch.T
     return samples, weight.expand(len(noisy), -1).to(device)
 
 
-def _scores(samples, weight, templates: Templates, phases: torch.Tensor) -> torch.Tensor:
+def scores(samples, weight, templates: Templates, phases: torch.Tensor) -> torch.Tensor:
     """``<x, C y> - ||C y||^2 / 2`` of samples (b, rings, angles): (b, s, m, turns)."""
     x = templates.project((samples[:, None] * phases.conj()).flatten(0, 1))
     score = products_over_turns(x, templates.observed, templates.turns)
@@ -166,7 +166,7 @@ def _scores(samples, weight, templates: Templates, phases: torch.Tensor) -> torc
     return score.sub_(0.5 * (weight @ templates.observed_norms.T)[:, None, :, None])
 
 
-def _check_particles(noisy: torch.Tensor, sigma: float, box: int) -> None:
+def check_particles(noisy: torch.Tensor, sigma: float, box: int) -> None:
     if noisy.ndim != 3 or noisy.shape[-2:] != (box, box):
         raise ValueError(f"particles of shape {tuple(noisy.shape)}: the templates have {box} px")
     if not len(noisy):
