@@ -238,10 +238,10 @@ import os, signal, sys
 from cryonb.cli import main
 from cryonb.commands.shards import Unfinished
 write = Unfinished.write
-def until(self, batch, stacks):
+def until(self, batch, *written):
     if batch >= 25:
         os.kill(os.getpid(), signal.SIGKILL)
-    write(self, batch, stacks)
+    write(self, batch, *written)
 Unfinished.write = until
 main(sys.argv[1:])
 """
@@ -491,7 +491,7 @@ def test_shards_fill_one_output_in_any_order_and_go_on(in_one_piece, weights, mo
     written = []
     write = Unfinished.write
     monkeypatch.setattr(
-        Unfinished, "write", lambda self, k, s: (written.append(k), write(self, k, s))
+        Unfinished, "write", lambda self, k, *s: (written.append(k), write(self, k, *s))
     )
     denoise_file(star, out, shard=1, **options)
     denoise_file(star, out, shard=3, **options)  # nothing left to do

@@ -55,6 +55,17 @@ class DenoiseOptions:
 
     checkpoint: Path | None = None
     """SR3 weights; by default those of the model for any molecule that cryonb has."""
+    reference: str | None = None
+    """A known structure in the place of a network: map, model, EMD-..., 5U6O. Writes poses, the
+    share of the best and the log evidence of a particle against noise besides."""
+    half_maps: tuple[str, str] | None = None
+    """Two references in the place of one, each for the half set of its own (rlnRandomSubset)."""
+    symmetry: str = "C1"
+    """Of the reference."""
+    spacing_deg: float = 4.0
+    """Between directions of view of the reference."""
+    most_shift_A: float = 0.0
+    """How far from the middle of its box, along x and y, a particle of the reference may lie."""
     samples: int = 0
     """0: the posterior mean, in one step. 1: one sample. K: the mean of K samples, and their
     pixel-wise deviation in OUT_std."""

@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from cryonb.base.files import check_writable
 from cryonb.base.options import DenoiseOptions
 from cryonb.base.workers import count_cores, process_pool
+from cryonb.commands.recognise import NUMBERS, fit_references, recognisers
 from cryonb.commands.shards import Unfinished, begin, split
 from cryonb.data.optics import PLAIN, Columns
 from cryonb.data.particle_file import ParticleFile, open_particles
@@ -64,7 +66,7 @@ def denoise_file(
     source = _open(particles, options)
     paths = _stack_paths(source, out, options)
     noise = _look(source, options)
-    run = _begin(source, paths, options)
+    run = _begin(source, paths, noise, options)
     if options.shards and options.shard is None:
         _in_processes(source, run, noise, options)
     else:
@@ -72,11 +74,22 @@ def denoise_file(
         batches = split(-(-len(source) // run.batch_size), of)[shard - 1]
         _fill(source, run, batches, noise, options)
     others = [path for path in paths if path != out]
-    if run.finish(lambda: source.write_like(out, paths[0].name)):
+    columns = NUMBERS if _known(options) else ()
+
+    def write_table() -> None:
+        numbers = run.numbers.T if columns else ()
+        source.write_like(out, paths[0].name, dict(zip(columns, numbers, strict=True)))
+
+    if run.finish(write_table):
         print(f"wrote {out}" + "".join(f" and {path}" for path in others))
     else:
         print(f"shard {options.shard} is done; {len(run.missing)} batches are left to others")
     return out
+
+
+def _known(options: DenoiseOptions) -> tuple[str, ...]:
+    """References, if there are any: one for each half set, or one for all."""
+    return options.half_maps or ((options.reference,) if options.reference else ())
 
 
 def _settled(options: DenoiseOptions) -> DenoiseOptions:
@@ -108,6 +121,8 @@ def _stack_paths(source: ParticleFile, out: Path, options: DenoiseOptions) -> li
     """Stacks to write, of means and deviations; none of another kind, or in place of the input."""
     if out.suffix not in source.writes:
         raise ValueError(f"{out}: from this input, end the output in {' or '.join(source.writes)}")
+    if out.suffix == ".cs" and _known(options):
+        raise ValueError(f"{out}: a .cs file has no place for poses and evidence: end in .star")
     if len(out.name.split()) != 1:
         raise ValueError(f"{out.name!r} has blanks, at which RELION would cut it: choose another")
     check_writable(out)
@@ -121,19 +136,26 @@ def _stack_paths(source: ParticleFile, out: Path, options: DenoiseOptions) -> li
     return paths
 
 
-def _begin(source: ParticleFile, paths: list[Path], options: DenoiseOptions) -> Unfinished:
+def _begin(
+    source: ParticleFile, paths: list[Path], noise: NoiseModel, options: DenoiseOptions
+) -> Unfinished:
     """Begin or go on with a run of this input and these options."""
     weights = Path(options.checkpoint or MANY)
     said = ["samples", "steps", "seed", "batch_size", "contrast", "diameter_A", "ctf"]
+    said += ["reference", "half_maps", "symmetry", "spacing_deg", "most_shift_A"]
     stats = [path.stat() for path in source.stacks.paths]
     asked = {name: getattr(options, name) for name in said} | {
         "input": [str(source.path.resolve()), source.path.stat().st_mtime_ns, len(source)],
         "stacks": [sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)],
         "pixel_size_A": float(source.optics["rlnImagePixelSize"].iloc[0]),
+        "half_maps": options.half_maps and list(options.half_maps),
         "weights": [str(weights), weights.stat().st_mtime_ns],
     }
     shape = (len(source), source.stacks.box)
-    return begin(paths, shape, asked["pixel_size_A"], options.batch_size, asked)
+    how = paths, shape, asked["pixel_size_A"], options.batch_size, asked
+    if not _known(options):
+        return begin(*how)
+    return begin(*how, len(NUMBERS), partial(fit_references, source, noise, options))
 
 
 def _in_processes(source, run: Unfinished, noise: NoiseModel, options: DenoiseOptions) -> None:
@@ -162,7 +184,11 @@ def _fill(
 ) -> None:
     """Denoise those of some batches that are missing, and say which images were left alone."""
     source = _open(source, options) if isinstance(source, Path) else source
-    model = load_model(options.checkpoint or MANY, SR3)[0].to(options.device)
+    if _known(options):
+        draw = recognisers(source, run.found, noise, options)
+    else:
+        model = load_model(options.checkpoint or MANY, SR3)[0].to(options.device)
+        draw = partial(_drawn, model)
     todo, empty = sorted(set(batches) & set(run.missing)), []
     for batch in tqdm(todo, desc="denoise", unit=" batches", disable=quiet):
         rows = run.rows(batch)
@@ -170,14 +196,18 @@ def _fill(
         small = given.resampled(2 * (len(noise.spectrum) - 1))
         white, background = to_network(small, noise)
         blank = background.deviation == 0
-        stacks = []
-        for images in _drawn(model, white, noise.sigma, batch, options):
+        stacks, drawn = [], draw(white, small, noise, batch, options)
+        numbers = next(drawn) if _known(options) else None
+        for images in drawn:
             back = from_network(images, background, small, noise)
             full = dataclasses.replace(small, images=back).resampled(given.box_size).images
             stacks.append(torch.where(blank, given.images, full))
         stacks = torch.stack(stacks)
-        deviations = [stacks.std(0)] if options.samples > 1 else []
-        run.write(batch, [stacks.mean(0), *deviations])
+        mean, samples = stacks.mean(0), stacks
+        if _known(options):
+            mean, samples = stacks[0], stacks[1:]
+        deviations = [samples.std(0)] if options.samples > 1 else []
+        run.write(batch, [mean, *deviations], numbers)
         empty += [rows[k] + 1 for k in np.flatnonzero(blank.numpy())]
     if empty:
         print(
@@ -186,14 +216,14 @@ def _fill(
         )
 
 
-def _drawn(model, white, sigma: float, batch: int, options: DenoiseOptions) -> Iterator:
+def _drawn(model, white, _, noise: NoiseModel, batch: int, options: DenoiseOptions) -> Iterator:
     """The posterior mean of a batch, or its samples; each batch has noise of its own."""
     count = max(1, options.samples)
     for k in range(count):
         seed = options.seed + 7919 * (batch * count + k)
         how = {"batch_size": len(white), "seed": seed}
         steps = options.steps if options.samples else 1
-        yield denoise(model, white, sigma, steps, **how)
+        yield denoise(model, white, noise.sigma, steps, **how)
 
 
 def _particles(source: ParticleFile, rows, options: DenoiseOptions) -> Particles:
@@ -218,7 +248,7 @@ def _look(source: ParticleFile, options: DenoiseOptions) -> NoiseModel:
     if not pixel_A:
         print("  note: no pixel size is stated, so none is written: --pixel-size gives one")
     low, high = manifest.get("snr_range") or [manifest.get("snr", noise.snr)] * 2
-    if not 0.7 * low <= noise.snr <= 1.4 * high:
+    if not _known(options) and not 0.7 * low <= noise.snr <= 1.4 * high:
         print(f"  note: the network was trained at SNR {low:g} to {high:g}; expect less of it here")
     return noise
 

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mrcfile
@@ -37,6 +37,10 @@ class Unfinished:
     shape : (int, int)
         Images in each stack, pixels a side.
     batch_size : int
+    columns : int
+        Numbers for each image, kept beside the stacks until `finish`.
+    found : list
+        What the process that began the run measured, for all to use.
     """
 
     paths: list[Path]
@@ -44,6 +48,17 @@ class Unfinished:
     record: Path
     shape: tuple[int, int]
     batch_size: int
+    columns: int = 0
+    found: list = field(default_factory=list)
+
+    @property
+    def _kept(self) -> Path:
+        return self.parts[0].with_name(f"{self.parts[0].stem}.numbers.part")
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Numbers of all images (n, columns)."""
+        return np.fromfile(self._kept, "<f8").reshape(self.shape[0], self.columns)
 
     @property
     def missing(self) -> list[int]:
@@ -55,8 +70,11 @@ class Unfinished:
         """Rows of a batch."""
         return range(self.shape[0])[batch * self.batch_size : (batch + 1) * self.batch_size]
 
-    def write(self, batch: int, stacks: list[torch.Tensor]) -> None:
-        """Write images (n, y, x) of a batch to each stack; ValueError if they are not finite."""
+    def write(self, batch: int, stacks: list[torch.Tensor], numbers=None) -> None:
+        """Write images (n, y, x) of a batch to each stack, and its numbers (n, columns).
+
+        ValueError if images are not finite.
+        """
         first, box = self.rows(batch)[0], self.shape[1]
         if not all(torch.isfinite(images).all() for images in stacks):
             raise ValueError(f"{self.paths[0]} is not written: NaN after image {first}")
@@ -64,6 +82,9 @@ class Unfinished:
             for part, images in zip(self.parts, stacks, strict=True):
                 data = np.ascontiguousarray(images.numpy(), dtype="<f4").tobytes()
                 _overwrite(part, HEADER + 4 * box**2 * first, data)
+            if self.columns:
+                data = np.ascontiguousarray(numbers, dtype="<f8").tobytes()
+                _overwrite(self._kept, 8 * self.columns * first, data)
             head = self.record.read_bytes().index(b"\n") + 1
             _overwrite(self.record, head + batch, DONE)
         except OSError as error:
@@ -81,6 +102,7 @@ class Unfinished:
                 os.replace(part, path)
         write_table()
         self.record.unlink(missing_ok=True)
+        self._kept.unlink(missing_ok=True)
         return True
 
 
@@ -90,6 +112,8 @@ def begin(
     pixel_size_A: float,
     batch_size: int,
     asked: dict,
+    columns: int = 0,
+    measure: Callable[[], list] = list,
 ) -> Unfinished:
     """Begin a run, or join one that is going on or was cut off.
 
@@ -103,18 +127,22 @@ def begin(
         0 if it is not known.
     asked : dict
         Input and options, as JSON has them: ValueError if an unfinished run has others.
+    columns : int
+        Numbers for each image.
+    measure : callable
+        Makes what `Unfinished.found` holds, as JSON has it; called by whoever begins.
     """
     batches = -(-shape[0] // batch_size)
     record = paths[0].with_name(f".{paths[0].name}.run")
     if not record.exists():
         room = len(paths) * 4 * shape[1] ** 2 * shape[0]
         check_room(record.resolve().parent, room, "or choose another folder")
-        head = {"id": secrets.token_hex(4), "asked": asked}
+        head = {"id": secrets.token_hex(4), "asked": asked, "found": measure()}
         text = json.dumps(head).encode() + b"\n" + TO_DO * batches
         _make_once(record, lambda path: path.write_bytes(text))
     try:
         head = json.loads(record.read_bytes().partition(b"\n")[0])
-        run, same = head["id"], head["asked"] == asked
+        run, found, same = head["id"], head["found"], head["asked"] == asked
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{record} is no record of a run: delete it to start anew") from error
     if not same:
@@ -124,9 +152,12 @@ def begin(
         )
     parts = [path.with_name(f".{path.name}.{run}.part") for path in paths]
     for old in record.parent.glob(f".{paths[0].name}.*.part"):  # of a record that was deleted
-        if old not in parts:
+        if f".{run}." not in old.name:
             old.unlink(missing_ok=True)
-    unfinished = Unfinished(paths, parts, record, shape, batch_size)
+    unfinished = Unfinished(paths, parts, record, shape, batch_size, columns, found)
+    if columns and unfinished.missing and not unfinished._kept.exists():
+        empty = bytes(8 * columns * shape[0])
+        _make_once(unfinished._kept, lambda path: path.write_bytes(empty))
     for part in parts:
         if not part.exists() and unfinished.missing:
             _make_once(part, lambda path: _make_stack(path, shape, pixel_size_A))

@@ -158,6 +158,19 @@ def to_network(particles: Particles, noise: NoiseModel) -> tuple[torch.Tensor, B
     return apply_ctf(flat, factor), background
 
 
+def transfer_to_network(particles: Particles, noise: NoiseModel) -> torch.Tensor:
+    """What clean projections are filtered with in `to_network`'s images, but for their unit.
+
+    Of shape (n, y, x // 2 + 1), n being 1 without CTF: its size, divided by the noise.
+    """
+    filtered = noise.sigma / amplitude(noise)[None]
+    if particles.ctf is None:
+        return filtered
+    multiplied = _multiplied_by(particles)
+    size = particles.ctf.abs()
+    return filtered * (size if multiplied is None else size / multiplied)
+
+
 def from_network(
     denoised: torch.Tensor, background: Background, particles: Particles, noise: NoiseModel
 ) -> torch.Tensor:

@@ -120,6 +120,7 @@ def recogniser(
     ctf: torch.Tensor | None = None,
     spacing_deg: float = 4.0,
     most_shift_px: float = 0.0,
+    widened: float | None = None,
 ) -> Callable[..., Recognised]:
     """A function ``(noisy, ctf=None, draws=0, generator=None)`` that recognises particles.
 
@@ -136,10 +137,12 @@ def recogniser(
         Of the directions of view.
     most_shift_px : float
         How far along y and x a particle may lie from the centre of its box.
+    widened : float, optional
+        Factor on sigma; by default it is measured by `widening`.
     """
     templates = volume_templates(volume, spacing_deg, symmetry)
     coarse = volume_templates(volume, COARSE_DEG, symmetry) if most_shift_px else None
-    wide = sigma * widening(volume, templates, sigma, ctf)
+    wide = sigma * (widened or widening(volume, templates, sigma, ctf))
 
     def recognise(noisy, ctf=None, draws=0, generator=None) -> Recognised:
         shifts, near, places = torch.zeros(len(noisy), 2), None, 1

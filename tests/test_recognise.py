@@ -1,0 +1,91 @@
+"""`cryonb denoise --reference`: images, poses and evidence from a known structure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import starfile
+import torch
+from test_projection import phantom
+
+from cryonb.cli import main
+from cryonb.commands import denoise
+from cryonb.data.maps import write_map
+from cryonb.data.particle_file import read_particles
+from cryonb.data.particles import particles_from_arrays, write_particles
+from cryonb.evaluation.metrics import correlation
+from cryonb.physics.geometry import angular_distance_deg, random_rotations
+from cryonb.physics.projection import project
+
+BOX = 32
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """48 particles, every fourth of which is noise alone, and the map in another unit."""
+    folder, generator = tmp_path_factory.mktemp("known"), torch.Generator().manual_seed(0)
+    volume = phantom(BOX, width=1.6).float()
+    poses = random_rotations(48, generator)
+    clean = project(volume, poses)
+    clean = clean / clean.std()
+    clean[::4] = 0
+    noisy = 100 + 5 * (clean + torch.randn(clean.shape, generator=generator))
+    half = torch.arange(48) % 2 + 1
+    write_particles(particles_from_arrays(noisy, poses, 4.0, half=half), folder / "p.star")
+    write_map(folder / "map.mrc", volume * 40 + 3, 4.0)
+    return folder, clean, poses
+
+
+def test_images_poses_evidence_and_resuming(case, capsys, monkeypatch):
+    folder, clean, poses = case
+    words = ["denoise", folder / "p.star", "--reference", folder / "map.mrc", "--spacing-deg", 8]
+    words = [*map(str, words), "--samples", "3", "--batch-size", "20", "--device", "cpu"]
+    for name in ("one", "two"):
+        extra = ["--shards", "2"] if name == "two" else []
+        for shard in (["--shard", "1"], ["--shard", "2"]) if extra else ([],):
+            assert main([*words, "--out", str(folder / f"{name}.star"), *extra, *shard]) == 0
+            if shard == ["--shard", "1"]:  # who goes on does not measure again
+                monkeypatch.setattr(denoise, "fit_references", lambda *_: pytest.fail("again"))
+    said = capsys.readouterr().out
+    assert "an FSC between their maps means nothing" in said and "median log evidence" in said
+    one, two = (read_particles(folder / f"{name}.star") for name in ("one", "two"))
+    # Two runs differ by the rounding of float32 scores of hundreds of nats, in grey values of sd 5.
+    assert (one.images - two.images).abs().max() < 0.03
+    assert np.allclose(*(t.table["cryonbLogEvidence"].astype(float) for t in (one, two)), atol=0.1)
+    table, seen = starfile.read(folder / "one.star")["particles"], np.arange(48) % 4 > 0
+    evidence = table["cryonbLogEvidence"].to_numpy()
+    assert evidence[seen].min() > evidence[~seen].max()
+    assert angular_distance_deg(one.rotations, poses)[seen].median() < 8
+    assert correlation(one.images, clean)[seen].mean() > 0.9
+    assert table["rlnMaxValueProbDistribution"].between(0, 1).all()
+    assert (folder / "one_std.mrcs").exists() and not list(folder.glob(".*"))
+
+
+def test_each_half_set_sees_its_own_reference(case, capsys):
+    folder, _, _ = case
+    write_map(folder / "other.mrc", phantom(BOX, seed=7, width=1.6).float(), 4.0)
+    half_maps = ["--half-maps", str(folder / "map.mrc"), str(folder / "other.mrc")]
+    words = ["denoise", str(folder / "p.star"), *half_maps, "--spacing-deg", "10"]
+    assert main([*words, "--out", str(folder / "halves.star")]) == 0
+    table = starfile.read(folder / "halves.star")["particles"]
+    true = (table.index % 4 > 0) & (table.index % 2 == 0)
+    wrong = table.index % 2 == 1
+    evidence = table["cryonbLogEvidence"]
+    assert evidence[true].median() > evidence[wrong].median()
+    assert "means nothing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--reference", "map.mrc", "--symmetry", "C3"], "has no symmetry C3"),
+        (["--reference", "missing.mrc"], "missing.mrc does not exist"),
+    ],
+)
+def test_a_reference_that_cannot_be_is_one_line(case, capsys, monkeypatch, words, message):
+    folder, _, _ = case
+    monkeypatch.chdir(folder)
+    assert main(["denoise", "p.star", *words, "--out", "bad.star"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not list(folder.glob(".bad*")), "nothing has begun"
