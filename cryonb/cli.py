@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter, default_name_transform
 
 from cryonb import __version__
 from cryonb.base.options import (
+    AbInitioOptions,
     AuditOptions,
     DenoiseOptions,
     Placing,
@@ -218,6 +219,26 @@ def denoise(particles: Path, /, *, out: Path, options: DenoiseOptions = DenoiseO
     from cryonb.commands.denoise import denoise_file
 
     denoise_file(particles, out, options)
+
+
+@app.command
+def abinitio(
+    particles: Path, /, *, out: Path, options: AbInitioOptions = AbInitioOptions()
+) -> None:
+    """Make a map from particles alone: no reference, no poses.
+
+    The particles must be of one molecule and near their box centres.
+
+    Parameters
+    ----------
+    particles
+        STAR file of RELION, .cs file or stack.
+    out
+        The map, .mrc.
+    """
+    from cryonb.commands.abinitio import abinitio_file
+
+    abinitio_file(particles, out, options)
 
 
 @app.command

@@ -378,9 +378,7 @@ for title, value in spread.items():
 # %%
 for name, table in tables.items():
     table.write(run_dir / "tables", f"compare-{name}")
-    title = (
-        f'**{name}, SNR {snr:g}, {len(white.clean)} test particles** (fewer where "images" says so)'
-    )
+    title = f'**{name}, SNR {snr:g}, {len(white.clean)} particles** (fewer where "images" says so)'
     say(f"{title}\n\n{table.markdown()}")
 say_table(["method", "settings, and where they come from"], tables["white"].settings.items())
 

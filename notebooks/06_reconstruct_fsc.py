@@ -244,9 +244,7 @@ def show_slices(volumes, limits, title):
 # %% mystnb={"image": {"alt": "Central slices in three directions of the maps from noisy, posterior mean, sample and refined images and of the true volume, one figure for each setting."}}
 for setting in data:
     volumes = {stage: maps[setting, stage]["full"] for stage in STAGES} | {"truth": truth}
-    show_slices(
-        volumes, grey_limits(truth), f"{setting}: maps from {len(data[setting].test.clean)} images"
-    )
+    show_slices(volumes, grey_limits(truth), f"{setting}: maps from all test particles")
 
 # %% [markdown]
 # **What to notice.** All columns share one grey scale. The map from noisy images is grainy everywhere, inside the molecule and outside, because white noise does not care where it is. The maps from denoised images are quieter outside, because the network has learnt that nothing is there. Quiet is not the same as right: a map that was *invented* is quiet as well, and so is one that lost its fine detail. In the setting `structural`, look for the pale belt around the transmembrane part in the first column. It is density that really was in every particle but does not belong to the molecule.

@@ -1,8 +1,14 @@
 """A map from the particles alone: what it is worth, what it is not, and that noise gives none."""
 
+import json
+
 import pytest
 import torch
 
+import cryonb.commands.abinitio as command
+from cryonb.base.options import AbInitioOptions
+from cryonb.data.maps import read_map
+from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.abinitio import STAGES, Sums, _expect, _maximise, ab_initio, posterior_mean
 from cryonb.denoisers.cwf import cwf
@@ -13,7 +19,7 @@ from cryonb.physics.fourier import low_pass
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
 from cryonb.poses.templates import volume_templates
-from cryonb.simulation.simulate import clean_scale, noise_sigma
+from cryonb.simulation.simulate import clean_scale, noise_sigma, setting, simulate_images
 
 SIGMA = noise_sigma(0.4)  # at 6 Å a pixel the dose of 0.1 at 3 Å
 
@@ -72,6 +78,56 @@ def test_sums_blend_by_shares():
     zero, one = (Sums(torch.full((2, 4, 4), x), torch.full((2, 3), x)) for x in (0.0, 1.0))
     blended = zero.blend(one, 0.25)
     assert blended.images.unique().tolist() == blended.weights.unique().tolist() == [0.25]
+
+
+@pytest.fixture(scope="module")
+def a_file(tmp_path_factory):
+    """RELION's file of 100 particles with CTF, poses left out of account."""
+    folder = tmp_path_factory.mktemp("abinitio")
+    volume, generator = load_volume("channel", 32, 6.0), torch.Generator().manual_seed(3)
+    options = {"scale": clean_scale(volume), "defocus_um": (1.0, 2.0)}
+    made = simulate_images(volume, 100, setting("white"), generator, **options)
+    images = made.observed(6.0)
+    images = images + SIGMA * torch.randn(images.shape, generator=generator)
+    found = particles_from_arrays(images, made.rotations, 6.0, defocus_um=made.defocus_um)
+    return write_particles(found, folder / "particles.star")
+
+
+def test_the_command_writes_a_map_and_keeps_finished_starts(a_file, monkeypatch, capsys):
+    short = (STAGES[0]._replace(passes=3, batch=64), STAGES[2]._replace(passes=1))
+    monkeypatch.setattr(command, "STAGES", short)
+    out, options = a_file.with_name("map.mrc"), AbInitioOptions(starts=2)
+    assert command.abinitio_file(a_file, out, options) == out
+    volume, pixel_A = read_map(out)
+    assert volume.shape == (32, 32, 32) and pixel_A == 6.0 and volume.std() > 0
+    starts = [read_map(out.with_name(f"map_start{k}.mrc"))[0] for k in (0, 1)]
+    evidence = json.loads(out.with_suffix(".json").read_text())["evidence"]
+    best = int(evidence["1"] > evidence["0"])
+    assert torch.equal(volume, starts[best]) and not torch.equal(*starts)
+    assert f"start {best}: log evidence" in capsys.readouterr().out
+    out.unlink()
+    out.with_name("map_start1.mrc").unlink()  # as if it had been stopped there
+    asked = []
+    whole = command.ab_initio
+    monkeypatch.setattr(
+        command, "ab_initio", lambda *a, **k: asked.append(k["seed"]) or whole(*a, **k)
+    )
+    command.abinitio_file(a_file, out, options)
+    assert asked == [1] and torch.equal(read_map(out)[0], volume)
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("map.mrcs", {}, "end the map's name in .mrc"),
+        ("map.mrc", {"starts": 0}, "starts is 0"),
+        ("map.mrc", {"symmetry": "Q7"}, "Q7"),
+    ],
+)
+def test_what_is_wrong_is_one_line(a_file, tmp_path, out, options, message):
+    with pytest.raises(ValueError, match=message):
+        command.abinitio_file(a_file, tmp_path / out, AbInitioOptions(**options))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

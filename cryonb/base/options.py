@@ -97,6 +97,29 @@ class DenoiseOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class AbInitioOptions:
+    """How `cryonb abinitio` makes a map."""
+
+    symmetry: str = "C1"
+    """Point group, only if it is known: it is imposed."""
+    most: int = 2000
+    """Particles, spread over the file, that the map is made of."""
+    starts: int = 2
+    """Random starts, each a run of its own; the one of the highest evidence is written."""
+    seed: int = 0
+    """Of the first start."""
+    diameter_A: float | None = None
+    """Of the particle in Å, by default 0.75 of the box; noise is measured outside."""
+    contrast: Literal["auto", "bright", "dark"] = "auto"
+    """Of the particles; auto finds out. The map is bright."""
+    pixel_size_A: float | None = None
+    """Å per pixel, where the file does not state it."""
+    root: Path | None = None
+    """Folder in which to look for stacks, where they have moved."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class TrainOptions:
     """What `cryonb train` learns from, and for how long."""
 

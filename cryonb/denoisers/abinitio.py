@@ -127,7 +127,7 @@ def ab_initio(
     """
     check_particles(noisy, sigma, noisy.shape[-1])
     generator = torch.Generator().manual_seed(seed)
-    volume = _random_start(noisy, sigma, symmetry, ctf, stages[0], generator)
+    volume = _random_start(noisy, sigma, symmetry, stages[0], generator)
     for stage in stages:
         sums, n = None, min(stage.batch or len(noisy), len(noisy))
         for i in range(stage.passes):
@@ -159,7 +159,7 @@ def posterior_mean(last: Pass, noisy: torch.Tensor, sigma: float, symmetry="C1",
     return posterior_of(last, noisy, sigma, symmetry, **options)[1].mean
 
 
-def _random_start(noisy, sigma, symmetry, ctf, stage: Stage, generator) -> torch.Tensor:
+def _random_start(noisy, sigma, symmetry, stage: Stage, generator) -> torch.Tensor:
     """The map of particles that each have one random pose."""
     directions = view_directions(stage.spacing_deg, symmetry)
     m, n, box = len(directions), len(noisy), noisy.shape[-1]
