@@ -129,7 +129,7 @@ def test_the_report_of_a_liar_and_of_an_honest_function(tmp_path, monkeypatch, c
     counts = {"train": 4, "validation": 4, "test": 24}
     volume = load_volume("channel", 32, 6.0)
     folder = write_dataset(tmp_path / "white", volume, counts, source="channel")
-    (tmp_path / "denoisers.py").write_text(
+    (tmp_path / "my_denoisers.py").write_text(
         "import torch\n"
         "from cryonb.simulation.dataset import read_dataset\n"
         f"shown = read_dataset({str(folder)!r}).test.clean.images\n"
@@ -141,7 +141,7 @@ def test_the_report_of_a_liar_and_of_an_honest_function(tmp_path, monkeypatch, c
     verdicts = {}
     for name in ("liar", "honest"):
         out = tmp_path / f"{name}.md"
-        given = ["audit", f"denoisers:{name}", "--data", str(folder), "--images", "24"]
+        given = ["audit", f"my_denoisers:{name}", "--data", str(folder), "--images", "24"]
         assert main([*given, "--out", str(out)]) == 0
         assert out.read_text() in capsys.readouterr().out
         rows = [line for line in out.read_text().splitlines() if line.startswith("| ")][1:]
@@ -149,7 +149,7 @@ def test_the_report_of_a_liar_and_of_an_honest_function(tmp_path, monkeypatch, c
         assert len(rows) == 4
     assert all(verdicts["liar"])
     assert not any(verdicts["honest"])
-    assert main(["audit", "denoisers:nobody", "--data", str(folder)]) == 2
+    assert main(["audit", "my_denoisers:nobody", "--data", str(folder)]) == 2
     assert "module:function" in capsys.readouterr().err
-    assert main(["audit", "denoisers:honest", "--data", str(tmp_path)]) == 2
+    assert main(["audit", "my_denoisers:honest", "--data", str(tmp_path)]) == 2
     assert "No data set" in capsys.readouterr().err
