@@ -9,7 +9,7 @@ import errno
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, default_name_transform
 
@@ -18,7 +18,9 @@ from cryonb.base.options import (
     AbInitioOptions,
     AuditOptions,
     DenoiseOptions,
+    FetchOptions,
     Placing,
+    ReconstructOptions,
     RunOptions,
     SweepOptions,
     TrainOptions,
@@ -152,39 +154,17 @@ def results(sweep: Path, /) -> None:
 
 
 @app.command
-def fetch(
-    name: str,
-    /,
-    *,
-    max_images: int | None = None,
-    cache: Path | None = None,
-    mirror: str | None = None,
-    timeout: float | None = None,
-) -> None:
+def fetch(name: str, /, *, options: FetchOptions = FetchOptions()) -> None:
     """Get real data by name, and print its path.
 
     Parameters
     ----------
     name
         EMD-1234, a PDB identifier, EMPIAR-12345/FILE.star, or the name of a micrograph.
-    max_images
-        Of EMPIAR only the first so many particles.
-    cache
-        Folder to keep files in, by default $CRYONB_CACHE, or the system's cache.
-    mirror
-        Address before the archives' paths, by default $CRYONB_MIRROR, or EMBL-EBI.
-    timeout
-        Longest silence of a server, in seconds.
     """
     from cryonb.data import fetch as data
 
-    path = data.fetch(
-        name,
-        max_images=max_images,
-        cache=cache,
-        mirror=mirror,
-        timeout_s=data.TIMEOUT_S if timeout is None else timeout,
-    )
+    path = data.fetch(name, **vars(options))
     if name in data.MICROGRAPHS:
         note = f"{data.MICROGRAPHS[name].header}; what the sample is, is not stated"
         print(f"{name}: {note}", file=sys.stderr)
@@ -208,6 +188,9 @@ def train(source: str, /, *, options: TrainOptions = TrainOptions()) -> None:
 @app.command
 def denoise(particles: Path, /, *, out: Path, options: DenoiseOptions = DenoiseOptions()) -> None:
     """Denoise particles of a STAR file or stack; rows, columns, box and CTF stay as they are.
+
+    With a reference, poses, the share of the best and the log evidence of a particle against noise
+    are written, too.
 
     Parameters
     ----------
@@ -247,12 +230,11 @@ def reconstruct(
     /,
     *,
     out: Path,
-    half: Literal[1, 2] | None = None,
-    symmetry: str = "C1",
-    ctf: Literal["auto", "on", "off"] = "auto",
-    batch_size: int = 256,
+    options: ReconstructOptions = ReconstructOptions(),
 ) -> None:
     """Reconstruct a map from particles with known poses.
+
+    Flipped and premultiplied images are treated as such.
 
     Parameters
     ----------
@@ -260,19 +242,10 @@ def reconstruct(
         STAR file of RELION.
     out
         The map, .mrc.
-    half
-        Only half set 1 or 2 (rlnRandomSubset).
-    symmetry
-        Point group: C1, C4, D2 ...
-    ctf
-        off: take the images as they are; on: as with CTF; auto: as the file says, with CTF if it
-        lists defocus. Flipped and premultiplied images are treated as such.
-    batch_size
-        Particles at a time.
     """
     from cryonb.commands.tools import reconstruct_file
 
-    reconstruct_file(particles, out, half, symmetry, ctf, batch_size=batch_size)
+    reconstruct_file(particles, out, **vars(options))
 
 
 @app.command

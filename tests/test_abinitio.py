@@ -1,6 +1,7 @@
 """A map from the particles alone: what it is worth, what it is not, and that noise gives none."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import cryonb.commands.abinitio as command
 from cryonb.base.options import AbInitioOptions
 from cryonb.data.maps import read_map
+from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
 from cryonb.denoisers.abinitio import STAGES, Sums, _expect, _maximise, ab_initio, posterior_mean
@@ -114,6 +116,33 @@ def test_the_command_writes_a_map_and_keeps_finished_starts(a_file, monkeypatch,
     )
     command.abinitio_file(a_file, out, options)
     assert asked == [1] and torch.equal(read_map(out)[0], volume)
+
+
+def test_neither_the_input_nor_another_run_is_replaced(a_file, tmp_path):
+    stack = tmp_path / "stack.mrc"
+    shutil.copy(a_file.with_suffix(".mrcs"), stack)
+    shutil.copy(stack, tmp_path / "map_start0.mrc")
+    before = stack.read_bytes()
+    for source, out in (("stack.mrc", "stack.mrc"), ("map_start0.mrc", "map.mrc")):
+        with pytest.raises(ValueError, match="would replace the input"):
+            command.abinitio_file(tmp_path / source, tmp_path / out)
+    for foreign in ("[1]", '{"asked": {"most": "7"}, "evidence": {}}'):
+        (tmp_path / "o.json").write_text(foreign)
+        with pytest.raises(ValueError, match="choose another output"):
+            command.abinitio_file(stack, tmp_path / "o.mrc")
+        assert (tmp_path / "o.json").read_text() == foreign
+    assert stack.read_bytes() == before
+
+
+def test_images_without_noise_are_left_out(a_file, tmp_path, monkeypatch, capsys):
+    particles = read_particles(a_file)
+    images = particles.images.clone()
+    images[3] = 7.0
+    star = write_particles(particles.with_images(images), tmp_path / "blank.star")
+    monkeypatch.setattr(command, "STAGES", (STAGES[0]._replace(passes=1),))
+    command.abinitio_file(star, tmp_path / "map.mrc", AbInitioOptions(starts=1))
+    said = capsys.readouterr().out
+    assert "99 of 100 particles" in said and "1 images have no noise" in said
 
 
 @pytest.mark.parametrize(

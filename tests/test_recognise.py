@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import starfile
@@ -75,11 +77,24 @@ def test_each_half_set_sees_its_own_reference(case, capsys):
     assert "means nothing" not in capsys.readouterr().out
 
 
+def test_rows_of_neither_half_set_are_refused(case, tmp_path, capsys):
+    """They would have no reference, and come out empty."""
+    particles = read_particles(case[0] / "p.star")
+    table = particles.table.assign(rlnRandomSubset=[1, 2, 0] * 16)
+    write_particles(dataclasses.replace(particles, table=table), tmp_path / "p.star")
+    maps = ["--half-maps", *[str(case[0] / "map.mrc")] * 2]
+    out = tmp_path / "o.star"
+    assert main(["denoise", str(tmp_path / "p.star"), *maps, "--out", str(out)]) == 2
+    assert "other half sets than 1 and 2" in capsys.readouterr().err and not out.exists()
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (["--reference", "map.mrc", "--symmetry", "C3"], "has no symmetry C3"),
         (["--reference", "missing.mrc"], "missing.mrc does not exist"),
+        (["--reference", "map.mrc", "--half-maps", "map.mrc", "map.mrc"], "give one of them"),
+        (["--symmetry", "C4"], "symmetry is an option of --reference"),
     ],
 )
 def test_a_reference_that_cannot_be_is_one_line(case, capsys, monkeypatch, words, message):

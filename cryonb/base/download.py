@@ -26,8 +26,8 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util import Retry
 
 from cryonb.base.files import check_room, sole
+from cryonb.base.options import TIMEOUT_S
 
-TIMEOUT_S = 30.0  # the longest silence of a server
 CONNECT_S = 10.0  # the longest wait for a connection: many firewalls answer nothing at all
 LEAST_RATE = 1000  # bytes a second; what comes slower for as long as the timeout is broken off
 TRIES = 3  # in a row that bring less than that

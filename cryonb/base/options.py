@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+TIMEOUT_S = 30.0  # the longest silence of a server
+
 _set = Parameter(("--set", "-p"), allow_leading_hyphen=True, show_default=False)
 Settings = Annotated[tuple[tuple[str, str], ...], _set]  # -p NAME VALUE, as often as needed
 
@@ -48,16 +50,33 @@ class SweepOptions(Folders):
     """Print the plan and run nothing."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How particles are read, by `cryonb denoise` and `cryonb abinitio`."""
+
+    contrast: Literal["auto", "bright", "dark"] = "auto"
+    """Of the particles; auto finds out."""
+    diameter_A: float | None = None
+    """Of the particle in Å, by default 0.75 of the box; noise is measured outside."""
+    ctf: Literal["auto", "on", "off"] = "auto"
+    """Whether the images carry the CTF; auto: if the file says so or lists the defocus."""
+    pixel_size_A: float | None = None
+    """Å per pixel, where the file does not state it."""
+    root: Path | None = None
+    """Folder in which to look for stacks, where they have moved."""
+    passthrough: Path | None = None
+    """File of cryoSPARC with the fields that a .cs file lacks."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
-class DenoiseOptions:
+class DenoiseOptions(Reading):
     """How `cryonb denoise` works."""
 
     checkpoint: Path | None = None
     """SR3 weights; by default those of the model for any molecule that cryonb has."""
     reference: str | None = None
-    """A known structure in the place of a network: map, model, EMD-..., 5U6O. Writes poses, the
-    share of the best and the log evidence of a particle against noise besides."""
+    """A known structure in the place of a network: map, model, EMD-..., 5U6O."""
     half_maps: tuple[str, str] | None = None
     """Two references in the place of one, each for the half set of its own (rlnRandomSubset)."""
     symmetry: str = "C1"
@@ -67,28 +86,15 @@ class DenoiseOptions:
     most_shift_A: float = 0.0
     """How far from the middle of its box, along x and y, a particle of the reference may lie."""
     samples: int = 0
-    """0: the posterior mean, in one step. 1: one sample. K: the mean of K samples, and their
-    pixel-wise deviation in OUT_std."""
+    """0: the posterior mean. 1: one sample. K: their mean, and in OUT_std their deviation."""
     steps: int = 8
     """Of the sampler, for samples."""
-    diameter_A: float | None = None
-    """Of the particle in Å, by default 0.75 of the box; noise is measured outside."""
-    contrast: Literal["auto", "bright", "dark"] = "auto"
-    """Of the particles; auto finds out. The output has the contrast of the input."""
     device: str | None = None
     """cpu, cuda or mps; by default the fastest there is."""
     batch_size: int | None = None
     """By default 64, on a GPU 512."""
     seed: int = 0
     """Of the samples."""
-    ctf: Literal["auto", "on", "off"] = "auto"
-    """Whether the images carry the CTF; auto: if the file says so or lists the defocus."""
-    pixel_size_A: float | None = None
-    """Å per pixel, where the file does not state it."""
-    root: Path | None = None
-    """Folder in which to look for stacks, where they have moved."""
-    passthrough: Path | None = None
-    """File of cryoSPARC with the fields that a .cs file lacks."""
     shards: int | None = None
     """Parts that are denoised at the same time, by processes."""
     shard: int | None = None
@@ -97,7 +103,7 @@ class DenoiseOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class AbInitioOptions:
+class AbInitioOptions(Reading):
     """How `cryonb abinitio` makes a map."""
 
     symmetry: str = "C1"
@@ -108,14 +114,36 @@ class AbInitioOptions:
     """Random starts, each a run of its own; the one of the highest evidence is written."""
     seed: int = 0
     """Of the first start."""
-    diameter_A: float | None = None
-    """Of the particle in Å, by default 0.75 of the box; noise is measured outside."""
-    contrast: Literal["auto", "bright", "dark"] = "auto"
-    """Of the particles; auto finds out. The map is bright."""
-    pixel_size_A: float | None = None
-    """Å per pixel, where the file does not state it."""
-    root: Path | None = None
-    """Folder in which to look for stacks, where they have moved."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """How `cryonb reconstruct` makes a map."""
+
+    half: Literal[1, 2] | None = None
+    """Only half set 1 or 2 (rlnRandomSubset)."""
+    symmetry: str = "C1"
+    """Point group: C1, C4, D2 ..."""
+    ctf: Literal["auto", "on", "off"] = "auto"
+    """off: images as they are; on: as with CTF; auto: as the file says, or lists defocus."""
+    batch_size: int = 256
+    """Particles at a time."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FetchOptions:
+    """How `cryonb fetch` gets real data."""
+
+    max_images: int | None = None
+    """Of EMPIAR only the first so many particles."""
+    cache: Path | None = None
+    """Folder to keep files in, by default $CRYONB_CACHE, or the system's cache."""
+    mirror: str | None = None
+    """Address before the archives' paths, by default $CRYONB_MIRROR, or EMBL-EBI."""
+    timeout_s: float = TIMEOUT_S
+    """Longest silence of a server, in seconds."""
 
 
 @Parameter(name="*")

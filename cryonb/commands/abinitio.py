@@ -10,10 +10,16 @@ import numpy as np
 from tqdm import tqdm
 
 from cryonb.base.files import check_writable, read_json, write_json
-from cryonb.base.options import AbInitioOptions, DenoiseOptions
-from cryonb.commands.denoise import measured_noise
+from cryonb.base.options import AbInitioOptions
+from cryonb.commands.denoise import (
+    check_rows,
+    measured_noise,
+    network_box,
+    open_input,
+    read_input,
+)
 from cryonb.data.maps import read_map, write_map
-from cryonb.data.particle_file import ParticleFile, open_particles
+from cryonb.data.particle_file import ParticleFile
 from cryonb.data.whitening import to_network, transfer_to_network
 from cryonb.denoisers.abinitio import STAGES, Pass, ab_initio, posterior_mean
 from cryonb.evaluation.metrics import correlation
@@ -52,21 +58,17 @@ def abinitio_file(
     for name in ("most", "starts"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} is {getattr(options, name)}: ask for one or more")
-    source = open_particles(particles, root=options.root, pixel_size_A=options.pixel_size_A)
+    seeds = range(options.seed, options.seed + options.starts)
+    paths = {str(seed): out.with_name(f"{out.stem}_start{seed}.mrc") for seed in seeds}
+    source = open_input(particles, options)
+    source.check_apart(out, *paths.values())
+    record, asked = out.with_suffix(".json"), _asked(source, options)
+    evidence = _finished(record, asked)
     white, sigma, transfer, pixel_A = _prepared(source, options)
-    stat = source.path.stat()
-    asked = {"input": [str(source.path.resolve()), stat.st_mtime_ns]} | {
-        key: value for key, value in dataclasses.asdict(options).items() if key != "starts"
-    }
-    asked["root"] = str(options.root)
-    record, evidence = out.with_suffix(".json"), {}
-    if record.is_file() and (old := read_json(record)).get("asked") == asked:
-        evidence = old["evidence"]
     maps = {}
-    for seed in range(options.seed, options.seed + options.starts):
-        path, key = out.with_name(f"{out.stem}_start{seed}.mrc"), str(seed)
+    for key, path in paths.items():
         if key not in evidence or not path.is_file():
-            last = _one_start(white, sigma, transfer, seed, options.symmetry)
+            last = _one_start(white, sigma, transfer, int(key), options.symmetry)
             write_map(path, fourier_crop(last.volume, source.stacks.box), pixel_A)
             evidence[key] = last.log_evidence
             write_json(record, {"asked": asked, "evidence": evidence})
@@ -81,22 +83,41 @@ def abinitio_file(
     return out
 
 
+def _asked(source: ParticleFile, options: AbInitioOptions) -> dict:
+    """Input and options that finished starts must share, as JSON has them."""
+    shared = dataclasses.asdict(dataclasses.replace(options, starts=1, seed=0))
+    values = {key: str(value) for key, value in shared.items()}
+    return values | {"input": [str(source.path.resolve()), source.path.stat().st_mtime_ns]}
+
+
+def _finished(record: Path, asked: dict) -> dict[str, float]:
+    """Evidence of the starts that are finished; ValueError for the record of anything else."""
+    if not record.exists():
+        return {}
+    found = read_json(record)
+    if not isinstance(found, dict) or found.get("asked") != asked:
+        raise ValueError(f"{record} is of another input or other options: choose another output")
+    return found["evidence"]
+
+
 def _prepared(source: ParticleFile, options: AbInitioOptions):
     """Some particles in white noise, its deviation, what filters them, the file's Å per pixel."""
     rows = np.unique(np.linspace(0, len(source) - 1, options.most).round().astype(int))
-    box = min(BOX, source.stacks.box // 8 * 8)
-    how = DenoiseOptions(diameter_A=options.diameter_A, contrast=options.contrast)
-    noise = measured_noise(source, box, how)
-    given = source.read(rows)
-    if not given.pixel_size_A > 0:
-        raise ValueError(f"{source.path} states no pixel size: --pixel-size gives one")
+    box = network_box(source.stacks.box, {"box_size": BOX})
+    check_rows(source, options)
+    noise = measured_noise(source, box, options)
+    given = read_input(source, rows, options)
     small = given.resampled(box)
-    white = shift_images(to_network(small, noise)[0], -small.shifts_px)
+    white, background = to_network(small, noise)
+    noisy = background.deviation.flatten() > 0
+    white = shift_images(white, -small.shifts_px)[noisy]
     print(
-        f"{source.path}: {len(rows):,} of {len(source):,} particles, {box} px at "
+        f"{source.path}: {len(white):,} of {len(source):,} particles, {box} px at "
         f"{small.pixel_size_A:.2f} Å/px; SNR {noise.snr:.3g}"
     )
-    transfer = transfer_to_network(small, noise).expand(len(white), -1, -1)
+    if not noisy.all():
+        print(f"  note: {int((~noisy).sum())} images have no noise in their background: left out")
+    transfer = transfer_to_network(small, noise).expand(len(noisy), -1, -1)[noisy]
     return white, noise.sigma, transfer, given.pixel_size_A
 
 
@@ -119,13 +140,7 @@ def _compare(maps, best: str, evidence, noisy, sigma, transfer, symmetry: str) -
         images[key] = posterior_mean(last, noisy, sigma, symmetry, ctf=transfer)
     alike = {key: float(correlation(x, images[best]).mean()) for key, x in images.items()}
     for key, r in alike.items():
-        ending = (
-            "the best"
-            if key == best
-            else f"its denoised images correlate by {r:.3f} with the best's"
-        )
-        print(f"start {key}: log evidence {evidence[key]:.1f} a particle, {ending}")
+        said = "the best" if key == best else f"images correlate by {r:.3f} with the best's"
+        print(f"start {key}: log evidence {evidence[key]:.1f} a particle, {said}")
     if min(alike.values()) < ALIKE:
-        print(
-            "  note: the starts do not agree: there may be several molecules, or too few particles"
-        )
+        print("  note: the starts disagree: several molecules, or too few particles?")

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from cryonb.base.files import check_writable
-from cryonb.base.options import DenoiseOptions
+from cryonb.base.options import DenoiseOptions, Reading
 from cryonb.base.workers import count_cores, process_pool
 from cryonb.commands.recognise import NUMBERS, fit_references, recognisers
 from cryonb.commands.shards import Unfinished, begin, split
@@ -63,7 +63,7 @@ def denoise_file(
         One line that says what is wrong with the input, the options or the disk.
     """
     out, options = Path(out), _settled(options)
-    source = _open(particles, options)
+    source = open_input(particles, options)
     paths = _stack_paths(source, out, options)
     noise = _look(source, options)
     run = _begin(source, paths, noise, options)
@@ -92,8 +92,21 @@ def _known(options: DenoiseOptions) -> tuple[str, ...]:
     return options.half_maps or ((options.reference,) if options.reference else ())
 
 
+def _check_method(options: DenoiseOptions) -> None:
+    """ValueError for two denoisers at once, or for options of the one that is not asked for."""
+    given = [name for name in ("checkpoint", "reference", "half_maps") if getattr(options, name)]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are different denoisers: give one of them")
+    of_reference = ("symmetry", "spacing_deg", "most_shift_A")
+    default = DenoiseOptions()
+    for name in () if _known(options) else of_reference:
+        if getattr(options, name) != getattr(default, name):
+            raise ValueError(f"{name} is an option of --reference, which is not given")
+
+
 def _settled(options: DenoiseOptions) -> DenoiseOptions:
     """Options with a device and a batch size; ValueError for impossible ones."""
+    _check_method(options)
     if options.samples < 0:
         raise ValueError(f"samples is {options.samples}: ask for none (the mean), one or more")
     for name in ("steps", "batch_size", "shards"):
@@ -112,7 +125,8 @@ def _settled(options: DenoiseOptions) -> DenoiseOptions:
     return dataclasses.replace(options, device=device, batch_size=size)
 
 
-def _open(particles: str | os.PathLike, options: DenoiseOptions) -> ParticleFile:
+def open_input(particles: str | os.PathLike, options: Reading) -> ParticleFile:
+    """A particle file, opened as the options say."""
     names = ("root", "pixel_size_A", "passthrough")
     return open_particles(particles, **{name: getattr(options, name) for name in names})
 
@@ -130,9 +144,7 @@ def _stack_paths(source: ParticleFile, out: Path, options: DenoiseOptions) -> li
     paths = [stack]
     if options.samples > 1:
         paths.append(stack.with_name(f"{stack.stem}_std{stack.suffix}"))
-    taken = {path.resolve() for path in (source.path, *source.stacks.paths)}
-    if taken & {path.resolve() for path in (out, *paths)}:
-        raise ValueError(f"{out} would replace the input, which is never touched: choose another")
+    source.check_apart(out, *paths)
     return paths
 
 
@@ -142,13 +154,16 @@ def _begin(
     """Begin or go on with a run of this input and these options."""
     weights = Path(options.checkpoint or MANY)
     said = ["samples", "steps", "seed", "batch_size", "contrast", "diameter_A", "ctf"]
-    said += ["reference", "half_maps", "symmetry", "spacing_deg", "most_shift_A"]
+    said += ["symmetry", "spacing_deg", "most_shift_A"]
     stats = [path.stat() for path in source.stacks.paths]
     asked = {name: getattr(options, name) for name in said} | {
         "input": [str(source.path.resolve()), source.path.stat().st_mtime_ns, len(source)],
         "stacks": [sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)],
         "pixel_size_A": float(source.optics["rlnImagePixelSize"].iloc[0]),
-        "half_maps": options.half_maps and list(options.half_maps),
+        "references": [
+            [name, Path(name).stat().st_mtime_ns if Path(name).is_file() else 0]
+            for name in _known(options)
+        ],
         "weights": [str(weights), weights.stat().st_mtime_ns],
     }
     shape = (len(source), source.stacks.box)
@@ -183,7 +198,7 @@ def _fill(
     quiet: bool = False,
 ) -> None:
     """Denoise those of some batches that are missing, and say which images were left alone."""
-    source = _open(source, options) if isinstance(source, Path) else source
+    source = open_input(source, options) if isinstance(source, Path) else source
     if _known(options):
         draw = recognisers(source, run.found, noise, options)
     else:
@@ -192,7 +207,7 @@ def _fill(
     todo, empty = sorted(set(batches) & set(run.missing)), []
     for batch in tqdm(todo, desc="denoise", unit=" batches", disable=quiet):
         rows = run.rows(batch)
-        given = _particles(source, rows, options)
+        given = read_input(source, rows, options)
         small = given.resampled(2 * (len(noise.spectrum) - 1))
         white, background = to_network(small, noise)
         blank = background.deviation == 0
@@ -226,7 +241,7 @@ def _drawn(model, white, _, noise: NoiseModel, batch: int, options: DenoiseOptio
         yield denoise(model, white, noise.sigma, steps, **how)
 
 
-def _particles(source: ParticleFile, rows, options: DenoiseOptions) -> Particles:
+def read_input(source: ParticleFile, rows, options: Reading) -> Particles:
     """Particles of some rows, with or without a CTF as the options say."""
     given = source.read(rows)
     return given if options.ctf == "auto" else given.with_ctf(options.ctf == "on")
@@ -235,8 +250,8 @@ def _particles(source: ParticleFile, rows, options: DenoiseOptions) -> Particles
 def _look(source: ParticleFile, options: DenoiseOptions) -> NoiseModel:
     """Measure a file's noise; print what was found, and where the network has not been trained."""
     manifest = load_model(options.checkpoint or MANY, SR3)[1]["options"]
-    full, box = source.stacks.box, _network_box(source.stacks.box, manifest)
-    _check_rows(source, options)
+    full, box = source.stacks.box, network_box(source.stacks.box, manifest)
+    check_rows(source, options)
     noise = measured_noise(source, box, options)
     pixel_A = float(source.optics["rlnImagePixelSize"].iloc[0]) * full / box
     contrast = "bright" if noise.sign > 0 else "dark (turned for the network, and back)"
@@ -253,26 +268,24 @@ def _look(source: ParticleFile, options: DenoiseOptions) -> NoiseModel:
     return noise
 
 
-def _check_rows(source: ParticleFile, options: DenoiseOptions) -> None:
+def check_rows(source: ParticleFile, options: Reading) -> None:
     """ValueError, before the work, for a row whose CTF cannot be known, or without any defocus."""
     columns = Columns(source.optics, source.table)
     if options.ctf == "on" or (options.ctf == "auto" and (columns.state != PLAIN).any()):
         _ = columns.defocus_A, columns.numbers(*MICROSCOPE)
 
 
-def _network_box(box: int, trained: dict) -> int:
+def network_box(box: int, trained: dict) -> int:
     """Box that images are cropped to: the network's own, or what it can take below that."""
     if box < 16:
         raise ValueError(f"images of {box} px are too small to denoise: 16 px are the least")
     return min(int(trained.get("box_size", 64)), box // 8 * 8)
 
 
-def measured_noise(
-    source: ParticleFile, box: int, options: DenoiseOptions = DenoiseOptions()
-) -> NoiseModel:
+def measured_noise(source: ParticleFile, box: int, options: Reading = Reading()) -> NoiseModel:
     """Noise of a file, from rows spread over all of it, in a box of the network."""
     rows = np.unique(np.linspace(0, len(source) - 1, MEASURED).round().astype(int))
-    given = _particles(source, rows, options).resampled(box)
+    given = read_input(source, rows, options).resampled(box)
     diameter_A = options.diameter_A
     radius_px = None if diameter_A is None else diameter_A / 2 / given.pixel_size_A
     sign = {"auto": 0, "bright": 1, "dark": -1}[options.contrast]

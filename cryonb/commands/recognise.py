@@ -22,7 +22,7 @@ from cryonb.poses.templates import volume_templates
 
 FITTED = 256  # particles, spread over the file, that a reference is scaled to
 NUMBERS = (*ANGLES, *ORIGINS, "rlnMaxValueProbDistribution", "cryonbLogEvidence")
-NOTE = "one reference for both half sets: an FSC between their maps means nothing; --half-maps"
+NOTE = "one reference for both half sets: an FSC between their maps means nothing: see --half-maps"
 
 
 def fit_references(source: ParticleFile, noise: NoiseModel, options: DenoiseOptions) -> list:
@@ -41,6 +41,8 @@ def fit_references(source: ParticleFile, noise: NoiseModel, options: DenoiseOpti
     halves = options.half_maps is not None
     if halves and "rlnRandomSubset" not in source.table:
         raise ValueError(f"{source.path} has no half sets (rlnRandomSubset): give one --reference")
+    if halves and set(source.table["rlnRandomSubset"]) != {1, 2}:
+        raise ValueError(f"{source.path} has other half sets than 1 and 2: give one --reference")
     names = options.half_maps or (options.reference,)
     fits = [
         _fit(name, source, noise, options, half if halves else None)
@@ -106,8 +108,6 @@ def _fit(name, source: ParticleFile, noise: NoiseModel, options, half) -> tuple[
     rows = np.arange(len(source))
     if half is not None:
         rows = rows[source.table["rlnRandomSubset"] == half]
-        if not len(rows):
-            raise ValueError(f"{source.path} has no half set {half}: give one --reference")
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, FITTED).astype(int))]
     given = source.read(rows)
     given = given if options.ctf == "auto" else given.with_ctf(options.ctf == "on")

@@ -43,8 +43,7 @@ def reconstruct_file(
         raise ValueError(f"batch_size is {batch_size}: ask for one or more")
     start, first, states = time.perf_counter(), None, Counter()
     source = open_particles(particles)
-    if Path(out).resolve() in {path.resolve() for path in (source.path, *source.stacks.paths)}:
-        raise ValueError(f"{out} would replace the input, which is never touched: choose another")
+    source.check_apart(out)
     Columns(source.optics, source.table).numbers(*ANGLES, *ORIGINS)  # all rows, before the work
     stream = source.stream(batch_size, half)
 

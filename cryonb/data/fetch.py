@@ -22,7 +22,6 @@ import pooch
 from cryonb.base.download import (
     OFFLINE,
     RETRY,
-    TIMEOUT_S,
     Client,
     check_sha256,
     discard,
@@ -31,6 +30,7 @@ from cryonb.base.download import (
     shown,
 )
 from cryonb.base.files import below, check_room
+from cryonb.base.options import TIMEOUT_S
 from cryonb.data.empiar import fetch_images, list_images
 from cryonb.data.mrc import HEADER, parse_header
 from cryonb.data.star import StarFile, image_names

@@ -68,6 +68,15 @@ class ParticleFile:
             return (".cs", ".star")
         return (".star",) if self.original else STACKS
 
+    def check_apart(self, *outputs: str | os.PathLike) -> None:
+        """ValueError if an output would replace the file or one of its stacks."""
+        taken = {path.resolve() for path in (self.path, *self.stacks.paths)}
+        for out in outputs:
+            if Path(out).resolve() in taken:
+                raise ValueError(
+                    f"{out} would replace the input, which is never touched: choose another"
+                )
+
     def read(self, rows=slice(None)) -> Particles:
         """Particles of some rows (a slice, numbers, or a mask); ValueError for NaN pixels."""
         rows = np.arange(len(self))[rows]

@@ -145,18 +145,13 @@ def ab_initio(
             yield Pass(volume, float(evidence.mean()), stage)
 
 
-def posterior_of(last: Pass, noisy: torch.Tensor, sigma: float, symmetry="C1", **options):
-    """Directions (m, 2) and the `Posterior` of particles (n, y, x) under the map of a pass.
+def posterior_mean(last: Pass, noisy: torch.Tensor, sigma: float, symmetry="C1", **options):
+    """Particles (n, y, x) denoised by the map of a pass, which knows what they have in common.
 
     `symmetry` and `options` as in `volume_templates` and `posterior`.
     """
     templates = volume_templates(last.volume, last.stage.spacing_deg, symmetry)
-    return templates.directions_deg, posterior(templates, noisy, sigma, **options)
-
-
-def posterior_mean(last: Pass, noisy: torch.Tensor, sigma: float, symmetry="C1", **options):
-    """Particles (n, y, x) denoised by the map of a pass, which knows what they have in common."""
-    return posterior_of(last, noisy, sigma, symmetry, **options)[1].mean
+    return posterior(templates, noisy, sigma, **options).mean
 
 
 def _random_start(noisy, sigma, symmetry, stage: Stage, generator) -> torch.Tensor:
