@@ -83,6 +83,23 @@ def test_potential_is_that_of_its_atoms(channel):
     assert float(channel.map.sum()) * 27 == pytest.approx(total, rel=5e-3)  # tails cut at 1e-5
 
 
+@pytest.mark.parametrize("solvent", [False, True])
+def test_occupancies_share_an_atom(tmp_path, solvent):
+    """Two conformations at 0.6 and 0.4 in one place are one atom; half an atom is half of it."""
+    line = "HETATM{:5d}  C  {}LIG A   1    {:8.3f}{:8.3f}{:8.3f}  {:4.2f} 40.00           C\n"
+
+    def potential(*conformations):
+        rows = (line.format(i, alt, 0, 0, 0, q) for i, (alt, q) in enumerate(conformations, 1))
+        (tmp_path / "m.pdb").write_text("".join(rows) + "END\n")
+        return from_atoms(read_atoms(tmp_path / "m.pdb"), 24, 2.0, solvent=solvent).map
+
+    one = potential((" ", 1))
+    assert torch.allclose(potential(("A", 0.6), ("B", 0.4)), one, atol=1e-5 * float(one.max()))
+    assert torch.allclose(potential((" ", 0.5)), one / 2, atol=1e-5 * float(one.max()))
+    with pytest.raises(ValueError, match="occupancy of 0"):
+        potential((" ", 0))
+
+
 def test_displaced_ice_is_volume_times_the_potential_of_ice():
     water = gemmi.Element("O").c4322, gemmi.Element("H").c4322
     at_zero = sum(water[0].a) + 2 * sum(water[1].a)  # Å

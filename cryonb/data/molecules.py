@@ -38,6 +38,8 @@ class Atoms:
         What it is, and its point group ("C4", "C2", "C1").
     membrane_z_A : (float, float) or None
         Lower and upper face of the membrane's hydrophobic slab, in Å, if known.
+    occupancy : ndarray (n,) or 1.0
+        The share of the molecules that have the atom there.
     """
 
     xyz_A: np.ndarray
@@ -46,6 +48,7 @@ class Atoms:
     name: str
     symmetry: str = "C1"
     membrane_z_A: tuple[float, float] | None = None
+    occupancy: np.ndarray | float = 1.0
 
 
 def channel() -> Atoms:

@@ -139,7 +139,7 @@ def _suffix(path: str | os.PathLike) -> str:
 def read_atoms(path: str | os.PathLike, *, centre: bool = True) -> molecules.Atoms:
     """Read the first model of a PDB or mmCIF file.
 
-    Waters, hydrogens and all but the first of alternative conformations are dropped. The
+    Waters and hydrogens are dropped, alternative conformations count by their occupancies. The
     biological assembly is not expanded: the molecule is what the file lists. A cyclic symmetry
     about z is recognised. The membrane is guessed, its normal along z: the 30 Å slab with the
     smallest share of charged residues, if that is under 12 % (soluble proteins stay above).
@@ -152,20 +152,23 @@ def read_atoms(path: str | os.PathLike, *, centre: bool = True) -> molecules.Ato
         raise ValueError(f"{path} is not a readable model ({error}): get it again.") from error
     structure.remove_hydrogens()
     structure.remove_waters()
-    structure.remove_alternative_conformations()
     sites = list(structure[0].all()) if len(structure) else []
-    if not sites:
-        raise ValueError(f"{path} lists no atoms: give a file with a model in it.")
+    occupancy = np.array([site.atom.occ for site in sites])
+    if not occupancy.any():
+        lack = "gives all of its atoms an occupancy of 0" if sites else "lists no atoms"
+        raise ValueError(f"{path} {lack}: give a file with a model in it.")
     xyz = np.array([site.atom.pos.tolist() for site in sites])
     b_factor = np.array([site.atom.b_iso for site in sites])
-    lost = ~(np.isfinite(xyz).all(1) & (np.abs(b_factor) < 1e5))
+    lost = ~(np.isfinite(xyz).all(1) & (np.abs(b_factor) < 1e5) & (occupancy >= 0))
     if lost.any():
         first = sites[int(lost.argmax())]
         raise ValueError(
-            f"{path}: {lost.sum()} of {len(sites)} atoms have no sound position or B factor, the "
-            f"first in {first.residue} of chain {first.chain.name}: correct or delete them"
+            f"{path}: {lost.sum()} of {len(sites)} atoms have no sound position, B factor or "
+            f"occupancy, the first in {first.residue} of chain {first.chain.name}: correct or "
+            "delete them"
         )
-    middle = np.average(xyz, axis=0, weights=[site.atom.element.weight for site in sites])
+    mass = occupancy * [site.atom.element.weight for site in sites]
+    middle = np.average(xyz, axis=0, weights=mass)
     spine = [i for i, site in enumerate(sites) if site.atom.name == "CA"]
     charged = np.array([sites[i].residue.name in CHARGED for i in spine], dtype=bool)
     return molecules.Atoms(
@@ -175,6 +178,7 @@ def read_atoms(path: str | os.PathLike, *, centre: bool = True) -> molecules.Ato
         path.name.split(".")[0],
         _cyclic_symmetry(xyz - middle),
         _guess_membrane((xyz - middle)[spine, 2], charged) if centre else None,
+        occupancy,
     )
 
 
@@ -237,9 +241,10 @@ def from_atoms(
 ) -> Volume:
     """Electrostatic potential of atoms in volts, above that of vacuum or of the solvent.
 
-    Each atom adds its electron scattering factor (five Gaussians) blurred by its B factor, on a
-    grid of at most 1 Å. A common extra blur keeps that grid from aliasing and is divided out after
-    the Fourier crop to the asked box. Source: Peng et al., Acta Cryst. A 52:257 (1996), by gemmi.
+    Each atom adds its electron scattering factor (five Gaussians) blurred by its B factor,
+    times its occupancy, on a grid of at most 1 Å. A common extra blur keeps that grid from
+    aliasing and is divided out after the Fourier crop to the asked box. Source: Peng et al.,
+    Acta Cryst. A 52:257 (1996), by gemmi.
 
     Coordinates (0, 0, 0) lie at index n // 2 and the molecule must fit the box in every
     orientation; or voxel 0 lies at `first_A` (z, y, x), and a tenth of the atoms
@@ -272,10 +277,12 @@ def from_atoms(
     density.grid.set_size(fine, fine, fine)
     density.blur = max(0.0, 60 * (edge_A / fine) ** 2 - float(atoms.b_factor.min()))
     xyz_A = xyz_A + fine // 2 * edge_A / fine  # the crop keeps middles, not first voxels
-    listed = zip(xyz_A, atoms.element[inside], atoms.b_factor[inside], strict=True)
-    for position, element, b in listed:
+    occupancy = np.broadcast_to(atoms.occupancy, len(atoms.xyz_A))[inside]
+    listed = zip(xyz_A, atoms.element[inside], atoms.b_factor[inside], occupancy, strict=True)
+    for position, element, b, share in listed:
         atom = gemmi.Atom()
-        atom.element, atom.b_iso, atom.pos = gemmi.Element(element), b, gemmi.Position(*position)
+        atom.element, atom.b_iso, atom.occ = gemmi.Element(element), b, share
+        atom.pos = gemmi.Position(*position)
         density.add_atom_density_to_grid(atom)
         if solvent:
             volume_A3 = DISPLACED_A3.get(element, DISPLACED_A3["C"])
