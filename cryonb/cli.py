@@ -52,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     given = [word for word in words if word != "--debug"]
     try:
+        for at in (k for k, word in enumerate(words) if word == "--debug"):
+            if {"-p", "--set"} & set(words[max(at - 2, 0) : at]):
+                raise ValueError("-p wants NAME VALUE, and --debug stands in the place of one")
         code = app(given)
         return (code or 0) if given else 2  # no command at all: the help is shown
     except KeyboardInterrupt:

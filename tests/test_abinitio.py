@@ -148,7 +148,7 @@ def test_images_without_noise_are_left_out(a_file, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("map.mrcs", {}, "end the map's name in .mrc"),
+        ("map.mrcs", {}, "end the output's name in .mrc"),
         ("map.mrc", {"starts": 0}, "starts is 0"),
         ("map.mrc", {"symmetry": "Q7"}, "Q7"),
     ],

@@ -16,6 +16,7 @@ import starfile
 import torch
 
 from cryonb.base import files, precision
+from cryonb.base.files import sole
 from cryonb.base.options import DenoiseOptions
 from cryonb.cli import main
 from cryonb.commands import denoise as command
@@ -190,7 +191,7 @@ def test_the_ctf_can_be_left_out_and_a_bad_row_is_found_before_the_work(tmp_path
     found = mrcfile.read(off.with_suffix(".mrcs"))
     np.testing.assert_allclose(found, mrcfile.read(bare), atol=1e-4)  # float32 sums, as they lie
     star_with(tmp_path, "optics", rlnImagePixelSize=-4.0)
-    with pytest.raises(ValueError, match="below 0"):
+    with pytest.raises(ValueError, match="of -4 Å"):
         denoise_file(star, tmp_path / "o.star", checkpoint=weights, ctf="off")
     with pytest.raises(ValueError, match="rlnDefocusU"):
         denoise_file(bare, tmp_path / "on.mrcs", checkpoint=weights, ctf="on")
@@ -385,6 +386,15 @@ BAD = {
 }
 
 
+def test_two_processes_do_not_write_the_same(tmp_path, weights, capsys):
+    words = particle_file(tmp_path), "--out", tmp_path / "out.star", "--checkpoint", weights
+    with sole(tmp_path / "out.mrcs"):
+        assert run(*words) == 2
+        assert "out.mrcs is being written by another process" in capsys.readouterr().err
+    assert run(*words) == 0
+    assert sorted(p.name for p in tmp_path.glob("*out*")) == ["out.mrcs", "out.star"]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_line(tmp_path, weights, capsys, case):
@@ -402,7 +412,7 @@ def test_bad_input_is_one_clear_line(tmp_path, weights, capsys, case):
     ("out", "message"),
     [
         ("p.star", "would replace the input"),
-        ("out.mrcs", "end the output in .star"),
+        ("out.mrcs", "end the output's name in .star"),
         ("no/out.star", "no folder"),
         ("a b.star", "blanks"),
     ],

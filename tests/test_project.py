@@ -231,6 +231,12 @@ def test_what_a_command_does_not_take_is_one_line(words, said, capsys):
         main([*words.split(), "--debug"])
 
 
+@pytest.mark.parametrize("words", ["run -p snr --debug 02", "run --set --debug"])
+def test_debug_is_no_value(words):
+    with pytest.raises(ValueError, match="--debug stands in the place"):
+        main(words.split())
+
+
 def test_no_command_at_all_shows_the_help(capsys):
     assert main([]) == 2 and "Usage: cryonb COMMAND" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PureWindowsPath
 
 import yaml
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 # Statistics of an MRC2014 header that say "not determined": max < min, mean < max, rms < 0.
 NOT_DETERMINED = {"dmin": 0, "dmax": -1, "dmean": -2, "rms": -1}
+MAPS = (".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz")  # how the names of maps end
 
 
 @contextmanager
@@ -36,6 +37,8 @@ def sole(path: str | os.PathLike) -> Iterator[None]:
         held = FileLock(lock).acquire(timeout=0)
     except Timeout:
         raise OSError(f"{path} is being written by another process: wait for it") from None
+    except (OSError, NotImplementedError):  # a disk without locks
+        held = nullcontext()
     with held:
         try:
             yield
@@ -86,11 +89,13 @@ def read_json(path: Path) -> dict:
         return {}
 
 
-def check_writable(out: str | os.PathLike) -> None:
+def check_writable(out: str | os.PathLike, endings: tuple[str, ...] = ("",)) -> None:
     """Refuse an output that could not be written, before the work and not after it."""
     folder = Path(out).resolve().parent
     if not Path(out).name:
         raise ValueError(f"{out} is a folder: name a file in it")
+    if not Path(out).name.endswith(endings):
+        raise ValueError(f"{out}: end the output's name in {' or '.join(endings)}")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise FileNotFoundError(f"{folder} is no folder that can be written to: make it first")
 

@@ -9,15 +9,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cryonb.base.files import check_writable, read_json, write_json
+from cryonb.base.files import MAPS, check_writable, read_json, write_json
 from cryonb.base.options import AbInitioOptions
-from cryonb.commands.denoise import (
-    check_rows,
-    measured_noise,
-    network_box,
-    open_input,
-    read_input,
-)
+from cryonb.commands.denoise import measured_noise, network_box, open_input, read_input
 from cryonb.data.maps import read_map, write_map
 from cryonb.data.particle_file import ParticleFile
 from cryonb.data.whitening import to_network, transfer_to_network
@@ -52,9 +46,7 @@ def abinitio_file(
         speak for no map.
     """
     out = Path(out)
-    check_writable(out)
-    if out.suffix != ".mrc":
-        raise ValueError(f"{out}: end the map's name in .mrc")
+    check_writable(out, MAPS)
     for name in ("most", "starts"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} is {getattr(options, name)}: ask for one or more")
@@ -104,7 +96,7 @@ def _prepared(source: ParticleFile, options: AbInitioOptions):
     """Some particles in white noise, its deviation, what filters them, the file's Å per pixel."""
     rows = np.unique(np.linspace(0, len(source) - 1, options.most).round().astype(int))
     box = network_box(source.stacks.box, {"box_size": BOX})
-    check_rows(source, options)
+    source.columns.check_ctf(options.ctf)
     noise = measured_noise(source, box, options)
     given = read_input(source, rows, options)
     small = given.resampled(box)

@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +20,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cryonb.base.files import check_writable
+from cryonb.base.files import check_writable, sole
 from cryonb.base.options import DenoiseOptions, Reading
 from cryonb.base.workers import count_cores, process_pool
 from cryonb.commands.recognise import NUMBERS, fit_references, recognisers
 from cryonb.commands.shards import Unfinished, begin, split
-from cryonb.data.optics import PLAIN, Columns
 from cryonb.data.particle_file import ParticleFile, open_particles
 from cryonb.data.particles import Particles
-from cryonb.data.star import MICROSCOPE
 from cryonb.data.whitening import NoiseModel, from_network, measure_noise, to_network
 from cryonb.learning.diffusion import SR3, denoise
 from cryonb.learning.weights import MANY, load_model
@@ -65,6 +64,14 @@ def denoise_file(
     out, options = Path(out), _settled(options)
     source = open_input(particles, options)
     paths = _stack_paths(source, out, options)
+    with sole(paths[0]) if options.shard is None else nullcontext():
+        run = _filled(source, paths, options)
+        _finish(source, run, out, options)
+    return out
+
+
+def _filled(source: ParticleFile, paths: list[Path], options: DenoiseOptions) -> Unfinished:
+    """Do what is missing of a run, or of one shard of it."""
     noise = _look(source, options)
     run = _begin(source, paths, noise, options)
     if options.shards and options.shard is None:
@@ -73,6 +80,12 @@ def denoise_file(
         of, shard = options.shards or 1, options.shard or 1
         batches = split(-(-len(source) // run.batch_size), of)[shard - 1]
         _fill(source, run, batches, noise, options)
+    return run
+
+
+def _finish(source: ParticleFile, run: Unfinished, out: Path, options: DenoiseOptions) -> None:
+    """Name the stacks and write the table, if the run is whole."""
+    paths = run.paths
     others = [path for path in paths if path != out]
     columns = NUMBERS if _known(options) else ()
 
@@ -84,7 +97,6 @@ def denoise_file(
         print(f"wrote {out}" + "".join(f" and {path}" for path in others))
     else:
         print(f"shard {options.shard} is done; {len(run.missing)} batches are left to others")
-    return out
 
 
 def _known(options: DenoiseOptions) -> tuple[str, ...]:
@@ -133,13 +145,11 @@ def open_input(particles: str | os.PathLike, options: Reading) -> ParticleFile:
 
 def _stack_paths(source: ParticleFile, out: Path, options: DenoiseOptions) -> list[Path]:
     """Stacks to write, of means and deviations; none of another kind, or in place of the input."""
-    if out.suffix not in source.writes:
-        raise ValueError(f"{out}: from this input, end the output in {' or '.join(source.writes)}")
+    check_writable(out, source.writes)
     if out.suffix == ".cs" and _known(options):
         raise ValueError(f"{out}: a .cs file has no place for poses and evidence: end in .star")
     if len(out.name.split()) != 1:
         raise ValueError(f"{out.name!r} has blanks, at which RELION would cut it: choose another")
-    check_writable(out)
     stack = out if source.original is None else out.with_suffix(".mrcs")
     paths = [stack]
     if options.samples > 1:
@@ -251,7 +261,7 @@ def _look(source: ParticleFile, options: DenoiseOptions) -> NoiseModel:
     """Measure a file's noise; print what was found, and where the network has not been trained."""
     manifest = load_model(options.checkpoint or MANY, SR3)[1]["options"]
     full, box = source.stacks.box, network_box(source.stacks.box, manifest)
-    check_rows(source, options)
+    source.columns.check_ctf(options.ctf)
     noise = measured_noise(source, box, options)
     pixel_A = float(source.optics["rlnImagePixelSize"].iloc[0]) * full / box
     contrast = "bright" if noise.sign > 0 else "dark (turned for the network, and back)"
@@ -266,13 +276,6 @@ def _look(source: ParticleFile, options: DenoiseOptions) -> NoiseModel:
     if not _known(options) and not 0.7 * low <= noise.snr <= 1.4 * high:
         print(f"  note: the network was trained at SNR {low:g} to {high:g}; expect less of it here")
     return noise
-
-
-def check_rows(source: ParticleFile, options: Reading) -> None:
-    """ValueError, before the work, for a row whose CTF cannot be known, or without any defocus."""
-    columns = Columns(source.optics, source.table)
-    if options.ctf == "on" or (options.ctf == "auto" and (columns.state != PLAIN).any()):
-        _ = columns.defocus_A, columns.numbers(*MICROSCOPE)
 
 
 def network_box(box: int, trained: dict) -> int:

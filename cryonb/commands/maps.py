@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cryonb.base.files import beside, check_writable
+from cryonb.base.files import MAPS, beside, check_writable
 from cryonb.base.options import Placing
 from cryonb.data.maps import (
     PlacedMap,
@@ -88,6 +88,8 @@ def fsc_files(
         second, goal = _lay(half2, first, placing, "half map"), FSC_HALF_MAPS
     else:
         second, goal = _reference(reference, first, placing), FSC_TRUTH
+    if (grid.map - second).norm() < 1e-5 * grid.map.norm():
+        print("note: the two maps are one and the same, which tells nothing of its resolution")
     if mask == "auto":
         soft = soft_mask((grid.map + second) / 2 if half2 else grid.map, pixel_A)
     else:
@@ -279,7 +281,7 @@ def clean_file(
     map, out = Path(map), Path(out)
     if placing.fit and not is_model(mask):
         raise ValueError("--fit moves an atomic model: give one as --mask")
-    check_writable(out)
+    check_writable(out, MAPS)
     if out.resolve() == map.resolve():
         raise ValueError(f"{out} would replace the input, which is never touched: choose another")
     if out.exists() and not overwrite:

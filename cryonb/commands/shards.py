@@ -88,13 +88,15 @@ class Unfinished:
             head = self.record.read_bytes().index(b"\n") + 1
             _overwrite(self.record, head + batch, DONE)
         except OSError as error:
+            if not self.record.exists() or not self.missing:
+                return  # another process did the same and was faster
             kept = f"{self.paths[0]}: {error.strerror}; what is finished is kept"
             raise OSError(error.errno, kept) from error
 
     def finish(self, write_table: Callable[[], None]) -> bool:
         """Give whole stacks their names and write the table that lists them; False if not whole."""
         if not self.record.exists():  # another process was last, too
-            return True
+            return all(path.exists() for path in self.paths)
         if self.missing:
             return False
         for part, path in zip(self.parts, self.paths, strict=True):

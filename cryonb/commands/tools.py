@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cryonb.base.files import check_writable
+from cryonb.base.files import MAPS, check_writable
 from cryonb.data.maps import write_map
-from cryonb.data.optics import Columns, matched_filter
+from cryonb.data.optics import matched_filter
 from cryonb.data.particle_file import open_particles
 from cryonb.data.star import ANGLES, ORIGINS
 from cryonb.physics.reconstruct import Views, reconstruct_batches
@@ -38,13 +38,14 @@ def reconstruct_file(
     FileNotFoundError, ValueError
         See `cryonb.data.particle_file.open_particles`; "on" without defocus in the file.
     """
-    check_writable(out)
+    check_writable(out, MAPS)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: ask for one or more")
     start, first, states = time.perf_counter(), None, Counter()
     source = open_particles(particles)
     source.check_apart(out)
-    Columns(source.optics, source.table).numbers(*ANGLES, *ORIGINS)  # all rows, before the work
+    source.columns.numbers(*ANGLES, *ORIGINS)  # all rows, before the work
+    source.columns.check_ctf(ctf)
     stream = source.stream(batch_size, half)
 
     def batches():

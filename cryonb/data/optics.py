@@ -14,13 +14,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cryonb.data.star import CTF_APPLIED, DEFOCUS
+from cryonb.data.star import CTF_APPLIED, DEFOCUS, MICROSCOPE
 from cryonb.physics.ctf import beam_tilt_phase, frequencies_A, phase_aberration, zernike_phase
 
 SAME_PIXEL = 1e-4  # relative difference of pixel sizes that are taken as one
 FLIPPED, MULTIPLIED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
 CORRECTED = "rlnCtfDataAreCtfCorrected"
 MAGNIFICATION = ["rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11"]
+# The least and the most that a number can be, and its unit.
+RANGES = {
+    "rlnVoltage": (1, 5000, "kV (is it in V?)"),
+    "rlnSphericalAberration": (-100, 100, "mm (is it in µm or Å?)"),
+    "rlnAmplitudeContrast": (-1, 1, "as a fraction (is it in per cent?)"),
+    "rlnImagePixelSize": (0, 1000, "Å"),
+    "rlnCtfBfactor": (-1e4, 1e4, "Å²"),
+    "rlnCtfScalefactor": (-1e4, 1e4, "as a factor"),
+    **dict.fromkeys(DEFOCUS[:2], (-1e6, 1e6, "Å (is it in pm?)")),
+    **dict.fromkeys((DEFOCUS[2], "rlnPhaseShift"), (-1e4, 1e4, "degrees")),
+    **dict.fromkeys(("rlnBeamTiltX", "rlnBeamTiltY"), (-1e3, 1e3, "mrad")),
+}
 # States of an image: y is the noise-free image, c its CTF, n noise.
 PLAIN = "without CTF"  # y + n
 CARRIED = "with CTF"  # c y + n
@@ -71,7 +83,8 @@ class Columns:
     def numbers(self, *names: str, default=None) -> torch.Tensor:
         """Columns of numbers, float64 (n, number of names).
 
-        ValueError, with the row, if a column is missing or a value is no number or unset (-999).
+        ValueError, with the row, if a column is missing or a value is no number, unset (-999) or
+        out of its physical range.
         """
         columns = [pd.to_numeric(self.values(name, default), errors="coerce") for name in names]
         numbers = np.stack(columns, axis=1).astype(np.float64)
@@ -82,7 +95,19 @@ class Columns:
                 f"{names[column]} is unset (-999) or no number in {int(bad.any(1).sum())} rows, "
                 f"the first is {self.table.index[row] + 1}: drop these rows"
             )
+        for name, values in zip(names, numbers.T, strict=True):
+            low, high, unit = RANGES.get(name, (-np.inf, np.inf, ""))
+            if len(outside := np.flatnonzero((values < low) | (values > high))):
+                raise ValueError(
+                    f"{name} is {values[outside[0]]:g} in row {self.table.index[outside[0]] + 1}: "
+                    f"write it in {unit}, {low:g} to {high:g}"
+                )
         return torch.from_numpy(numbers)
+
+    def check_ctf(self, ctf: str = "auto") -> None:
+        """ValueError, before any work, for a row whose CTF cannot be known; "on", "off", "auto"."""
+        if ctf == "on" or (ctf == "auto" and (self.state != PLAIN).any()):
+            _ = self.defocus_A, self.numbers(*MICROSCOPE, *filter(self.has, RANGES))
 
     @property
     def pixel_size_A(self) -> float:

@@ -18,7 +18,7 @@ from cryonb.base.files import existing
 from cryonb.data.cryosparc import cs_table, read_cs, write_cs
 from cryonb.data.maps import PIXEL_SIZES_A
 from cryonb.data.mrc import open_mrc
-from cryonb.data.optics import SAME_PIXEL
+from cryonb.data.optics import SAME_PIXEL, Columns
 from cryonb.data.particles import Particles
 from cryonb.data.stacks import Stacks
 from cryonb.data.star import (
@@ -60,6 +60,11 @@ class ParticleFile:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def columns(self) -> Columns:
+        """What the tables say, particle by particle."""
+        return Columns(self.optics, self.table)
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -225,9 +230,12 @@ def _in_A(optics, table, stacks: Stacks, given: float | None) -> tuple[pd.DataFr
         first = table.reset_index().drop_duplicates("rlnOpticsGroup").set_index("rlnOpticsGroup")
         pixel_A = stacks.pixel_A[first["index"].loc[optics["rlnOpticsGroup"]]]
         pixel_A = np.where((low <= pixel_A) & (pixel_A <= high), pixel_A, 0.0)
-    if (np.asarray(pixel_A) < 0).any():
-        raise ValueError(f"{stacks.path} states a pixel size below 0: correct rlnImagePixelSize")
-    optics = optics.assign(rlnImagePixelSize=np.asarray(pixel_A, dtype=float))
+    pixel_A = np.asarray(pixel_A, dtype=float)
+    if len(bad := pixel_A[(pixel_A != 0) & ~((low <= pixel_A) & (pixel_A <= high))]):
+        raise ValueError(
+            f"{stacks.path} states a pixel size of {bad[0]:g} Å, not {low} to {high}: correct it"
+        )
+    optics = optics.assign(rlnImagePixelSize=pixel_A)
     its_pixel_A = optics.set_index("rlnOpticsGroup")["rlnImagePixelSize"]
     its_pixel_A = its_pixel_A.loc[table["rlnOpticsGroup"]].replace(0.0, np.nan).to_numpy()
     in_px = dict(zip(ORIGINS, ("rlnOriginY", "rlnOriginX"), strict=True))
