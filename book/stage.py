@@ -12,7 +12,7 @@ import ast
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +61,26 @@ class Chapter:
 
     @property
     def read_minutes(self) -> int:
-        return round(len(re.findall(r"\w+", self.prose)) / WORDS_A_MINUTE) + self.figures
+        return self.minutes_of()
+
+    def minutes_of(self, sections: Collection[str] = ("",)) -> int:
+        """Minutes to read the sections whose titles begin so; ValueError if there is none."""
+        words, figures, title, met = 0, 0, "", set()
+        for cell in self.notebook.cells:
+            parts = re.split(r"^(?=## )", cell.source, flags=re.M)
+            for part in parts if cell.cell_type == "markdown" else [""]:
+                title = part[3:] if part.startswith("## ") else title
+                if begun := [name for name in sections if title.startswith(name)]:
+                    met.update(begun)
+                    words += len(re.findall(r"\w+", part))
+            figures += figures_of(cell) if title.startswith(tuple(sections)) else 0
+        if met != set(sections):
+            raise ValueError(f"{self.name} has no section {set(sections) - met}")
+        return round(words / WORDS_A_MINUTE) + figures
+
+    def section(self, begin: str) -> str:
+        """The whole title of the section whose title begins so."""
+        return re.search(rf"^## ({re.escape(begin)}.*)", self.prose, re.M)[1]
 
     @property
     def exercises(self) -> int:
@@ -69,8 +88,11 @@ class Chapter:
 
     @property
     def figures(self) -> int:
-        outputs = [o for c in self.notebook.cells for o in c.get("outputs", [])]
-        return sum("image/png" in o.get("data", {}) for o in outputs)
+        return sum(map(figures_of, self.notebook.cells))
+
+
+def figures_of(cell: nbformat.NotebookNode) -> int:
+    return sum("image/png" in o.get("data", {}) for o in cell.get("outputs", []))
 
 
 class Case(NamedTuple):
@@ -209,6 +231,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def clock(minute: int) -> str:
+    """Time of day, from minutes after midnight."""
+    return f"{minute // 60}:{minute % 60:02d}"
+
+
 @dataclass(frozen=True)
 class Module:
     """A module or a folder of the package, and the first sentence that it says of itself."""
@@ -241,6 +268,7 @@ def context(run: Path, chapters: list[Chapter]) -> dict:
         "claims": judge(yaml.safe_load((BOOK / "claims.yml").read_text()), numbered),
         "ranks": ranks(yaml.safe_load((BOOK / "table1.yml").read_text()), numbered["04"]),
         "workshop": yaml.safe_load((ROOT / "notebooks" / "times.yml").read_text())["workshop"],
+        "schedules": yaml.safe_load((BOOK / "schedules.yml").read_text()),
         "rooms": rooms(),
         "citation": yaml.safe_load((ROOT / "CITATION.cff").read_text()),
     }
@@ -254,7 +282,7 @@ def stage(run: Path, target: Path, repository: str = "") -> None:
     pages = Environment(
         loader=FileSystemLoader(BOOK), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )
-    pages.filters |= {"number": number, "span": span}
+    pages.filters |= {"number": number, "span": span, "clock": clock}
     known = context(run, chapters)
     for page in BOOK.glob("*.md"):
         text = pages.get_template(page.name).render(known)

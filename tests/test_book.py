@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 from PIL import Image
 
@@ -263,6 +264,33 @@ def test_numbers_on_pages_are_those_of_the_run(site, stage, smoke_run):
     assert {"confirmed"} < verdicts <= {"confirmed", "not confirmed", "depends", "not tested"}
     cells = [[c.get_text(strip=True) for c in r.select("td")] for r in paper.select("table tr")]
     assert all(all(row) for row in cells if row)  # no row without evidence or a reason
+
+
+def test_schedules_add_up(stage, smoke_run):
+    """The sum is what is promised; at workshop reading and half a slot of computing fit."""
+    chapters = {c.name[:2]: c for c in stage.read_run(smoke_run)}
+    times = yaml.safe_load((ROOT / "notebooks" / "times.yml").read_text())["workshop"]["notebooks"]
+    schedules = yaml.safe_load((BOOK / "schedules.yml").read_text())
+    assert [s["minutes"] for s in schedules.values()][:2] == [90, 240]
+    for name, plan in schedules.items():
+        assert sum(slot["minutes"] for slot in plan["slots"]) == plan["minutes"], name
+        assert sum(slot.get("break", False) for slot in plan["slots"]) == plan.get("breaks", 0)
+        for slot in plan["slots"]:
+            if "notebook" in slot:
+                chapter = chapters[slot["notebook"]]
+                compute = times[chapter.name]["seconds"] / 60 if slot.get("run") else 0
+                read = chapter.minutes_of(slot.get("read", [""]))
+                assert max(2 * compute, read + compute) <= slot["minutes"], (name, chapter.name)
+    with pytest.raises(ValueError, match="no section"):
+        chapters["00"].minutes_of(["Nothing of the kind"])
+
+
+def test_code_folds_for_those_who_write_none(reader):
+    page = reader.open("notebooks/06_reconstruct_fsc.html?code=folded")
+    code = page.locator(".cell_input")
+    assert code.count() > 20 and not any(c.is_visible() for c in code.all())
+    page.locator("details.hide > summary").first.click()
+    code.first.wait_for(state="visible")
 
 
 def test_claims_are_judged_by_their_cases(stage):

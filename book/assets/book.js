@@ -14,6 +14,17 @@ window.FontAwesomeConfig = { observeMutations: false };
     // What the theme leaves unsaid to a screen reader.
     each("summary", (tag) => tag.textContent.trim() || tag.setAttribute("aria-label", "Show pages"));
     each("details.hide > summary", (tag) => tag.removeAttribute("aria-label")); // it has words
+    // For readers who write no code, notebooks/00_start_here.html?code=folded.
+    if (new URLSearchParams(location.search).get("code") === "folded") {
+      each(".cell_input", (code) => {
+        if (code.closest("details")) return;
+        const details = document.createElement("details");
+        details.className = "hide above-input";
+        details.innerHTML = "<summary>Code</summary>";
+        code.replaceWith(details);
+        details.append(code);
+      });
+    }
     each(".search-button-field", (tag) => tag.removeAttribute("aria-label"));
     each(".citation-list", (tag) => tag.removeAttribute("role"));
     each(".theme-switch-button [title]", (tag) => tag.removeAttribute("title"));
