@@ -1,8 +1,8 @@
 """Particle files of cryoSPARC (.cs): numpy tables of one row per image, in RELION's words and back.
 
 A pose is the rotation vector whose ZYZ Euler angles are rot, tilt and psi; shifts are RELION's
-origins in pixels; ``blob/idx`` counts from 0. csparc2star of pyem, and cryoDRGN, say the same.
-``blob/sign`` is kept and not applied: images have the contrast that their files have.
+origins in pixels; ``blob/idx`` counts from 0; ``ctf/tilt_A`` is beam tilt times Cs. csparc2star of
+pyem says the same. ``blob/sign`` is kept and not applied: images have the contrast of their files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ PLAIN = {
     "blob/psize_A": "rlnImagePixelSize",
 }
 RADIANS = {"ctf/df_angle_rad": "rlnDefocusAngle", "ctf/phase_shift_rad": "rlnPhaseShift"}
-NOT_READ = ("ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/shift_A", "ctf/scale_const")
+TILT = ["rlnBeamTiltX", "rlnBeamTiltY"]
+NOT_READ = "ctf/trefoil_A ctf/tetra_A ctf/shift_A ctf/scale_const ctf/anisomag".split()
 
 
 def read_cs(path: str | os.PathLike, passthrough: str | os.PathLike | None = None) -> np.ndarray:
@@ -53,17 +54,17 @@ def read_cs(path: str | os.PathLike, passthrough: str | os.PathLike | None = Non
 
 
 def cs_table(rows: np.ndarray, path: str | os.PathLike) -> pd.DataFrame:
-    """Particle table in RELION's words; ValueError without images, or for aberrations."""
+    """Particle table in RELION's words; ValueError without images, or for what is not read."""
     fields = rows.dtype.names
     if not {"blob/path", "blob/idx"} <= set(fields):
         raise ValueError(f"{path} has no blob/path: give its passthrough file, too (--passthrough)")
-    anisotropic = "ctf/anisomag" in fields and not np.isin(rows["ctf/anisomag"], (0, 1)).all()
-    found = [name for name in NOT_READ if name in fields and np.any(rows[name])]
-    if found := found + ["ctf/anisomag"] * anisotropic:
+    if found := [name for name in NOT_READ if name in fields and np.any(rows[name])]:
         raise ValueError(
-            f"{path} has {', '.join(found)}, which is not read: convert the file to STAR, or set "
-            "it to 0 where it may be neglected"
+            f"{path} has {', '.join(found)}, whose sign and order cryoSPARC does not state: fit "
+            "aberrations in RELION, or set the field to 0 where it may be neglected"
         )
+    if "blob/sign" in fields and len(np.unique(np.sign(rows["blob/sign"]))) > 1:
+        raise ValueError(f"{path} mixes images of both signs (blob/sign): give those of one")
     stacks = [_text(stack).removeprefix(">") for stack in rows["blob/path"]]
     numbers = rows["blob/idx"].astype(np.int64) + 1
     names = [f"{k:06d}@{stack}" for k, stack in zip(numbers, stacks, strict=True)]
@@ -72,6 +73,11 @@ def cs_table(rows: np.ndarray, path: str | os.PathLike) -> pd.DataFrame:
         table[PLAIN[name]] = rows[name].astype(np.float64).round(6)  # float32 in the file
     for name in (name for name in RADIANS if name in fields):
         table[RADIANS[name]] = np.degrees(rows[name].astype(np.float64))
+    if "ctf/tilt_A" in fields and np.any(rows["ctf/tilt_A"]):
+        if "ctf/cs_mm" not in fields or not (rows["ctf/cs_mm"] > 0).all():
+            raise ValueError(f"{path} has ctf/tilt_A without a Cs, with which it is no angle")
+        cs_A = 1e7 * rows["ctf/cs_mm"].astype(np.float64)
+        table[TILT] = 1e3 * np.arcsin(rows["ctf/tilt_A"] / cs_A[:, None])  # mrad
     if "alignments3D/pose" in fields:
         turns = Rotation.from_rotvec(rows["alignments3D/pose"].astype(np.float64)).as_matrix()
         table[ANGLES] = matrix_to_euler(torch.from_numpy(turns)).numpy()
