@@ -16,6 +16,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from cryonb.base.files import beside, existing
+from cryonb.data.optics import TILT
 from cryonb.data.star import ANGLES, ORIGINS
 from cryonb.physics.geometry import matrix_to_euler
 
@@ -30,7 +31,6 @@ PLAIN = {
     "blob/psize_A": "rlnImagePixelSize",
 }
 RADIANS = {"ctf/df_angle_rad": "rlnDefocusAngle", "ctf/phase_shift_rad": "rlnPhaseShift"}
-TILT = ["rlnBeamTiltX", "rlnBeamTiltY"]
 NOT_READ = "ctf/trefoil_A ctf/tetra_A ctf/shift_A ctf/scale_const ctf/anisomag".split()
 
 

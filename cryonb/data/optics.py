@@ -21,6 +21,7 @@ SAME_PIXEL = 1e-4  # relative difference of pixel sizes that are taken as one
 FLIPPED, MULTIPLIED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
 CORRECTED = "rlnCtfDataAreCtfCorrected"
 MAGNIFICATION = ["rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11"]
+TILT = ["rlnBeamTiltX", "rlnBeamTiltY"]
 # The least and the most that a number can be, and its unit.
 RANGES = {
     "rlnVoltage": (1, 5000, "kV (is it in V?)"),
@@ -31,8 +32,9 @@ RANGES = {
     "rlnCtfScalefactor": (-1e4, 1e4, "as a factor"),
     **dict.fromkeys(DEFOCUS[:2], (-1e6, 1e6, "Å (is it in pm?)")),
     **dict.fromkeys((DEFOCUS[2], "rlnPhaseShift"), (-1e4, 1e4, "degrees")),
-    **dict.fromkeys(("rlnBeamTiltX", "rlnBeamTiltY"), (-1e3, 1e3, "mrad")),
+    **dict.fromkeys(TILT, (-1e3, 1e3, "mrad")),
 }
+RELION_ON_BOTH = "RELION 3.1 keeps the first two odd terms only where there is a tilt"
 # States of an image: y is the noise-free image, c its CTF, n noise.
 PLAIN = "without CTF"  # y + n
 CARRIED = "with CTF"  # c y + n
@@ -108,6 +110,9 @@ class Columns:
         """ValueError, before any work, for a row whose CTF cannot be known; "on", "off", "auto"."""
         if ctf == "on" or (ctf == "auto" and (self.state != PLAIN).any()):
             _ = self.defocus_A, self.numbers(*MICROSCOPE, *filter(self.has, RANGES))
+            tilted = any(self.has(n) and self.numbers(n).any() for n in TILT)
+            if tilted and self.has("rlnOddZernike") and self._coefficients("rlnOddZernike").any():
+                print(f"note: odd aberrations and beam tilt are added up; {RELION_ON_BOTH}")
 
     @property
     def pixel_size_A(self) -> float:
@@ -212,8 +217,8 @@ class Columns:
     def _odd_phase(self, k: torch.Tensor, lenses: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Phase that odd aberrations give the transform of each image, RELION's sign."""
         phase = torch.zeros(())
-        if self.has("rlnBeamTiltX") or self.has("rlnBeamTiltY"):
-            tilt = self.numbers("rlnBeamTiltX", "rlnBeamTiltY", default=0.0)
+        if any(map(self.has, TILT)):
+            tilt = self.numbers(*TILT, default=0.0)
             phase = beam_tilt_phase(k, tilt, *lenses)
         if self.has("rlnOddZernike"):
             phase = phase + zernike_phase(k, self._coefficients("rlnOddZernike"), 1)
