@@ -14,6 +14,8 @@ from cryonb.poses.steerable import (
     energy,
     evaluate,
     expand,
+    moved,
+    pairs,
     products_over_turns,
     sample,
     synthesise,
@@ -47,9 +49,9 @@ def test_images_come_back(box):
 def test_a_shift_is_a_phase(box):
     """Of particles that stay inside the circle; by a part of a pixel, too."""
     images, grid, shift = particles(box), PolarGrid.whole(box), torch.tensor([[1.0, -0.5]])
-    moved = sample(images, grid) * grid.shift_phases(shift)
+    shifted = moved(sample(images, grid), grid.shift_phases(shift))
     expected = shift_images(images, shift.expand(len(images), 2))
-    assert relative_error(synthesise(moved, grid), expected) < 0.01
+    assert relative_error(synthesise(shifted, grid), expected) < 0.01
 
 
 @pytest.mark.parametrize("box", [32, 33])
@@ -57,7 +59,7 @@ def test_products_and_norms_are_those_of_the_pixels(box):
     images = particles(box)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     x, y = analyse(noise), analyse(images)
-    at_zero = products_over_turns(x, y, 128)[..., 0]
+    at_zero = products_over_turns(x, pairs(y), 128)[..., 0]
     size = images.square().sum((1, 2)).sqrt().max() * noise.square().sum((1, 2)).sqrt().max()
     assert_close(at_zero, noise.flatten(1) @ images.flatten(1).T, rtol=0, atol=2e-3 * float(size))
     assert_close(energy(y).sum(1), images.square().sum((1, 2)), rtol=2e-3, atol=0)
@@ -67,7 +69,7 @@ def test_products_and_norms_are_those_of_the_pixels(box):
 def test_a_turn_of_the_particle_is_a_turn_of_the_products(box):
     """<y_psi, y_turn> is largest, and equal to the norm, where turn = psi."""
     y, turned = analyse(particles(box)), analyse(particles(box, psi_deg=90.0 + 45.0))
-    products = products_over_turns(turned, y, 128).diagonal().T  # (n, turns)
+    products = products_over_turns(turned, pairs(y), 128).diagonal().T  # (n, turns)
     assert (products.argmax(1) == 128 * 135 // 360).all()
     assert_close(products.amax(1), energy(turned).sum(1), rtol=5e-3, atol=0)
 

@@ -190,9 +190,11 @@ def _expect(
         evidence[b] = highest + (total / weights[0].numel()).log()
         weights.div_(total[:, None, None])
         orders = torch.fft.rfft(weights)[..., : grid.orders].permute(2, 1, 0)  # (k, m, b)
-        turned_back += orders @ expand(samples[b], grid.orders)
+        real, imaginary = expand(samples[b], grid.orders).unbind(2)
+        turned_back += orders @ torch.complex(real, imaginary)
         by_shell += weights.sum(2).T @ squared[b]
-    images = synthesise(evaluate(turned_back, grid.angles), grid)
+    parts = torch.view_as_real(turned_back).movedim(-1, 2)
+    images = synthesise(evaluate(parts, grid.angles), grid)
     return Sums(images, by_shell), evidence
 
 

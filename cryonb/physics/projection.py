@@ -35,7 +35,7 @@ def sinc2_envelope(size: int, device: torch.device) -> torch.Tensor:
     return s[:, None, None] * s[:, None] * s
 
 
-def _kernel(distance: torch.Tensor, width: int) -> torch.Tensor:
+def kernel(distance: torch.Tensor, width: int) -> torch.Tensor:
     """Weight of a grid point at a distance in grid steps: the exponential of a semicircle."""
     beta = 0.97 * math.pi * width * (1 - 0.5 / FINER)
     inside = torch.addcmul(torch.ones(()).to(distance), distance, distance, value=-4 / width**2)
@@ -43,12 +43,12 @@ def _kernel(distance: torch.Tensor, width: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-def _envelope(box: int, width: int) -> torch.Tensor:
+def envelope(box: int, width: int) -> torch.Tensor:
     """Transform of the kernel at the pixels of the box: (box,)."""
     nodes, weights = (torch.from_numpy(a) * width / 2 for a in np.polynomial.legendre.leggauss(64))
     at = torch.arange(box) - box // 2
     waves = torch.cos(2 * torch.pi * nodes[:, None] * at / (FINER * box))
-    return (weights * _kernel(nodes, width) @ waves).float()
+    return (weights * kernel(nodes, width) @ waves).float()
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Transform:
     def of(cls, x: torch.Tensor, dims: int, width: int) -> Transform:
         """Transform x, (c, y, x) or (c, z, y, x) for `dims` 2 or 3, about the box centre."""
         box, axes = x.shape[-1], tuple(range(-dims, 0))
-        envelope = _envelope(box, width).to(x.device)
+        outside = envelope(box, width).to(x.device)
         for axis in range(dims):
-            x = x / envelope.view(-1, *[1] * axis)
+            x = x / outside.view(-1, *[1] * axis)
         x = torch.fft.ifftshift(pad_centred(x, FINER * box, dims=dims), dim=axes)
         x_ft = torch.fft.fftn(x, dim=axes)
         grid = torch.arange(-cls._edge(box, width), FINER * box // 2 + width // 2 + 1)
@@ -102,7 +102,7 @@ class Transform:
         at = at * mirror
         lowest = torch.ceil(at - width / 2)
         taps = torch.arange(width, dtype=torch.int32, device=at.device)
-        weight = _kernel((lowest - at)[:, None] + taps[:, None], width)  # (dims, width, p)
+        weight = kernel((lowest - at)[:, None] + taps[:, None], width)  # (dims, width, p)
         step, lowest = FINER * self.box // 2 + 2 - width % 2, lowest.int()
         index, offset, others = lowest[0] + width // 2, taps[:1], torch.ones_like(at[:1])
         for axis in range(1, self.dims):

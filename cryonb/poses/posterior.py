@@ -22,7 +22,14 @@ import torch
 
 from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.fourier import radial_mean
-from cryonb.poses.steerable import PolarGrid, evaluate, products_over_turns, sample, synthesise
+from cryonb.poses.steerable import (
+    PolarGrid,
+    evaluate,
+    moved,
+    products_over_turns,
+    sample,
+    synthesise,
+)
 from cryonb.poses.templates import Templates, neighbours, view_directions, volume_templates
 
 SCORES = 2**20  # poses of all particles of a batch; the memory of a batch is some 16 bytes for each
@@ -126,12 +133,12 @@ def posterior(
         coefficients, second[b], index, by_template, highest[b] = _summarise(
             score, part, draws, generator
         )
-        means = evaluate(coefficients.flatten(1, 2) @ part.basis.mH, grid.angles)
-        samples[b] = (means.unflatten(0, (len(b), -1)) * phases).sum(1)
+        means = evaluate(coefficients @ part.basis.mT[:, None], grid.angles)
+        samples[b] = moved(means.unflatten(0, (len(b), -1)), phases).sum(1)
         total[b] = by_template.sum(1)
         log_weight[b[:, None].to(device), rows] = (by_template / total[b, None].to(device)).log()
         drawn[:, b] = torch.stack([index[0], rows[index[1]], index[2]], dim=-1)
-    spread = second - samples.abs().square().sum((1, 2)) / grid.angles
+    spread = second - samples.square().sum((1, 2, 3)) / grid.angles
     shift, index, turn = drawn.unbind(-1)
     shift, psi_deg = shifts_px[shift.cpu()], turn * (360 / templates.turns)
     return Posterior(
@@ -159,8 +166,8 @@ def on_grid(noisy, ctf, grid: PolarGrid, device) -> tuple[torch.Tensor, torch.Te
 
 
 def scores(samples, weight, templates: Templates, phases: torch.Tensor) -> torch.Tensor:
-    """``<x, C y> - ||C y||^2 / 2`` of samples (b, rings, angles): (b, s, m, turns)."""
-    x = templates.project((samples[:, None] * phases.conj()).flatten(0, 1))
+    """``<x, C y> - ||C y||^2 / 2`` of samples (b, angles, 2, rings): (b, s, m, turns)."""
+    x = templates.project(moved(samples[:, None], phases.conj()).flatten(0, 1))
     score = products_over_turns(x, templates.observed, templates.turns)
     score = score.unflatten(0, (len(samples), -1))
     return score.sub_(0.5 * (weight @ templates.observed_norms.T)[:, None, :, None])
@@ -200,10 +207,11 @@ def _summarise(score: torch.Tensor, templates: Templates, draws: int, generator)
     by_template = by_pose.sum(1)
     total = by_template.sum(1)
     second = by_template @ templates.target_norms / total
-    # E[exp(i k psi)] of each template, then its coefficients: (k, b * s, m) @ (k, m, r).
-    turned = torch.fft.rfft(weights)[..., : templates.grid.orders].conj()
-    turned = (turned / total[:, None, None, None]).flatten(0, 1).permute(2, 0, 1)
-    mean = (turned @ templates.target).unflatten(1, (b, s))
+    # E[exp(-i k psi)] of each template, then conj(E) times it: (k, b * s, 2 m) @ (k, 2 m, 2 r).
+    turned = torch.fft.rfft(weights)[..., : templates.grid.orders]
+    turned = torch.view_as_real(turned.flatten(0, 1).permute(2, 0, 1).contiguous()).flatten(2)
+    mean = turned @ templates.target.flatten(1, 2) / total.repeat_interleave(s)[:, None]
+    mean = mean.unflatten(2, (2, -1))
     poses = best[None]
     if draws:
         index = _draw(by_pose.flatten(1), draws, generator)  # (b, draws)

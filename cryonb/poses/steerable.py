@@ -6,19 +6,22 @@ The transform of an image on rings of radius ``rho`` is a Fourier series in the 
 ``exp(i k psi)``, so the products of one image with all turns of another are one short FFT. A shift
 multiplies the samples on the rings by a phase. Images must be empty beyond the inscribed circle, as
 projections are. Introduced in: 04_compare_methods.
+
+Complex numbers are pairs of real ones, so that all that costs time is a product of real matrices.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.fft import next_fast_len
 
-from cryonb.physics.projection import Transform
+from cryonb.physics.projection import FINER, envelope, kernel, pad_centred
 
 WIDTH = 4  # grid points under the kernel: products of images are right to 1e-3
 PIECE = 64  # images at a time
@@ -59,12 +62,12 @@ class PolarGrid:
 
     @property
     def scale(self) -> torch.Tensor:
-        """Root of each ring's share of the plane, ``2 pi rho drho``: (rings, 1).
+        """Root of each ring's share of the plane, ``2 pi rho drho``: (rings,).
 
         Samples carry it, so that products of images are plain sums of products.
         """
         radii, share = self._quadrature
-        return (2 * torch.pi * radii * share).sqrt().float()[:, None]
+        return (2 * torch.pi * radii * share).sqrt().float()
 
     @property
     def angles(self) -> int:
@@ -73,14 +76,25 @@ class PolarGrid:
 
     @cached_property
     def points(self) -> torch.Tensor:
-        """Where the samples lie, x and y in cycles per pixel: (rings, angles, 2)."""
-        theta = torch.arange(self.angles) * torch.pi / self.angles
-        return self.radii[:, None, None] * torch.stack([theta.cos(), theta.sin()], dim=1)
+        """Where the samples lie, x and y in cycles per pixel: (angles, rings, 2)."""
+        return self.radii[:, None] * circle(self.angles)[:, None]
 
     def shift_phases(self, shifts_px: torch.Tensor) -> torch.Tensor:
-        """Factors of samples that move images by shifts (s, 2), (y, x): (s, rings, angles)."""
+        """Factors of samples that move images by shifts (s, 2), (y, x): (s, angles, rings)."""
         turns = self.points.to(shifts_px) @ shifts_px.flip(1).T
         return torch.exp(-2j * torch.pi * turns).movedim(-1, 0)
+
+
+def moved(samples: torch.Tensor, phases: torch.Tensor) -> torch.Tensor:
+    """Samples (..., angles, 2, rings) times complex factors, see `PolarGrid.shift_phases`."""
+    found = torch.complex(*samples.unbind(-2)) * phases
+    return torch.stack([found.real, found.imag], dim=-2)
+
+
+def circle(angles: int) -> torch.Tensor:
+    """Unit vectors, x and y, at even angles on half a circle: (angles, 2)."""
+    theta = torch.arange(angles) * torch.pi / angles
+    return torch.stack([theta.cos(), theta.sin()], dim=1)
 
 
 def _orders(box: int, limit: float) -> int:
@@ -93,48 +107,124 @@ def sample(images: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
 
     Returns
     -------
-    Tensor (n, rings, angles), complex
+    Tensor (n, angles, 2, rings)
+        Real and imaginary parts.
     """
-    at = torch.arange(grid.box, device=images.device) - grid.box // 2
-    disc = at[:, None].square() + at.square() <= (grid.box // 2) ** 2
-    points, scale = grid.points.to(images.device), grid.scale.to(images.device)
-    pieces = (images.float() * disc).split(PIECE)
-    return torch.cat([Transform.of(piece, 2, WIDTH).at(points) for piece in pieces]) * scale
-
-
-def expand(samples: torch.Tensor, orders: int) -> torch.Tensor:
-    """Coefficients (orders, n, rings) of samples (n, rings, angles)."""
-    rings = torch.cat([samples, samples.conj()], dim=-1)  # X(rho, theta + pi) = X(rho, theta)*
-    return torch.fft.fft(rings, norm="forward")[..., :orders].permute(2, 0, 1)
-
-
-def evaluate(coefficients: torch.Tensor, angles: int) -> torch.Tensor:
-    """Samples (n, rings, angles) of coefficients (orders, n, rings): the inverse of `expand`."""
-    sign = (-1.0) ** torch.arange(1, len(coefficients), device=coefficients.device)
-    negative = (coefficients[1:].conj() * sign[:, None, None]).flip(0)
-    between = 2 * angles + 1 - 2 * len(coefficients)
-    empty = coefficients.new_zeros(between, *coefficients.shape[1:])
-    rings = torch.cat([coefficients, empty, negative]).permute(1, 2, 0)
-    return torch.fft.ifft(rings, norm="forward")[..., :angles]
+    (index, weights, _), _ = _taps(grid)
+    size, within = FINER * grid.box, _within(grid.box).to(images.device)
+    index, weights = index.to(images.device), weights.to(images.device)
+    found = []
+    for piece in images.float().split(PIECE):
+        padded = torch.fft.ifftshift(pad_centred(piece * within, size, dims=2), dim=(1, 2))
+        x_ft = torch.view_as_real(torch.fft.rfftn(padded, dim=(2, 1)))
+        rows = x_ft.permute(1, 2, 3, 0).reshape(-1, len(piece))
+        found.append(F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights).T)
+    return torch.cat(found).view(len(images), grid.angles, 2, -1)
 
 
 def synthesise(samples: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
-    """Images (n, y, x) of samples (n, rings, angles): the inverse of `sample` for particles.
+    """Images (n, y, x) of samples (n, angles, 2, rings): the inverse of `sample` for particles.
 
     As the rings' quadrature is exact, it is the adjoint.
     """
+    _, (index, weights, starts) = _taps(grid)
+    size, within = FINER * grid.box, _within(grid.box).to(samples.device)
+    index, weights, starts = (x.to(samples.device) for x in (index, weights, starts))
+    once = torch.ones(size // 2 + 1, 1).to(weights)  # entries of the half transform stand for two
+    once[1:-1] = 0.5
     images = []
     for piece in samples.split(PIECE):
-        with torch.enable_grad():
-            empty = piece.real.new_zeros(len(piece), grid.box, grid.box, requires_grad=True)
-            images += torch.autograd.grad(sample(empty, grid), empty, piece / grid.angles)
+        rows = piece.flatten(1).T.contiguous()
+        rows = F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
+        x_ft = torch.view_as_complex(rows.view(len(once), size, 2, -1).movedim(-1, 0).contiguous())
+        found = torch.fft.irfftn(x_ft * once, s=(size, size), dim=(2, 1), norm="forward")
+        found = torch.fft.fftshift(found, dim=(1, 2))
+        images.append(pad_centred(found, grid.box, dims=2) * within / grid.angles)
     return torch.cat(images)
 
 
+def _within(box: int) -> torch.Tensor:
+    """The inscribed disc, divided by what the kernel does to an image: (y, x)."""
+    at = torch.arange(box) - box // 2
+    disc = at[:, None].square() + at.square() <= (box // 2) ** 2
+    return disc / (envelope(box, WIDTH)[:, None] * envelope(box, WIDTH))
+
+
+@lru_cache(maxsize=4)
+def _taps(grid: PolarGrid):
+    """Indices and weights by which samples are sums over a half transform, and back.
+
+    Rows are real and imaginary parts at (y, x) of the transform, y >= 0, and those of samples
+    (angles, 2, rings). Of each direction: indices, weights and, back, where each row's begin.
+    """
+    size = FINER * grid.box
+    at = grid.points.double() * size
+    taps = torch.ceil(at - WIDTH / 2)[..., None] + torch.arange(WIDTH)  # (angles, rings, 2, w)
+    weights = kernel(taps - at[..., None], WIDTH)
+    weights = weights[..., 1, :, None] * weights[..., 0, None, :] * grid.scale[:, None, None]
+    x, y = taps[..., 0, None, :].long(), taps[..., 1, :, None].long()
+    other = (y < 0) | (y > size // 2)  # x(-k) = x(k)*
+    x, y = torch.where(other, -x, x) % size, torch.where(other, -y, y) % size
+    sign = torch.where(other, -1.0, 1.0).expand_as(weights)
+    index = torch.stack([2 * (y * size + x), 2 * (y * size + x) + 1], dim=1)
+    weights = torch.stack([weights, weights * sign], dim=1)  # (angles, 2, rings, w, w)
+    index, weights = index.view(-1, WIDTH**2), weights.view(-1, WIDTH**2).float()
+    order = index.flatten().argsort(stable=True)
+    counts = torch.bincount(index.flatten(), minlength=2 * size * (size // 2 + 1))
+    back = order // WIDTH**2, weights.flatten()[order], counts.cumsum(0) - counts
+    return (index, weights, None), back
+
+
+def _waves(angles: int, orders: int) -> torch.Tensor:
+    """Real matrices between samples and coefficients: (2, orders, angles).
+
+    As ``X(rho, theta + pi)`` is the conjugate of ``X(rho, theta)``, even orders are those of the
+    real part, ``a_k = sum X exp(-i k theta)``, and odd ones those of i times the imaginary part.
+    """
+    theta = torch.arange(angles, dtype=torch.float64) * torch.pi / angles
+    k = torch.arange(orders)[:, None]
+    cos, sin = (k * theta).cos(), (k * theta).sin()
+    even = k % 2 == 0
+    return torch.stack([torch.where(even, cos, sin), torch.where(even, -sin, cos)]).float()
+
+
+def expand(samples: torch.Tensor, orders: int) -> torch.Tensor:
+    """Coefficients (orders, n, 2, rings), real and imaginary, of samples (n, angles, 2, rings)."""
+    n, angles, _, rings = samples.shape
+    waves = _waves(angles, orders).to(samples.device) / angles
+    found = samples.new_empty(n, 2, orders, rings)
+    for part in (0, 1):
+        these = waves[:, part::2].flatten(0, 1) @ samples[:, :, part]
+        found[:, :, part::2] = these.view(n, 2, -1, rings)
+    return found.permute(2, 0, 1, 3)
+
+
+def evaluate(coefficients: torch.Tensor, angles: int) -> torch.Tensor:
+    """Samples (n, angles, 2, rings) of coefficients (orders, n, 2, rings): inverse of `expand`."""
+    orders, n, _, rings = coefficients.shape
+    waves = 2 * _waves(angles, orders).to(coefficients.device)
+    waves[:, 0] /= 2
+    found = coefficients.new_empty(n, angles, 2, rings)
+    for part in (0, 1):
+        these = coefficients[part::2].permute(1, 2, 0, 3).reshape(n, -1, rings)
+        found[:, :, part] = waves[:, part::2].flatten(0, 1).T @ these
+    return found
+
+
 def energy(coefficients: torch.Tensor) -> torch.Tensor:
-    """Squared norm of each image, ring by ring: (orders, n, rings) -> (n, rings)."""
-    squared = coefficients.abs().square()
-    return 2 * squared.sum(0) - squared[0]
+    """Squared norm of each image, ring by ring: (orders, n, 2, rings) -> (n, rings)."""
+    squared = coefficients.square()
+    return (2 * squared.sum(0) - squared[0]).sum(1)
+
+
+def pairs(coefficients: torch.Tensor) -> torch.Tensor:
+    """Real matrices (orders, m, 2, 2 r) for products with coefficients y, (orders, m, 2, r).
+
+    Rows are y and -i y, since ``conj(x) y = <x, y> + i <x, -i y>`` with products of real vectors.
+    """
+    real, imaginary = coefficients.unbind(-2)
+    turned = torch.stack([imaginary, -real], dim=-2)
+    return torch.stack([coefficients, turned], dim=2).flatten(-2)
 
 
 def products_over_turns(left: torch.Tensor, right: torch.Tensor, turns: int) -> torch.Tensor:
@@ -142,13 +232,16 @@ def products_over_turns(left: torch.Tensor, right: torch.Tensor, turns: int) -> 
 
     Parameters
     ----------
-    left, right : Tensor (orders, b, rings) and (orders, m, rings)
-        Coefficients of x and y.
+    left : Tensor (orders, b, 2, r)
+        Coefficients of x.
+    right : Tensor (orders, m, 2, 2 r)
+        `pairs` of those of y.
 
     Returns
     -------
     Tensor (b, m, turns)
         For psi = 0, 360 / turns, ... degrees.
     """
-    cross = left.conj() @ right.transpose(1, 2)  # (orders, b, m)
+    cross = left.flatten(2) @ right.flatten(1, 2).mT  # (orders, b, 2 m)
+    cross = torch.view_as_complex(cross.unflatten(2, (-1, 2)))
     return torch.fft.irfft(cross.permute(1, 2, 0), n=turns, norm="forward")

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from cryonb.physics.geometry import euler_to_matrix, symmetry_rotations
 from cryonb.physics.projection import WIDTH, Transform
-from cryonb.poses.steerable import PolarGrid, energy, expand, sample
+from cryonb.poses.steerable import PolarGrid, energy, expand, pairs, sample
 
-LOST = 3e-7  # share of the templates' energy that rings and components left out hold
+LOST = 3e-6  # share of the templates' energy that rings and components left out hold
 LOST_ORDERS = 1e-5  # share of it that angular orders left out hold
 FEW_DEG = 18.0  # 128 directions, from which rings, orders and components are chosen
 PIECE = 16  # templates at a time
@@ -34,11 +34,11 @@ class Templates:
     ----------
     grid : PolarGrid
         Rings and angular orders that the templates reach.
-    basis : Tensor (orders, rings, r), complex
+    basis : Tensor (orders, rings, r)
         Principal components of each angular order.
-    target, observed : Tensor (orders, m, r), complex
-        Coefficients on them of the clean images, and of what reaches the detector before CTF and
-        noise; the same tensor where the two are equal.
+    target, observed : Tensor (orders, m, 2, 2 r)
+        Coefficients on them, as `pairs`, of the clean images, and of what reaches the detector
+        before CTF and noise; the same tensor where the two are equal.
     target_norms : Tensor (m,)
         Squared norms of the clean images.
     observed_norms : Tensor (m, rings)
@@ -59,8 +59,8 @@ class Templates:
     turns: int
 
     def project(self, samples: torch.Tensor) -> torch.Tensor:
-        """Coefficients (orders, n, r) of samples (n, rings, angles) of `cryonb.poses.steerable`."""
-        return expand(samples, self.grid.orders) @ self.basis
+        """Coefficients (orders, n, 2, r) of samples (n, angles, 2, rings)."""
+        return _on(self.basis, expand(samples, self.grid.orders))
 
     def rows(self, rows: torch.Tensor | slice) -> Templates:
         """Only some of the templates."""
@@ -137,8 +137,9 @@ def volume_templates(
     maps_ft = Transform.of(maps.float(), 3, WIDTH)
 
     def slices(rows: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
-        points = torch.einsum("rad,mcd->mrac", grid.points.to(planes), planes[rows])
-        return maps_ft.at(points) * grid.scale.to(points)
+        points = torch.einsum("ard,mcd->marc", grid.points.to(planes), planes[rows])
+        found = maps_ft.at(points) * grid.scale.to(points)
+        return torch.stack([found.real, found.imag], dim=-2)
 
     m = len(directions_deg)
     few = m + torch.arange(len(few))
@@ -153,7 +154,7 @@ def _templates(
     directions_deg: torch.Tensor | None = None,
     spacing_deg: float = 2.0,
 ) -> Templates:
-    """Templates of the first m `samples(rows, grid)`, (1 or 2, rows, rings, angles).
+    """Templates of the first m `samples(rows, grid)`, (1 or 2, rows, angles, 2, rings).
 
     They are of the targets and, where that is another, of what is observed. Rings, orders and
     components are chosen from the rows `few`.
@@ -164,7 +165,7 @@ def _templates(
         return torch.cat(parts, dim=1)
 
     whole = PolarGrid.whole(box)
-    power = coefficients(few[::4], whole).abs().square().sum(1)
+    power = coefficients(few[::4], whole).square().sum((1, 2))
     radii = whole.radii[: _needed(power.sum(0), LOST)]
     grid = PolarGrid(box, min(0.5, 1.05 * float(radii[-1])), _needed(power.sum(1), LOST_ORDERS))
     basis = _components(coefficients(few, grid))
@@ -172,8 +173,10 @@ def _templates(
     for rows in torch.arange(m).split(PIECE):
         found = coefficients(rows, grid)
         shape = -1, len(rows)
-        pieces.append(((found @ basis).unflatten(1, shape), energy(found).unflatten(0, shape)))
-    kept, norms = (torch.cat(part, dim=-2) for part in zip(*pieces, strict=True))
+        kept = pairs(_on(basis, found)).unflatten(1, shape)
+        pieces.append((kept, energy(found).unflatten(0, shape)))
+    both = zip(*pieces, strict=True)
+    kept, norms = (torch.cat(part, dim=d) for part, d in zip(both, (2, 1), strict=True))
     target = kept[:, 0]
     return Templates(
         grid,
@@ -193,9 +196,18 @@ def _needed(power: torch.Tensor, lost: float) -> int:
     return int((beyond > lost * power.sum()).sum())
 
 
+def _on(basis: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    """Coefficients (orders, n, 2, rings) on a basis (orders, rings, r): (orders, n, 2, r)."""
+    return (coefficients.flatten(1, 2) @ basis).unflatten(1, (-1, 2))
+
+
 def _components(coefficients: torch.Tensor) -> torch.Tensor:
-    """Principal components (orders, rings, r) of coefficients (orders, n, rings)."""
-    power, vectors = torch.linalg.eigh(coefficients.mH @ coefficients)  # ascending
+    """Principal components (orders, rings, r) of coefficients (orders, n, 2, rings).
+
+    They are real, as those of images together with their mirror images.
+    """
+    parts = coefficients.flatten(1, 2)
+    power, vectors = torch.linalg.eigh(parts.mT @ parts)  # ascending
     lost = power.clamp_min(0).cumsum(1).sum(0)  # of all orders, by the number left out
     r = max(1, int((lost > LOST * lost[-1]).sum()))
     return vectors[..., -r:]
