@@ -34,7 +34,6 @@ RANGES = {
     **dict.fromkeys((DEFOCUS[2], "rlnPhaseShift"), (-1e4, 1e4, "degrees")),
     **dict.fromkeys(TILT, (-1e3, 1e3, "mrad")),
 }
-RELION_ON_BOTH = "RELION 3.1 keeps the first two odd terms only where there is a tilt"
 # States of an image: y is the noise-free image, c its CTF, n noise.
 PLAIN = "without CTF"  # y + n
 CARRIED = "with CTF"  # c y + n
@@ -112,7 +111,7 @@ class Columns:
             _ = self.defocus_A, self.numbers(*MICROSCOPE, *filter(self.has, RANGES))
             tilted = any(self.has(n) and self.numbers(n).any() for n in TILT)
             if tilted and self.has("rlnOddZernike") and self._coefficients("rlnOddZernike").any():
-                print(f"note: odd aberrations and beam tilt are added up; {RELION_ON_BOTH}")
+                print("note: beam tilt and odd aberrations add up (RELION leaves their coma out)")
 
     @property
     def pixel_size_A(self) -> float:
