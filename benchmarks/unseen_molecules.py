@@ -7,7 +7,8 @@ carbon), as the networks for one protein (the channel) were trained. The control
 blur of the best width, CWF, which learns from the noisy particles themselves, and the best
 linear filter, which is told their clean images; no network but the channel's own knows as much.
 "own map" is the posterior mean under a map that `ab_initio` made from the same noisy particles,
-and the last column the mean of it and of the network for any molecule.
+"map + any" the mean of it and of the network for any molecule, and "memory" is what
+`cryonb denoise --memory` makes of the stack.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from cryonb.data.volumes import load_volume
+from cryonb.denoisers import memory
 from cryonb.denoisers.abinitio import ab_initio, posterior_mean
 from cryonb.denoisers.baselines import linear_filter, over_turns
 from cryonb.denoisers.cwf import cwf
@@ -54,6 +56,8 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
 
     *_, last = ab_initio(noisy, sigma, seed=args.seed)
     own, any_molecule = posterior_mean(last, noisy, sigma), once(noisy)
+    learnt = memory.learn(noisy, any_molecule, sigma, seed=args.seed)
+    recalled = memory.recall(learnt.templates, learnt.whitening, noisy, sigma)
     return {
         "noisy": dB(noisy),
         "blur": max(dB(blur(noisy, width)) for width in np.arange(1, 5, 0.5)),
@@ -64,6 +68,7 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
         "over turns": dB(over_turns(once, noisy)),
         "own map": dB(own),
         "map + any": dB((own + any_molecule) / 2),
+        "memory": dB(torch.lerp(any_molecule, recalled, memory.SHARE)),
     }
 
 

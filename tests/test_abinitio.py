@@ -12,7 +12,7 @@ from cryonb.data.maps import read_map
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
-from cryonb.denoisers.abinitio import STAGES, Sums, _expect, _maximise, ab_initio, posterior_mean
+from cryonb.denoisers.abinitio import STAGES, Sums, ab_initio, expect, maximise, posterior_mean
 from cryonb.denoisers.cwf import cwf
 from cryonb.evaluation.metrics import psnr
 from cryonb.evaluation.resolution import fsc
@@ -66,9 +66,9 @@ def test_one_pass_from_the_truth_keeps_it(defocus_um):
     noisy = noisy + 0.5 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
     stage = STAGES[-1]
     templates = volume_templates(molecule, stage.spacing_deg)
-    sums, evidence = _expect(templates, noisy, 0.5, transfer, 1.0)
+    sums, evidence = expect(templates, noisy, 0.5, transfer, 1.0)
     flat = torch.full((17,), 1e6)
-    volume = _maximise(sums, templates.directions_deg, 0.5, flat, "C1", stage)
+    volume = maximise(sums, templates.directions_deg, 0.5, flat, "C1", stage)
     curve = fsc(low_pass(molecule, 18.0, 6.0), volume, 6.0)[1][1:9]
     assert float(curve.min()) > 0.95 and float(evidence.min()) > 0
     low, truth = (low_pass(v - v.mean(), 40.0, 6.0) for v in (volume, molecule))

@@ -24,6 +24,7 @@ from cryonb.base.files import check_writable, sole
 from cryonb.base.options import DenoiseOptions, Reading
 from cryonb.base.workers import count_cores, process_pool
 from cryonb.commands.recognise import NUMBERS, fit_references, recognisers
+from cryonb.commands.remember import learn_memories, memory_paths, with_memories
 from cryonb.commands.shards import Unfinished, begin, split
 from cryonb.data.particle_file import ParticleFile, open_particles
 from cryonb.data.particles import Particles
@@ -110,6 +111,8 @@ def _check_method(options: DenoiseOptions) -> None:
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} are different denoisers: give one of them")
     of_reference = ("symmetry", "spacing_deg", "most_shift_A")
+    if options.memory and (options.samples or _known(options)):
+        raise ValueError("--memory gives the network's mean a memory: not samples or a reference")
     default = DenoiseOptions()
     for name in () if _known(options) else of_reference:
         if getattr(options, name) != getattr(default, name):
@@ -154,7 +157,7 @@ def _stack_paths(source: ParticleFile, out: Path, options: DenoiseOptions) -> li
     paths = [stack]
     if options.samples > 1:
         paths.append(stack.with_name(f"{stack.stem}_std{stack.suffix}"))
-    source.check_apart(out, *paths)
+    source.check_apart(out, *paths, *sum(memory_paths(stack, source) * options.memory, []))
     return paths
 
 
@@ -163,7 +166,7 @@ def _begin(
 ) -> Unfinished:
     """Begin or go on with a run of this input and these options."""
     weights = Path(options.checkpoint or MANY)
-    said = ["samples", "steps", "seed", "batch_size", "contrast", "diameter_A", "ctf"]
+    said = ["memory", "samples", "steps", "seed", "batch_size", "contrast", "diameter_A", "ctf"]
     said += ["symmetry", "spacing_deg", "most_shift_A"]
     stats = [path.stat() for path in source.stacks.paths]
     asked = {name: getattr(options, name) for name in said} | {
@@ -178,6 +181,10 @@ def _begin(
     }
     shape = (len(source), source.stacks.box)
     how = paths, shape, asked["pixel_size_A"], options.batch_size, asked
+    if options.memory:
+        read = partial(read_input, source, options=options)
+        maps, model = memory_paths(paths[0], source), _network(options)
+        return begin(*how, measure=partial(learn_memories, source, read, model, noise, maps))
     if not _known(options):
         return begin(*how)
     return begin(*how, len(NUMBERS), partial(fit_references, source, noise, options))
@@ -212,8 +219,9 @@ def _fill(
     if _known(options):
         draw = recognisers(source, run.found, noise, options)
     else:
-        model = load_model(options.checkpoint or MANY, SR3)[0].to(options.device)
-        draw = partial(_drawn, model)
+        draw = partial(_drawn, _network(options))
+        if options.memory:
+            draw = with_memories(draw, source, run.found, memory_paths(run.paths[0], source))
     todo, empty = sorted(set(batches) & set(run.missing)), []
     for batch in tqdm(todo, desc="denoise", unit=" batches", disable=quiet):
         rows = run.rows(batch)
@@ -239,6 +247,10 @@ def _fill(
             f"  note: {len(empty)} images have no noise in their background and stay as they are, "
             f"the first is number {empty[0]}"
         )
+
+
+def _network(options: DenoiseOptions) -> SR3:
+    return load_model(options.checkpoint or MANY, SR3)[0].to(options.device)
 
 
 def _drawn(model, white, _, noise: NoiseModel, batch: int, options: DenoiseOptions) -> Iterator:

@@ -132,16 +132,16 @@ def ab_initio(
         sums, n = None, min(stage.batch or len(noisy), len(noisy))
         for i in range(stage.passes):
             rows = torch.randperm(len(noisy), generator=generator)[:n]
-            signal = 2 * _power(volume)  # twice: a map of noise must be able to grow
+            signal = 2 * power(volume)  # twice: a map of noise must be able to grow
             if not signal.max() > LEAST * (sigma * noisy.shape[-1]) ** 2:
                 raise ValueError("no map explains these particles better than noise alone")
             templates = volume_templates(volume, stage.spacing_deg, symmetry)
             part = None if ctf is None else ctf.expand(len(noisy), -1, -1)[rows]
-            new, evidence = _expect(templates, noisy[rows], sigma, part, stage.temper)
+            new, evidence = expect(templates, noisy[rows], sigma, part, stage.temper)
             new = Sums(*(len(noisy) / n * part for part in new))
             share = 1.0 if sums is None or n == len(noisy) else max(0.2, 1 / (i + 1))
             sums = new if sums is None else sums.blend(new, share)
-            volume = _maximise(sums, templates.directions_deg, sigma, signal, symmetry, stage)
+            volume = maximise(sums, templates.directions_deg, sigma, signal, symmetry, stage)
             yield Pass(volume, float(evidence.mean()), stage)
 
 
@@ -167,18 +167,31 @@ def _random_start(noisy, sigma, symmetry, stage: Stage, generator) -> torch.Tens
     images = torch.zeros(m, box, box).index_add_(0, at, turned)
     weights = torch.bincount(at, minlength=m)[:, None].float().expand(-1, box // 2 + 1)
     signal = torch.full((box // 2 + 1,), (sigma * box) ** 2 / 3)
-    return _maximise(Sums(images, weights), directions, sigma, signal, symmetry, stage)
+    return maximise(Sums(images, weights), directions, sigma, signal, symmetry, stage)
 
 
-def _expect(
-    templates: Templates, noisy: torch.Tensor, sigma: float, ctf: torch.Tensor | None, temper: float
+def expect(
+    templates: Templates,
+    noisy: torch.Tensor,
+    sigma: float,
+    ctf: torch.Tensor | None,
+    temper: float = 1.0,
+    *,
+    put: tuple[torch.Tensor, torch.Tensor | None] | None = None,
 ) -> tuple[Sums, torch.Tensor]:
-    """E-step: sums over particles and turns for each template; log evidence (n,)."""
+    """E-step: sums over particles and turns for each template; log evidence (n,).
+
+    With `put`, images and their CTF are summed in the place of the particles, at their poses.
+    """
     grid, n, m = templates.grid, len(noisy), templates.target.shape[1]
     samples, rings = on_grid(noisy, ctf, grid, noisy.device)
+    summed = samples
+    if put is not None:
+        images, ctf = put
+        summed = on_grid(images, ctf, grid, noisy.device)[0]
     squared = torch.ones(n, noisy.shape[-1] // 2 + 1)
     if ctf is not None:
-        squared = radial_mean(ctf.square(), noisy.shape[-1], dims=2).float()
+        squared = radial_mean(ctf.square(), noisy.shape[-1], dims=2).float().expand(n, -1)
     phases, evidence = grid.shift_phases(torch.zeros(1, 2)), torch.empty(n)
     turned_back = torch.zeros(grid.orders, m, len(grid.radii), dtype=torch.complex64)
     by_shell = torch.zeros(m, squared.shape[1])
@@ -190,7 +203,7 @@ def _expect(
         evidence[b] = highest + (total / weights[0].numel()).log()
         weights.div_(total[:, None, None])
         orders = torch.fft.rfft(weights)[..., : grid.orders].permute(2, 1, 0)  # (k, m, b)
-        real, imaginary = expand(samples[b], grid.orders).unbind(2)
+        real, imaginary = expand(summed[b], grid.orders).unbind(2)
         turned_back += orders @ torch.complex(real, imaginary)
         by_shell += weights.sum(2).T @ squared[b]
     parts = torch.view_as_real(turned_back).movedim(-1, 2)
@@ -198,7 +211,7 @@ def _expect(
     return Sums(images, by_shell), evidence
 
 
-def _maximise(sums: Sums, directions_deg, sigma, signal, symmetry, stage: Stage) -> torch.Tensor:
+def maximise(sums: Sums, directions_deg, sigma, signal, symmetry, stage: Stage) -> torch.Tensor:
     """M-step: the map (z, y, x) of least expected error, up to the last shell of the stage.
 
     `signal` is the power of the map's transform that is expected, shell by shell (n // 2 + 1,).
@@ -214,7 +227,7 @@ def _maximise(sums: Sums, directions_deg, sigma, signal, symmetry, stage: Stage)
     return volume - volume[0, 0, 0]
 
 
-def _power(volume: torch.Tensor) -> torch.Tensor:
+def power(volume: torch.Tensor) -> torch.Tensor:
     """Mean power of the transform of a volume in each shell 0 ... n // 2."""
     transform = torch.fft.rfftn(torch.fft.ifftshift(volume))
     return radial_mean(transform.abs().square(), volume.shape[-1], dims=3).float()

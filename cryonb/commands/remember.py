@@ -1,0 +1,114 @@
+"""``cryonb denoise --memory``: a stack's own memory beside the network, one for each half set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cryonb.data.maps import read_map, write_map
+from cryonb.data.particle_file import ParticleFile
+from cryonb.data.particles import Particles
+from cryonb.data.whitening import NoiseModel, to_network, transfer_to_network
+from cryonb.denoisers.memory import SHARE, Memory, learn, recall
+from cryonb.learning.diffusion import denoise
+from cryonb.physics.ctf import apply_ctf
+from cryonb.physics.projection import shift_images
+
+MOST = 2000  # particles, spread over the file or half set, that a memory is learnt from
+LEAST = 100
+
+
+def memory_paths(stack: Path, source: ParticleFile) -> list[list[Path]]:
+    """Maps of what is seen and of what is clean of it, for each half set or for all."""
+    halves = [""] if _halves(source) is None else ["_half1", "_half2"]
+    return [
+        [stack.with_name(f"{stack.stem}_memory{half}_{kind}.mrc") for kind in ("seen", "clean")]
+        for half in halves
+    ]
+
+
+def learn_memories(
+    source: ParticleFile, read: Callable, model, noise: NoiseModel, paths: list[list[Path]]
+) -> list:
+    """Learn a memory for each half set, write its maps; whitening filters, as JSON has them.
+
+    `read` is a function from rows to particles. None stands for a memory that there is not.
+    """
+    halves, found = _halves(source), []
+    for half, maps in enumerate(paths, 1):
+        rows = np.arange(len(source)) if halves is None else np.flatnonzero(halves == half)
+        name = "memory" if halves is None else f"memory of half set {half}"
+        found.append(_learn_one(name, source, read, model, noise, rows, maps))
+    return found
+
+
+def _halves(source: ParticleFile) -> np.ndarray | None:
+    """Half set of each row, where the file has two of some size."""
+    if "rlnRandomSubset" not in source.table:
+        return None
+    halves = source.table["rlnRandomSubset"].to_numpy()
+    return halves if set(halves) == {1, 2} else None
+
+
+def _learn_one(name, source, read, model, noise, rows, maps) -> list[float] | None:
+    if len(rows) < LEAST:
+        print(f"  note: no {name}: {len(rows)} particles are too few, {LEAST} are the least")
+        return None
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, MOST).astype(int))]
+    parts = []
+    for some in torch.from_numpy(rows).split(64):
+        small = read(some.numpy()).resampled(2 * (len(noise.spectrum) - 1))
+        white, background = to_network(small, noise)
+        transfer = transfer_to_network(small, noise).expand(len(white), -1, -1)
+        both = torch.stack([white, denoise(model, white, noise.sigma)])
+        both = torch.stack([shift_images(stack, -small.shifts_px) for stack in both])
+        keep = background.deviation.flatten() > 0
+        parts.append((*both[:, keep], transfer[keep]))
+    noisy, denoised, transfer = (torch.cat(part) for part in zip(*parts, strict=True))
+    print(f"  {name}: a map from {len(noisy):,} particles ...", flush=True)
+    try:
+        memory = learn(noisy, denoised, noise.sigma, ctf=transfer)
+    except ValueError as error:
+        print(f"  note: no {name}: {error}")
+        return None
+    for path, volume in zip(maps, memory[:2], strict=True):
+        write_map(path, volume, small.pixel_size_A)
+    return memory.whitening.tolist()
+
+
+def with_memories(
+    network: Callable[..., Iterator], source: ParticleFile, found: list, paths: list[list[Path]]
+) -> Callable[..., Iterator]:
+    """A function like `network` that yields the mean of its images and of the memory's."""
+    if not any(found):
+        return network
+    halves, recalls = _halves(source), []
+    for whitening, maps in zip(found, paths, strict=True):
+        if whitening is None:
+            recalls.append(None)
+            continue
+        seen, clean = (read_map(path)[0] for path in maps)
+        filtering = torch.tensor(whitening)
+        templates = Memory(seen, clean, filtering).templates
+        recalls.append(partial(recall, templates, filtering))
+
+    def draw(white, small: Particles, noise: NoiseModel, batch: int, options) -> Iterator:
+        transfer = transfer_to_network(small, noise).expand(len(white), -1, -1)
+        (images,) = network(white, small, noise, batch, options)
+        centred = shift_images(white, -small.shifts_px)
+        for half, its in enumerate(recalls, 1):
+            rows = (
+                torch.arange(len(white)) if halves is None else (small.half == half).nonzero()[:, 0]
+            )
+            if its is None or not len(rows):
+                continue
+            clean = its(centred[rows], noise.sigma, transfer[rows])
+            clean = apply_ctf(shift_images(clean, small.shifts_px[rows]), transfer[rows])
+            images[rows] = torch.lerp(images[rows], clean, SHARE)
+        yield images
+
+    return draw
