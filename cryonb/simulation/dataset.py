@@ -18,11 +18,11 @@ from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import Particles, particles_from_arrays, write_particles
 from cryonb.data.volumes import Volume
 from cryonb.evaluation.metrics import fit_parts, score
+from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.fourier import low_pass
 from cryonb.physics.projection import project
 from cryonb.simulation.masks import micelle, soft_mask
 from cryonb.simulation.simulate import (
-    Images,
     StructuralNoise,
     clean_scale,
     noise_sigma,
@@ -42,15 +42,13 @@ class Split:
     ----------
     clean, noisy : Particles
         Target and input.
-    structure : Tensor (n, y, x)
-        Structural noise before the CTF; zeros in the setting "white".
     observed : Tensor (n, y, x)
-        The input without its white noise, for training with fresh noise.
+        The input without its white noise, for training with fresh noise; the very tensor of the
+        clean images where these are all there is.
     """
 
     clean: Particles
     noisy: Particles
-    structure: torch.Tensor
     observed: torch.Tensor
 
 
@@ -240,14 +238,12 @@ def read_dataset(folder: str | os.PathLike) -> Dataset:
 def _read_split(folder: Path, split: str, pixel_size_A: float) -> Split:
     clean = read_particles(folder / f"{split}_clean.star")
     noisy = read_particles(folder / f"{split}_noisy.star")
-    path = folder / f"{split}_structure.mrcs"
-    structure = torch.zeros_like(clean.images)
+    observed, path = clean.images, folder / f"{split}_structure.mrcs"
     if path.is_file():
-        structure = torch.tensor(open_mrc(path).data)
-    images = Images(
-        clean.images, structure, clean.rotations, noisy.defocus_um if noisy.ctf_applied else None
-    )
-    return Split(clean, noisy, structure, images.observed(pixel_size_A))
+        observed = observed + torch.tensor(open_mrc(path).data)
+    if noisy.ctf_applied:
+        observed = apply_ctf(observed, ctf(observed.shape[-1], pixel_size_A, noisy.defocus_um))
+    return Split(clean, noisy, observed)
 
 
 def score_test(images: torch.Tensor, data: Dataset) -> dict[str, float]:
