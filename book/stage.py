@@ -137,12 +137,14 @@ def viewer_states(notebook: nbformat.NotebookNode) -> dict[str, dict]:
     return kept
 
 
-def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Leave out progress bars: of all widgets, only frame viewers are worth keeping on a page."""
+def for_a_page(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Fold what JupyterLab folds, and leave out progress bars: of all widgets only viewers stay."""
     kept = viewer_states(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if view_of(o) in {None, *kept}]
+            if cell.metadata.get("jupyter") == {"source_hidden": True}:  # solutions fold as a whole
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
     notebook.metadata["widgets"] = widgets_of(kept)
     return notebook
 
@@ -292,7 +294,7 @@ def stage(run: Path, target: Path, repository: str = "") -> None:
             (target / page.name).write_text(text)
     for chapter in chapters:
         place = target / "notebooks" / f"{chapter.name}.ipynb"
-        nbformat.write(without_progress(chapter.notebook), place)
+        nbformat.write(for_a_page(chapter.notebook), place)
     write_api(target / "api")
     copy_files(target)
     write_config(target, repository)

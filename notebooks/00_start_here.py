@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -48,7 +48,7 @@
 #
 # **Inputs**: none; the molecule is written by code. **Output**: `results/00_start_here.json` in the run folder. **Hardware**: any laptop. The last cell prints the time that this run took, and `cryonb run` lists time and peak memory of each notebook.
 
-# %%
+# %% jupyter={"source_hidden": true}
 import json
 import time
 from pathlib import Path
@@ -122,7 +122,7 @@ sigma = noise_sigma(snr)
 micrograph = field + sigma * torch.randn(field.shape, generator=generator)
 stack = torch.stack([micrograph[y : y + box_size, x : x + box_size] for y, x in corners])
 
-# %% mystnb={"image": {"alt": "A toy micrograph twice: left without noise, fifteen bright molecules in different orientations, two of them in orange squares; right with noise, in which only faint bright patches are left of them."}}
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "A toy micrograph twice: left without noise, fifteen bright molecules in different orientations, two of them in orange squares; right with noise, in which only faint bright patches are left of them."}}
 fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), sharey=True)
 edge_A = [n * pixel_size_A for n in field.shape]
 for ax, picture, name in zip(
@@ -199,7 +199,7 @@ _ = show_rows(
 #
 # An image is an array `image[y, x]`; a volume is `volume[z, y, x]`. The first index of an image goes **down** the screen. The centre of a box of `n` pixels is index `n // 2`, for even and for odd `n`. For an even box that is *not* the middle of the square: there is one more pixel before it than after it.
 
-# %% mystnb={"image": {"alt": "Two pixel grids of 7 and 8 pixels. The centre pixel n // 2 is orange, the pixel at y = 1, x = 5 is blue."}}
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Two pixel grids of 7 and 8 pixels. The centre pixel n // 2 is orange, the pixel at y = 1, x = 5 is blue."}}
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
 for ax, n in zip(axes, (7, 8), strict=True):
     ax.imshow(torch.ones(n, n), vmin=0, vmax=1.1)
@@ -243,7 +243,7 @@ angles = torch.tensor([[0.0, 0, 0], [90, 0, 0], [0, 90, 0], [0, 0, 90], [30, 60,
 poses = euler_to_matrix(angles)  # (5, 3, 3)
 expected_A = torch.einsum("nji,kj->nki", poses, points)  # R^T p: (5, 4, 3)
 
-# %% mystnb={"image": {"alt": "The four balls in five poses; each ball lies in the white circle that the formula predicts."}}
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "The four balls in five poses; each ball lies in the white circle that the formula predicts."}}
 fig, axes = plt.subplots(1, 5, figsize=(11, 2.9), sharey=True)
 half = box_size // 2 * pixel_size_A + pixel_size_A / 2
 for ax, image, at, angle in zip(axes, project(phantom, poses), expected_A, angles, strict=True):
@@ -305,7 +305,7 @@ _ = fig.suptitle("Where the particle sits, and its sign")
 #
 # The sign in this book: `defocus_um` is positive for underfocus, the usual case, and then the CTF is **positive at low frequency**, so that bright particles stay bright. The setting of the paper that this book follows has no CTF; it is here so that you recognise it, and [01](01_simulate.ipynb) has a switch for it.
 
-# %% mystnb={"image": {"alt": "Left, two CTF curves that mirror each other; right, a molecule without CTF, at underfocus, and at overfocus, where bright and dark are swapped."}}
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Left, two CTF curves that mirror each other; right, a molecule without CTF, at underfocus, and at overfocus, where bright and dark are swapped."}}
 fig, axes = plt.subplots(1, 4, figsize=(11, 2.9), width_ratios=[1.7, 1, 1, 1])
 fine = ctf(512, pixel_size_A, torch.tensor([1.5, -1.5]))[:, 0]  # along the x axis of the transform
 frequency = torch.fft.rfftfreq(512, pixel_size_A)
@@ -375,6 +375,7 @@ display(Markdown(text.format(resemblance, control)))
 # ```{exercise-start} Predict a pose
 # :label: ex-start-pose
 # ```
+# *Medium, 10 minutes.*
 # A ball sits 30 Å from the centre on the molecule's z axis, $p = (0, 0, 30)$. Find RELION angles for which it appears on the *right* of the image, at $x = +30$ Å, $y = 0$. Check with `euler_to_matrix`.
 # ```{exercise-end}
 # ```
@@ -385,7 +386,7 @@ display(Markdown(text.format(resemblance, control)))
 # ```
 # Only tilt can bring the z axis into the image plane, so tilt = 90. That alone puts the ball on the left (rot does not move a point of the z axis); a half turn in the plane, psi = 180, carries it to the right.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 for rot, tilt, psi in ((0.0, 90.0, 0.0), (0.0, 90.0, 180.0), (57.0, 90.0, 180.0)):
     R = euler_to_matrix(torch.tensor([[rot, tilt, psi]]))[0]
     x, y, z = (R.T @ torch.tensor([0.0, 0.0, 30.0])).tolist()
@@ -400,6 +401,7 @@ assert_close(torch.tensor([x, y]), torch.tensor([30.0, 0.0]), atol=1e-3, rtol=0)
 # ```{exercise-start} How many images?
 # :label: ex-start-count
 # ```
+# *Easy, 5 minutes.*
 # How many images of one view must you average to reach SNR 10, starting from SNR 0.1, and from SNR 0.01? A data set shows some 3,000 views that differ noticeably. How many particles is that in all?
 # ```{exercise-end}
 # ```
@@ -410,7 +412,7 @@ assert_close(torch.tensor([x, y]), torch.tensor([30.0, 0.0]), atol=1e-3, rtol=0)
 # ```
 # The SNR grows in proportion to $n$, so $n = 10 / \mathrm{SNR}$. That makes hundreds of thousands to millions of particles, and these are indeed the sizes of real data sets. (A reconstruction does better than averaging view by view, because neighbouring views and symmetry mates share information.)
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 for one in (0.1, 0.01):
     n = round(10 / one)
     mean_noise = noise_sigma(one) * torch.randn(n, box_size, box_size, generator=generator).mean(0)
@@ -425,6 +427,7 @@ for one in (0.1, 0.01):
 # ```{exercise-start} Bright or dark?
 # :label: ex-start-sign
 # ```
+# *Medium, 15 minutes.*
 # Somebody sends you a stack and does not say whether particles are bright. You have no truth. Write a function that decides, and try it on `stack` and on `-stack`.
 # ```{exercise-end}
 # ```
@@ -436,7 +439,7 @@ for one in (0.1, 0.01):
 # The molecule is in the middle and the corners are mostly empty. The mean over a stack of (middle minus rim) has the sign of the contrast, and its standard error says how sure you may be. With a carbon edge or a steep ice gradient in the corners you can be less sure: see [01](01_simulate.ipynb).
 
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 def contrast(images):
     """Mean over the stack of middle minus rim, in units of its standard error."""
     radius = torch.hypot(offsets[:, None], offsets) / box_size  # (y, x)
@@ -456,22 +459,42 @@ answers["contrast_standard_errors"] = bright
 # %% [markdown]
 # ## Quiz
 #
-# **1.** At SNR 0.1 the noise has (a) a tenth of the signal's variance (b) ten times the signal's variance (c) ten times its amplitude
+# Open the answer that you would give.
 #
-# ```{dropdown} Answer
-# **b**, and so about three times its amplitude. SNR is variance over variance, over the whole box.
+# **1.** At SNR 0.1 the noise has
+#
+# ```{dropdown} (a) a tenth of the signal's variance
+# **No.** It is the other way round: the signal has a tenth of the noise's.
+# ```
+# ```{dropdown} (b) ten times the signal's variance
+# **Right.** So its amplitude is about three times the signal's. SNR is variance over variance, over the whole box.
+# ```
+# ```{dropdown} (c) ten times the signal's amplitude
+# **No.** That would be a hundred times the variance, SNR 0.01.
 # ```
 #
-# **2.** RELION says that a particle has an origin of +6 Å in x. In the image it sits (a) to the right of the centre (b) to the left (c) that depends on its angles
+# **2.** RELION says that a particle has an origin of +6 Å in x. In the image it sits
 #
-# ```{dropdown} Answer
-# **b.** The origin is the move that *brings it back* to the centre. `shifts_px` says where it sits, with the opposite sign.
+# ```{dropdown} (a) to the right of the centre
+# **No.** The origin does not say where it sits, but which move brings it back.
+# ```
+# ```{dropdown} (b) to the left of the centre
+# **Right.** The origin is the move that *brings it back* to the centre. `shifts_px` says where it sits, with the opposite sign.
+# ```
+# ```{dropdown} (c) where its angles put it
+# **No.** A shift is in the plane of the image, after all turns.
 # ```
 #
-# **3.** You average ten thousand noise images, each first turned and moved to where it fits a template best. You get (a) noise, a hundred times weaker (b) the template (c) a flat image
+# **3.** You average ten thousand noise images, each first turned and moved to where it fits a template best. You get
 #
-# ```{dropdown} Answer
-# **b**, faintly: each image was put where its noise happens to look like the template, and that likeness is what adds up.
+# ```{dropdown} (a) noise, a hundred times weaker
+# **No.** You would without the moves. They choose, and what is chosen alike does not average away.
+# ```
+# ```{dropdown} (b) the template
+# **Right.** Faintly: each image was put where its noise happens to look like the template, and that likeness is what adds up.
+# ```
+# ```{dropdown} (c) a flat image
+# **No.** The plain mean tends to that; this is no plain mean.
 # ```
 
 # %% [markdown]

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -61,7 +61,7 @@
 #
 # Without these definitions nobody can set the numbers of two papers side by side; [04](04_compare_methods.ipynb) shows it on the paper's own table.
 
-# %%
+# %% jupyter={"source_hidden": true}
 import json
 import math
 import time
@@ -486,6 +486,7 @@ for name, attempt in mistakes.items():
 # ```{exercise-start} Twice the detergent
 # :label: ex-simulate-belt
 # ```
+# *Easy, 10 minutes.*
 # Predict by which factor the structural variance grows when the detergent amount goes from 1 to 2, first with the belt alone, then in the full setting. Then measure.
 # ```{exercise-end}
 # ```
@@ -496,7 +497,7 @@ for name, attempt in mistakes.items():
 # ```
 # Alone: four, since an image that is doubled has four times the variance. In the full setting less, because ice and carbon do not take part (neighbours do: they wear belts, too).
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 belts = {a: images_with(simulate.StructuralNoise(a, 0, 0, 0)).structure.var() for a in (1.0, 2.0)}
 full = {a: images_with(simulate.StructuralNoise(a)).structure.var() for a in (1.0, 2.0)}
 assert_close(float(belts[2.0] / belts[1.0]), 4.0, rtol=1e-4, atol=0)
@@ -510,6 +511,7 @@ print(f"belt alone: {belts[2.0] / belts[1.0]:.2f}, full setting: {full[2.0] / fu
 # ```{exercise-start} Which kind hurts most?
 # :label: ex-simulate-kinds
 # ```
+# *Medium, 15 minutes.*
 # For each of the four kinds compute the correlation of `clean + structure` with `clean`, over the whole box and inside the particle's outline only. Which kind could be cut off with a mask, and which one never?
 # ```{exercise-end}
 # ```
@@ -520,7 +522,7 @@ print(f"belt alone: {belts[2.0] / belts[1.0]:.2f}, full setting: {full[2.0] / fu
 # ```
 # A mask takes away most of what neighbours and carbon do, since they lie at the rim, and of the ice gradient, which is weakest in the middle. The belt lies over and around the molecule: from a random side it covers protein, and no two-dimensional mask removes it. It hurts most, with a mask or without.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 for kind in kinds:
     image = clean + simulated[kind].structure
     whole = float(correlation(image, clean).mean())
@@ -535,6 +537,7 @@ for kind in kinds:
 # ```{exercise-start} Has the network seen the test set?
 # :label: ex-simulate-leak
 # ```
+# *Hard, 15 minutes.*
 # No test image occurs in the training set. But how far is a test pose from the nearest training pose, given the molecule's symmetry? Estimate first: the rotations fill a space in which $n$ random points leave gaps of about $n^{-1/3}$.
 # ```{exercise-end}
 # ```
@@ -545,7 +548,7 @@ for kind in kinds:
 # ```
 # Eight times the particles should halve the distance. A few thousand poses cover a symmetric molecule every few degrees: the test images are new, but not far from what was seen. With a single molecule, a good score is therefore largely memory; what a denoiser does with a molecule that it has *never* seen is another question.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 seen, unseen = data["white"].train.clean.rotations, data["white"].test.clean.rotations[:64]
 for n in (len(seen) // 8, len(seen)):
     apart = angular_distance_deg(unseen[:, None], seen[None, :n], symmetry=volume.symmetry)
@@ -560,22 +563,42 @@ measured["nearest_pose_deg"] = nearest_deg
 # %% [markdown]
 # ## Quiz
 #
-# **1.** Which of these lies in the input and not in the target? (a) the projection of the molecule (b) the detergent belt (c) both
+# Open the answer that you would give.
 #
-# ```{dropdown} Answer
-# **b.** The target is the clean molecule. That the belt has to go is what makes it structural *noise*.
+# **1.** Which of these lies in the input and not in the target?
+#
+# ```{dropdown} (a) the projection of the molecule
+# **No.** That is the target.
+# ```
+# ```{dropdown} (b) the detergent belt
+# **Right.** The target is the clean molecule. That the belt has to go is what makes it structural *noise*.
+# ```
+# ```{dropdown} (c) both
+# **No.** The molecule is in the target, too.
 # ```
 #
-# **2.** Two papers report an SNR of 0.05. Their images are equally noisy (a) yes (b) only if both define signal variance over the same area and before the same processing (c) only with the same camera
+# **2.** Two papers report an SNR of 0.05. Their images are equally noisy
 #
-# ```{dropdown} Answer
-# **b.** The table above gives the same images four different numbers.
+# ```{dropdown} (a) always
+# **No.** The table above gives the same images four different numbers.
+# ```
+# ```{dropdown} (b) if both define signal variance over the same area and before the same processing
+# **Right.** The table above gives the same images four different numbers.
+# ```
+# ```{dropdown} (c) if they have the same camera
+# **No.** One camera at two pixel sizes gives two SNRs for one dose.
 # ```
 #
-# **3.** Why can no filter over frequencies remove the belt? (a) it is too strong (b) its spectrum overlaps the molecule's (c) it moves
+# **3.** Why can no filter over frequencies remove the belt?
 #
-# ```{dropdown} Answer
-# **b.** A filter tells things apart by frequency, and here there is nothing to tell apart.
+# ```{dropdown} (a) it is too strong
+# **No.** A filter can take away any strength, if it knows where.
+# ```
+# ```{dropdown} (b) its spectrum overlaps the molecule's
+# **Right.** A filter tells things apart by frequency, and here there is nothing to tell apart.
+# ```
+# ```{dropdown} (c) it moves
+# **No.** It is fixed to the molecule. Were it not, averaging would help.
 # ```
 
 # %% [markdown]

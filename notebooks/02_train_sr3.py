@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -50,7 +50,7 @@
 # enough at the sizes `quick` and `workshop`; `make tutorial` prints a table with the time and memory
 # the last run took.
 
-# %% tags=["long"]
+# %% jupyter={"source_hidden": true} tags=["long"]
 import copy
 import json
 from functools import partial
@@ -605,6 +605,7 @@ say(
 #
 # ```{exercise}
 # :label: ex-sr3-mean
+# *Medium, 10 minutes.*
 # **Average samples.** Draw four samples of each test image with different seeds and average them.
 # If one sample has twice the minimum error, what error should the mean of K samples have? Check it.
 # ```
@@ -612,8 +613,11 @@ say(
 # ````{solution-start} ex-sr3-mean
 # :class: dropdown
 # ````
+# A sample's error is the minimum error plus a share of its own, equal and independent. Averaging K
+# samples divides only that second share by K. Differences from theory show how far the sampler is
+# from an exact one.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 few_noisy, few = test_images, clean64
 draws = [run(best, few_noisy, steps, seed=s) for s in range(4)]
 base = float(mse(run(best, few_noisy, 1), few).mean())
@@ -622,15 +626,12 @@ for k in (1, 2, 4):
     print(f"mean of {k}: {ratio:.2f} times the error of one step; theory {1 + 1 / k:.2f}")
 
 # %% [markdown]
-# A sample's error is the minimum error plus a share of its own, equal and independent. Averaging K
-# samples divides only that second share by K. Differences from theory show how far the sampler is
-# from an exact one.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-sr3-ancestral
+# *Easy, 5 minutes.*
 # **Fresh noise.** Sample with `eta=1` (the paper's ancestral sampler) at the same number of steps.
 # Does fresh noise help or hurt?
 # ```
@@ -638,21 +639,21 @@ for k in (1, 2, 4):
 # ````{solution-start} ex-sr3-ancestral
 # :class: dropdown
 # ````
+# Both draw from the same posterior, so with enough steps their errors should agree; a few hundredths of a dB
+# are a tie. With fewer steps each draw of fresh noise is larger, and the two can differ more: try 3 or 4.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 for eta in (0.0, 1.0):
     out = run(best, few_noisy, steps, eta=eta)
     print(f"eta = {eta:g}: PSNR {float(psnr(out, few).mean()):.2f} dB in {steps} steps")
 
 # %% [markdown]
-# Both draw from the same posterior, so with enough steps their errors should agree; a few hundredths of a dB
-# are a tie. With fewer steps each draw of fresh noise is larger, and the two can differ more: try 3 or 4.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-sr3-sigma
+# *Medium, 15 minutes.*
 # **How well must σ be known?** The model is told the noise level. Tell it half the true level, the true level
 # and twice the true level, and denoise in one step. Do the same with the model for any molecule
 # (`load_model(MANY, SR3)`), which was trained at SNRs from 0.02 to 1. Is it cheaper to guess too low or too high?
@@ -661,8 +662,12 @@ for eta in (0.0, 1.0):
 # ````{solution-start} ex-sr3-sigma
 # :class: dropdown
 # ````
+# If you state too little noise, a model takes some of the noise for detail. If you state too much, a model that
+# has met such noise in training answers with more of an average, which costs little. The model of this notebook
+# has not: its training went no further than the noise of the data, and beyond that nobody taught it what to do. On
+# real particles σ has to be measured (`05_real_data`); the numbers above say how carefully.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 told = {"one level": best, "many levels": load_model(MANY, SR3)[0]}
 for factor in (0.5, 0.8, 1.0, 1.25, 2.0):
     outs = [denoise(m, few_noisy, factor * sigma) for m in told.values()]
@@ -670,37 +675,49 @@ for factor in (0.5, 0.8, 1.0, 1.25, 2.0):
     print(f"{factor:g} times the true σ:", ", ".join(f"{name} {dB:.2f} dB" for name, dB in each))
 
 # %% [markdown]
-# If you state too little noise, a model takes some of the noise for detail. If you state too much, a model that
-# has met such noise in training answers with more of an average, which costs little. The model of this notebook
-# has not: its training went no further than the noise of the data, and beyond that nobody taught it what to do. On
-# real particles σ has to be measured (`05_real_data`); the numbers above say how carefully.
-#
 # ````{solution-end}
 # ````
 #
 # ## Quiz
 #
+# Open the answer that you would give.
+#
 # **1.** Two models have losses of 0.05 (asked for the noise) and 0.9 (asked for the clean image). Which one
-# denoises better? (a) the first (b) the second (c) you cannot tell
+# denoises better?
 #
-# ```{dropdown} Answer
-# **c.** The two losses measure different quantities. With strong noise it is easy to predict the noise (the input
-# is nearly all noise), so a small loss says little. Only the denoised images can be compared.
+# ```{dropdown} (a) the first
+# **No.** With strong noise the input is nearly all noise, so it is easy to predict: a small loss says little.
+# ```
+# ```{dropdown} (b) the second
+# **No.** A larger loss says as little as a small one, when it measures something else.
+# ```
+# ```{dropdown} (c) you cannot tell
+# **Right.** The two losses measure different quantities. Only the denoised images can be compared.
 # ```
 #
-# **2.** An exact sampler is given twice as many steps. Its mean squared error (a) halves (b) stays at twice
-# the smallest possible value (c) approaches the smallest possible value
+# **2.** An exact sampler is given twice as many steps. Its mean squared error
 #
-# ```{dropdown} Answer
-# **b.** A sample is drawn from all the truths that fit the image. It differs from the mean as much as the truth
-# does, whatever the number of steps.
+# ```{dropdown} (a) halves
+# **No.** Steps make the sampler exact; they do not make a sample a mean.
+# ```
+# ```{dropdown} (b) stays at twice the smallest possible value
+# **Right.** A sample is drawn from all the truths that fit the image. It differs from the mean as much as the
+# truth does, whatever the number of steps.
+# ```
+# ```{dropdown} (c) approaches the smallest possible value
+# **No.** That is the error of the posterior mean, of which one step is an estimate.
 # ```
 #
-# **3.** The model draws a crisp particle. What do you know now? (a) a particle was there (b) the model has
-# seen such particles in training (c) the pose is right
+# **3.** The model draws a crisp particle. What do you know now?
 #
-# ```{dropdown} Answer
-# **b**, and nothing more: in section 9 it did the same from noise alone.
+# ```{dropdown} (a) a particle was there
+# **No.** In section 9 it drew one from noise alone.
+# ```
+# ```{dropdown} (b) the model has seen such particles in training
+# **Right.** And nothing more: in section 9 it did the same from noise alone.
+# ```
+# ```{dropdown} (c) the pose is right
+# **No.** A crisp image is sure of a pose, not right about it.
 # ```
 #
 # ## Recap

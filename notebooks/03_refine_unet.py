@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -44,7 +44,7 @@
 # weights `run_dir/models/*-refine.safetensors`, refined test particles in `run_dir/denoised`.
 # **Hardware**: two CPU cores; `make tutorial` prints a table of time and memory.
 
-# %% tags=["long"]
+# %% jupyter={"source_hidden": true} tags=["long"]
 import copy
 import json
 from functools import partial
@@ -457,6 +457,7 @@ say_table(["fed with", "before (dB)", "after (dB)"], [(name, *dB) for name, dB i
 #
 # ```{exercise}
 # :label: ex-refine-average
+# *Easy, 10 minutes.*
 # **No training at all.** Average four samples with different seeds and compare them with the refined
 # image. How many samples does theory ask for to come within 0.5 dB of the posterior mean?
 # ```
@@ -464,8 +465,11 @@ say_table(["fed with", "before (dB)", "after (dB)"], [(name, *dB) for name, dB i
 # ````{solution-start} ex-refine-average
 # :class: dropdown
 # ````
+# The mean of $K$ exact samples has $1 + 1/K$ times the minimum error. Four samples stay 1 dB short of the
+# posterior mean; nine come within 0.5 dB. Averaging costs $K$ samplings for every image; a second stage
+# costs its training once.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 few = noisy[:64]
 draws = [denoise(first["white"], few, sigma, steps, seed=s) for s in range(4)]
 averaged = torch.stack(draws).mean(0)
@@ -475,15 +479,12 @@ refined64 = outputs["white"]["refined, sees sample + noisy"][:64]
 print(f"refined: {float(psnr(refined64, clean[:64]).mean()):.2f} dB")
 
 # %% [markdown]
-# The mean of $K$ exact samples has $1 + 1/K$ times the minimum error. Four samples stay 1 dB short of the
-# posterior mean; nine come within 0.5 dB. Averaging costs $K$ samplings for every image; a second stage
-# costs its training once.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-refine-split
+# *Easy, 10 minutes.*
 # **The held-out rule.** Compare the PSNR of samples on `train` particles (which the first stage has
 # seen) with that on `validation` particles. Did the rule matter here?
 # ```
@@ -491,23 +492,23 @@ print(f"refined: {float(psnr(refined64, clean[:64]).mean()):.2f} dB")
 # ````{solution-start} ex-refine-split
 # :class: dropdown
 # ````
+# A higher PSNR on `train` means that the first stage remembers its training particles. With few epochs,
+# fresh noise in every step, and turned and mirrored copies, there should be hardly a gap. Expect one after
+# hours of training on a hundred particles.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 for name in ("train", "validation"):
     part = getattr(data["white"], name)
     out = denoise(first["white"], part.noisy.images[:256], sigma, steps)
     print(f"{name}: {float(psnr(out, part.clean.images[:256]).mean()):.2f} dB")
 
 # %% [markdown]
-# A higher PSNR on `train` means that the first stage remembers its training particles. With few epochs,
-# fresh noise in every step, and turned and mirrored copies, there should be hardly a gap. Expect one after
-# hours of training on a hundred particles.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-refine-mix
+# *Medium, 10 minutes.*
 # **Mix them.** Average the one-step estimate and the image refined from the sample, giving the latter a share
 # from 0 to 1. Where is the best mix? What does it mean if that is at one of the ends?
 # ```
@@ -515,44 +516,59 @@ for name in ("train", "validation"):
 # ````{solution-start} ex-refine-mix
 # :class: dropdown
 # ````
+# Along the line between two estimates, the mean squared error is a parabola. Its minimum lies inside if each of
+# the two is right about something the other has missed, and at an end if the other estimate has nothing to
+# add. Mixing costs no training, so it is one more control to compare a second stage with.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 ends = outputs["white"]["one step"], outputs["white"]["refined, sees sample"]
 for share in (0.0, 0.25, 0.5, 0.75, 1.0):
     mixed = (1 - share) * ends[0] + share * ends[1]
     print(f"{share:.2f} refined: MSE {float(mse(mixed, clean).mean()):.4f}")
 
 # %% [markdown]
-# Along the line between two estimates, the mean squared error is a parabola. Its minimum lies inside if each of
-# the two is right about something the other has missed, and at an end if the other estimate has nothing to
-# add. Mixing costs no training, so it is one more control to compare a second stage with.
-#
 # ````{solution-end}
 # ````
 #
 # ## Quiz
 #
-# **1.** A paper shows that its second stage improves the samples of a diffusion model by 3 dB. That is (a) a
-# proof that the second stage knows more (b) no more than averaging samples would bring (c) impossible
+# Open the answer that you would give.
 #
-# ```{dropdown} Answer
-# **b.** An exact sample has twice the smallest possible error. Any method that brings it back to the mean gains
-# 3 dB without adding knowledge; with an inexact sampler there may be more to gain.
+# **1.** A paper shows that its second stage improves the samples of a diffusion model by 3 dB. That is
+#
+# ```{dropdown} (a) a proof that the second stage knows more
+# **No.** Averaging samples, which knows nothing more, does the same.
+# ```
+# ```{dropdown} (b) no more than averaging samples would bring
+# **Right.** An exact sample has twice the smallest possible error. Any method that brings it back to the mean
+# gains 3 dB without adding knowledge; with an inexact sampler there may be more to gain.
+# ```
+# ```{dropdown} (c) impossible
+# **No.** Half the error is 3 dB, and a sample has twice the error of the mean.
 # ```
 #
-# **2.** Why is the second stage trained on particles that the first has not seen? (a) to have more data (b)
-# because the first stage may err less on its own training particles (c) to save time
+# **2.** Why is the second stage trained on particles that the first has not seen?
 #
-# ```{dropdown} Answer
-# **b.** Otherwise it would learn to correct errors smaller than those it will meet.
+# ```{dropdown} (a) to have more data
+# **No.** It has less: what is held out is lost to the first stage.
+# ```
+# ```{dropdown} (b) because the first stage may err less on its own training particles
+# **Right.** Otherwise the second would learn to correct errors smaller than those it will meet.
+# ```
+# ```{dropdown} (c) to save time
+# **No.** Drawing samples of them takes time.
 # ```
 #
-# **3.** A well-trained refined image has less power at high frequency than the truth. This is (a) a defect: the
-# image should be sharpened (b) honest: detail that is not known is left out (c) proof that the U-Net is too small
+# **3.** A well-trained refined image has less power at high frequency than the truth. This is
 #
-# ```{dropdown} Answer
-# **b.** The best answer in squared error leaves out unknown detail. Sharpening (a) raises the power but not the
-# correlation with the truth, and even a perfect network (c) would show the same loss of power.
+# ```{dropdown} (a) a defect: the image should be sharpened
+# **No.** That raises the power but not the correlation with the truth.
+# ```
+# ```{dropdown} (b) honest: detail that is not known is left out
+# **Right.** The best answer in squared error leaves out what is not known.
+# ```
+# ```{dropdown} (c) proof that the U-Net is too small
+# **No.** Even a perfect network would show the same loss of power.
 # ```
 #
 # ## Recap

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -49,7 +49,7 @@
 # `make tutorial` prints a table with the time and memory the last run took. BM3D and Topaz are other
 # people's programs: `pip install 'cryonb[peers]'` installs them; without them their rows say so.
 
-# %% tags=["long"]
+# %% jupyter={"source_hidden": true} tags=["long"]
 import json
 import time
 from dataclasses import replace
@@ -783,6 +783,7 @@ say_table(["σ assumed ÷ true", "measured MSE", "forecast"], wrong)
 #
 # ```{exercise}
 # :label: ex-compare-memory
+# *Medium, 15 minutes.*
 # **How much memory is enough?** Give the template posterior 1/16, 1/4 and all of its templates.
 # What would it take to reach the limit?
 # ```
@@ -790,8 +791,10 @@ say_table(["σ assumed ÷ true", "measured MSE", "forecast"], wrong)
 # ````{solution-start} ex-compare-memory
 # :class: dropdown
 # ````
+# Each time the number of templates grows fourfold, the distance to the nearest one halves, because directions of
+# view fill a surface. Once that distance is smaller than the width of the posterior, more templates change little.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 memory, n = memories["white"], max(slow_images // 4, 4)
 for share in (16, 4, 1):
     part = memory.rows(slice(None, None, share))
@@ -800,14 +803,12 @@ for share in (16, 4, 1):
 print(f"Bayes limit: {psnr(limit.mean[:n], clean[:n]).mean():.2f} dB")
 
 # %% [markdown]
-# Each time the number of templates grows fourfold, the distance to the nearest one halves, because directions of
-# view fill a surface. Once that distance is smaller than the width of the posterior, more templates change little.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-compare-own
+# *Easy, 10 minutes.*
 # **A row of your own.** The mean of two denoisers that make different errors can be better than either.
 # Enter the mean of the linear filter and SR3's one step. Is it, in this run?
 # ```
@@ -815,21 +816,21 @@ print(f"Bayes limit: {psnr(limit.mean[:n], clean[:n]).mean():.2f} dB")
 # ````{solution-start} ex-compare-own
 # :class: dropdown
 # ````
+# Compare with the two rows in section 2: a partner that is much worse spoils the mean.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 pair = [rows["white"][name].denoise for name in ("best linear filter", "SR3, one step")]
 mine = Comparison(data["white"], limit.mean)
 mine.add("mean of two", lambda noisy: (pair[0](noisy) + pair[1](noisy)) / 2)
 say(mine.markdown())
 
 # %% [markdown]
-# Compare with the two rows in section 2: a partner that is much worse spoils the mean.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-compare-symmetry
+# *Medium, 10 minutes.*
 # **What does symmetry buy?** Compute the posterior mean with the molecule's symmetry and without it (`"C1"`).
 # What changes: the images, the number of poses to look at, or both?
 # ```
@@ -837,48 +838,62 @@ say(mine.markdown())
 # ````{solution-start} ex-compare-symmetry
 # :class: dropdown
 # ````
+# In essence, only the number of poses. With C1 every view is listed once for each of its symmetry mates, which share
+# its weight, so the sums stay the same. The small difference between the images comes from two grids
+# whose directions do not coincide. Symmetry helps a *reconstruction*, where each image counts several times. A
+# denoised image gains nothing from it, because the templates are symmetric already.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 grids = [volume_templates(molecule, 6.0, symmetry) for symmetry in ("C1", volume.symmetry)]
 change = mse(*(posterior(grid, noisy[:8], sigma).mean for grid in grids)).mean()
 print(" and ".join(f"{len(every_pose(grid)):,}" for grid in grids), "poses; the images")
 print(f"differ by {change:.4f} of the signal's variance")
 
 # %% [markdown]
-# In essence, only the number of poses. With C1 every view is listed once for each of its symmetry mates, which share
-# its weight, so the sums stay the same. The small difference between the images comes from two grids
-# whose directions do not coincide. Symmetry helps a *reconstruction*, where each image counts several times. A
-# denoised image gains nothing from it, because the templates are symmetric already.
-#
 # ````{solution-end}
 # ````
 #
 # ## Quiz
 #
-# **1.** A new method has a smaller MSE than the Bayes limit on 500 test particles. (a) It is a breakthrough
-# (b) it has used knowledge that the limit was not given, or the test is broken (c) the limit is wrong for
-# neural networks
+# Open the answer that you would give.
 #
-# ```{dropdown} Answer
-# **b.** No function of the image has a smaller expected error under this model. The method may have seen the test
-# images, or the noise may not be what it is said to be. On a few particles it may also be luck: ask for the
-# standard error.
+# **1.** A new method has a smaller MSE than the Bayes limit on 500 test particles.
+#
+# ```{dropdown} (a) It is a breakthrough.
+# **No.** No function of the image has a smaller expected error under this model.
+# ```
+# ```{dropdown} (b) It has used knowledge that the limit was not given, or the test is broken.
+# **Right.** The method may have seen the test images, or the noise may not be what it is said to be. On a few
+# particles it may also be luck: ask for the standard error.
+# ```
+# ```{dropdown} (c) The limit is wrong for neural networks.
+# **No.** It holds for every function of the image, however it was found.
 # ```
 #
-# **2.** A method stands at 30 dB on the protein that it was trained on and at 21 dB on another. A linear
-# filter that knows neither has 24 dB on both. For your new protein you take (a) the method, for its higher
-# score (b) the filter (c) their mean
+# **2.** A method stands at 30 dB on the protein that it was trained on and at 21 dB on another. A linear filter
+# that knows neither has 24 dB on both. For your new protein you take
 #
-# ```{dropdown} Answer
-# **b.** Yours is a third protein, so expect 21 dB of the method and 24 dB of the filter. The 9 dB that the method
-# loses on the other protein were memory.
+# ```{dropdown} (a) the method, for its higher score
+# **No.** Yours is a third protein, so expect 21 dB: the 9 dB were memory.
+# ```
+# ```{dropdown} (b) the filter
+# **Right.** Yours is a third protein: expect 21 dB of the method and 24 dB of the filter. The 9 dB that the
+# method loses on the other protein were memory.
+# ```
+# ```{dropdown} (c) their mean
+# **No.** A partner that is much worse spoils a mean, as in the exercise above.
 # ```
 #
-# **3.** What is a fair budget when one stage is compared with two? (a) the same number of parameters (b) the
-# same number of epochs (c) the same work for everything that is trained
+# **3.** What is a fair budget when one stage is compared with two?
 #
-# ```{dropdown} Answer
-# **c.** An epoch costs a different amount for each network, and a second stage is not free just because it comes later.
+# ```{dropdown} (a) the same number of parameters
+# **No.** Two networks of one size may cost very different amounts of work.
+# ```
+# ```{dropdown} (b) the same number of epochs
+# **No.** An epoch costs a different amount for each network.
+# ```
+# ```{dropdown} (c) the same work for everything that is trained
+# **Right.** And a second stage is not free just because it comes later.
 # ```
 #
 # ## Recap

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -48,7 +48,7 @@
 # particles and denoised particles with STAR files in `run_dir/real`, figures of merit in `run_dir/results`.
 # **Hardware**: two CPU cores.
 
-# %% tags=["long"]
+# %% jupyter={"source_hidden": true} tags=["long"]
 import json
 from functools import partial
 from pathlib import Path
@@ -156,7 +156,7 @@ def power_spectrum(micrograph, tile):
 nothing = 3 * torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
 assert abs(float(power_spectrum(nothing, 128)[4:60, 4:].mean()) - 9) < 0.3
 
-# %% mystnb={"image": {"alt": "Micrograph, grey values, and power spectrum with Thon rings"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Micrograph, grey values, and power spectrum with Thon rings"}}
 if not own_particles:
     micrograph, camera_A = micrographs.read_micrograph(path)
     fine, fine_A = shrink(micrograph, camera_A, min(1.5, pixel_size_A / 2))
@@ -721,6 +721,7 @@ say_table(columns, [(k, *v) for k, v in wrong.items()])
 #
 # ```{exercise}
 # :label: ex-real-snr
+# *Easy, 5 minutes.*
 # **Fewer picks, same noise.** How many particles does `measure_noise` need? Measure the SNR from the first 10,
 # the first 30 and all particles.
 # ```
@@ -728,42 +729,42 @@ say_table(columns, [(k, *v) for k, v in wrong.items()])
 # ````{solution-start} ex-real-snr
 # :class: dropdown
 # ````
+# The strongest picks come first, and they are strong partly by luck, so their SNR is likely to be overestimated:
+# the same selection by noise that makes Einstein appear in averages (`00_start_here`).
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 for count in (10, 30, len(particles)):
     found = measure_noise(particles.select(slice(0, count)), radius_px)
     print(f"{count:4d} particles: SNR {found.snr:.3f}")
 
 # %% [markdown]
-# The strongest picks come first, and they are strong partly by luck, so their SNR is likely to be overestimated:
-# the same selection by noise that makes Einstein appear in averages (`00_start_here`).
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-real-sign
+# *Easy, 5 minutes.*
 # **Dark or bright.** Invert the contrast of the particles. What does `measure_noise` say, and how can it know?
 # ```
 #
 # ````{solution-start} ex-real-sign
 # :class: dropdown
 # ````
+# Averaged over all particles, the middle of the box differs from the background by far more than chance, because
+# protein is denser than ice, even as a mere blob. With a handful of weak particles this fails; then tell `cryonb
+# denoise` with `--contrast`.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 turned = particles.with_images(-particles.images)
 print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d}")
 
 # %% [markdown]
-# Averaged over all particles, the middle of the box differs from the background by far more than chance, because
-# protein is denser than ice, even as a mere blob. With a handful of weak particles this fails; then tell `cryonb
-# denoise` with `--contrast`.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-real-structure
+# *Medium, 15 minutes.*
 # **The wrong structure.** The search finds a closest projection for any structure you give it. How would you
 # notice that the particles are of another molecule? Compare each particle with its projection.
 # ```
@@ -771,8 +772,11 @@ print(f"sign {measure_noise(turned, radius_px).sign:+d}, as given {noise.sign:+d
 # ````{solution-start} ex-real-structure
 # :class: dropdown
 # ````
+# Neither fits well, because most of each image is noise. The right structure fits better, but you only know that
+# because you have a second one to compare with; no single number tells. A structure that fits no better than
+# another one is no truth.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 name = "channel" if twin_source == "prestin" else "prestin"
 wrong_one = load_volume(name, box_size, pixel_size_A)
 _, stack, filters = sought["twin"]
@@ -783,15 +787,12 @@ for name, images in {"right": closest["twin"], "wrong": mistaken}.items():
     print(f"{name} structure: particle and closest projection correlate by {fits:.3f}")
 
 # %% [markdown]
-# Neither fits well, because most of each image is noise. The right structure fits better, but you only know that
-# because you have a second one to compare with; no single number tells. A structure that fits no better than
-# another one is no truth.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-real-own
+# *Hard, 45 minutes.*
 # **Your own data.** Run this notebook on a STAR file: `cryonb run 05_real_data -p data my.star -p diameter_A
 # 150`, and add `-p structure my.pdb` if you know what the particles are. What does the twin say about that truth?
 # Which of the tests of section 8 would you show to a colleague who wants to believe the images?
@@ -799,29 +800,46 @@ for name, images in {"right": closest["twin"], "wrong": mistaken}.items():
 #
 # ## Quiz
 #
-# **1.** The denoised images of a real data set look much better than those of a twin with the same noise. You
-# conclude that (a) the method works even better on real data (b) something draws what it expects to see (c) the
-# twin was made too difficult
+# Open the answer that you would give.
 #
-# ```{dropdown} Answer
-# **b** is the first thing to rule out: look at the empty patches. If they stay empty, consider (c): measure the
-# noise spectrum and SNR of both again.
+# **1.** The denoised images of a real data set look much better than those of a twin with the same noise. First
+# you suspect that
+#
+# ```{dropdown} (a) the method works even better on real data
+# **No.** Nothing in real data is easier than in its twin.
+# ```
+# ```{dropdown} (b) something draws what it expects to see
+# **Right.** Rule that out first: look at the empty patches. If they stay empty, measure the noise spectrum and
+# SNR of both again.
+# ```
+# ```{dropdown} (c) the twin was made too difficult
+# **No.** Possible, but second: look at the empty patches before you measure its noise again.
 # ```
 #
-# **2.** Stein's estimate of the error needs (a) the clean images (b) a second exposure (c) white noise of
-# known level
+# **2.** Stein's estimate of the error needs
 #
-# ```{dropdown} Answer
-# **c.** That is why the particles are whitened first, and why the estimate is wrong where structural noise is
+# ```{dropdown} (a) the clean images
+# **No.** That is its point: it needs none.
+# ```
+# ```{dropdown} (b) a second exposure
+# **No.** Noise2Noise needs one, this does not.
+# ```
+# ```{dropdown} (c) white noise of known level
+# **Right.** That is why the particles are whitened first, and why the estimate is wrong where structural noise is
 # left.
 # ```
 #
-# **3.** Two networks that were trained separately agree on your particles. (a) So they are right (b) they may
-# share the noise of the image that both were given (c) they must have seen the same training data
+# **3.** Two networks that were trained separately agree on your particles.
 #
-# ```{dropdown} Answer
-# **b.** What they have in common is the input, noise included. Agreement of two answers to *one* image says
-# nothing; agreement of answers to two images of the same particle would.
+# ```{dropdown} (a) So they are right.
+# **No.** What they have in common is the input, noise included.
+# ```
+# ```{dropdown} (b) They may share the noise of the image that both were given.
+# **Right.** Agreement of two answers to *one* image says nothing; agreement of answers to two images of the same
+# particle would.
+# ```
+# ```{dropdown} (c) They must have seen the same training data.
+# **No.** They need share nothing but the image in front of them.
 # ```
 #
 # ## Recap

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -44,7 +44,7 @@
 #
 # **Input**: the test particles of `run_dir/data`, and their denoised stacks in `run_dir/denoised`. **Output**: half maps and full maps in `run_dir/maps`, figures of merit in `run_dir/results`. No network is trained here, so a laptop is enough; when `cryonb run` executes the notebook it records the time and the peak memory in `run_dir/06_reconstruct_fsc.json`.
 
-# %% tags=["long"]
+# %% jupyter={"source_hidden": true} tags=["long"]
 import json
 import shutil
 import subprocess
@@ -149,7 +149,7 @@ from_volume = torch.einsum("zyx,px,py,pz->p", truth.to(wave[0]), *wave)
 error = float((from_image - from_volume).norm() / from_volume.norm())
 assert error < 0.03  # from the interpolation inside project()
 
-# %% mystnb={"image": {"alt": "The logarithm of the power spectrum of a projection, and the same plane cut from the transform of the volume: the two spectra are identical. Right: lines through the centre of a disc, dense in the middle and with gaps at the rim."}}
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "The logarithm of the power spectrum of a projection, and the same plane cut from the transform of the volume: the two spectra are identical. Right: lines through the centre of a disc, dense in the middle and with gaps at the rim."}}
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.6))
 nyquist = 0.5 / pixel_size_A
 panels = {"transform of the projection": projection_ft, "slice of the volume": volume_ft[0]}
@@ -231,7 +231,7 @@ for (setting, stage), particles in tqdm(images.items(), desc="reconstruct"):
         write_map(run / f"maps/{setting}/{stage}_{name}.mrc", v, pixel_size_A)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true}
 def show_slices(volumes, limits, title):
     """Draw the three central slices of each volume (z, y, x), one column a volume."""
     middle = box_size // 2
@@ -409,7 +409,7 @@ say_table(columns, [(*key, *s.values()) for key, (s, *_) in scores.items()])
 # %% [markdown]
 # A resolution is one point of a curve, so perhaps all this depends on where you read it off? Move the threshold. In each frame the half maps are read at $F$ and the truth at $\sqrt{2F/(1+F)}$, the same statement about the full map, from lax to strict; everybody uses the pair 0.143 and 0.5.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true}
 thresholds = (0.1, 0.143, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # between half maps
 frames, labels, texts = [], [], []
 for half in thresholds:
@@ -671,6 +671,7 @@ if relion and found:
 # ```{exercise-start} How many particles?
 # :label: ex-fsc-number
 # ```
+# *Easy, 10 minutes.*
 # In a shell, the signal-to-noise ratio of a map grows with the number of particles, so each half map, with $n/2$ of them, has $S = n\,s/2$ with some constant $s$, and the FSC of the half maps is $F = S/(S+1)$. At some frequency 500 particles give $F = 0.143$. What do 2,000 give there, and how many do you need for $F = 0.5$?
 # ```{exercise-end}
 # ```
@@ -685,6 +686,7 @@ if relion and found:
 # ```{exercise-start} Judge a denoiser without the truth
 # :label: ex-fsc-cross
 # ```
+# *Hard, 25 minutes.*
 # The noise in half map 1 of the *noisy* images knows nothing of half set 2, nor of the network. Correlate this map with half map 2 of the *refined* images. Show that dividing by $\sqrt{F_\text{noisy}}$ (the FSC between the half maps of the noisy images) gives the correlation of the refined half map with the truth, and compare with the truth itself.
 # ```{exercise-end}
 # ```
@@ -695,7 +697,7 @@ if relion and found:
 # ```
 # Let the noisy half map be $T+N$, truth plus noise, and the refined one $D$. In a shell $\langle T+N, D\rangle \approx \langle T, D\rangle$, so the cross-FSC is $\mathrm{FSC}(T, D)$ times $|T|/|T+N| = \sqrt{S/(S+1)} = \sqrt{F_\text{noisy}}$. Every error of the network is counted, shared or not. The method ends where the noisy half maps stop agreeing: beyond that there is nothing to judge by.
 
-# %% mystnb={"image": {"alt": "FSC of a refined half map with the truth, its estimate by way of the noisy half map, and the square root of the FSC between the refined half maps."}}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} mystnb={"image": {"alt": "FSC of a refined half map with the truth, its estimate by way of the noisy half map, and the square root of the FSC between the refined half maps."}}
 refined = maps["white", "refined"]["half2"] * mask
 cross, actual = (fsc(v * mask, refined)[1] for v in (noisy["half1"], truth))
 reference, own = scores["white", "noisy"][2], scores["white", "refined"][2]
@@ -717,6 +719,7 @@ say(
 # ```{exercise-start} The wrong hand
 # :label: ex-fsc-hand
 # ```
+# *Medium, 10 minutes.*
 # A projection does not know whether it shows a molecule or its mirror image: the mirrored molecule, seen from behind, gives the same picture. Mirror both half maps of the noisy images. What do the half-map FSC and the FSC against the truth say?
 # ```{exercise-end}
 # ```
@@ -727,7 +730,7 @@ say(
 # ```
 # The half maps agree exactly as before: both are wrong in the same way. Against the truth only the coarse shells survive, where the two hands are alike. Nothing in the images decides the hand. What does is the handedness of an α helix, once you see it at some 5 Å or better, or a pair of exposures at two tilts.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 for name, hand in {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll(1, 0)}.items():
     one, two, full = (hand(v) for v in noisy.values())  # mirrored: z -> -z
     within, against = resolution(fsc(one, two)[1], 0.143), resolution(fsc(full, truth)[1], 0.5)
@@ -740,22 +743,42 @@ for name, hand in {"as it is": lambda v: v, "mirrored": lambda v: v.flip(0).roll
 # %% [markdown]
 # ## Quiz
 #
-# **1.** Why is the threshold 0.143 between half maps and 0.5 against the truth? (a) half maps are better (b) each half map has only half of the particles, and noise of its own (c) by convention only
+# Open the answer that you would give.
 #
-# ```{dropdown} Answer
-# **b.** A half-map FSC of 0.143 means that the *full* map has a correlation of 0.5 with the truth.
+# **1.** Why is the threshold 0.143 between half maps and 0.5 against the truth?
+#
+# ```{dropdown} (a) half maps are better
+# **No.** Each has half of the particles, so it is worse.
+# ```
+# ```{dropdown} (b) each half map has only half of the particles, and noise of its own
+# **Right.** A half-map FSC of 0.143 means that the *full* map has a correlation of 0.5 with the truth.
+# ```
+# ```{dropdown} (c) by convention only
+# **No.** Where to cut is a convention, but the two numbers stand for one and the same cut.
 # ```
 #
-# **2.** You have raw particles and their denoised copies, and want the best map. You (a) reconstruct from the denoised ones (b) use the denoised ones at most to look and to pick, and reconstruct from the raw ones (c) reconstruct from both
+# **2.** You have raw particles and their denoised copies, and want the best map. You
 #
-# ```{dropdown} Answer
-# **b.** Averaging thousands of raw images removes their noise; it cannot remove what a network has put into every one of them.
+# ```{dropdown} (a) reconstruct from the denoised ones
+# **No.** Averaging cannot remove what a network has put into every one of them.
+# ```
+# ```{dropdown} (b) use the denoised ones at most to look and to pick, and reconstruct from the raw ones
+# **Right.** Averaging thousands of raw images removes their noise; it cannot remove what a network has put into every one of them.
+# ```
+# ```{dropdown} (c) reconstruct from both
+# **No.** Then the same particles count twice, and the network's errors with them.
 # ```
 #
-# **3.** A tight mask raises your FSC. To see how much of the rise is real you (a) take a tighter mask (b) randomise the phases beyond some shell and compute the FSC with the same mask (c) use no mask
+# **3.** A tight mask raises your FSC. To see how much of the rise is real you
 #
-# ```{dropdown} Answer
-# **b.** Whatever still agrees although its phases are random comes from the mask, and is subtracted.
+# ```{dropdown} (a) take a tighter mask
+# **No.** It raises the FSC further, for the same wrong reason.
+# ```
+# ```{dropdown} (b) randomise the phases beyond some shell and compute the FSC with the same mask
+# **Right.** Whatever still agrees although its phases are random comes from the mask, and is subtracted.
+# ```
+# ```{dropdown} (c) use no mask
+# **No.** Then you also give up the part of the rise that is real.
 # ```
 
 # %% [markdown]

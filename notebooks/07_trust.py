@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -45,7 +45,7 @@
 # `02_train_sr3` or the weights that come with cryonb. **Outputs**: figures of merit in
 # `run_dir/results`. **Hardware**: two CPU cores; section 2 trains two small networks.
 
-# %% tags=["long"]
+# %% jupyter={"source_hidden": true} tags=["long"]
 import json
 from functools import partial
 from pathlib import Path
@@ -438,7 +438,7 @@ frame_viewer(frames, labels, title=title, limits=grey_limits(clean), width_px=64
 # %% [markdown]
 # What moves from draw to draw is what the image leaves open. On the left it is exactly as much as it should be.
 
-# %% mystnb={"image": {"alt": "Left: coverage against nominal. Right: ranks of the truth"}}
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Left: coverage against nominal. Right: ranks of the truth"}}
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
 lines = {name: (found.nominal, found.coverage) for name, found in judged.items()}
 lines["exact"] = ([0, 1], [0, 1])
@@ -513,6 +513,7 @@ figure = plot_lines(shown, title="From the mean (left) to a sample (right)", **l
 #
 # ```{exercise}
 # :label: ex-trust-shrink
+# *Easy, 10 minutes.*
 # **An honest liar.** Multiply the template posterior's output by 0.2. Which tests of this notebook does it now
 # do better in than before, and is it more honest?
 # ```
@@ -520,21 +521,21 @@ figure = plot_lines(shown, title="From the mean (left) to a sample (right)", **l
 # ````{solution-start} ex-trust-shrink
 # :class: dropdown
 # ````
+# The variation fell to a twenty-fifth ($0.2^2$), the resemblance did not fall at all: correlations do not care
+# about scale. The image lies as before, only more quietly. Always look at both numbers.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 shy = lambda images: 0.2 * denoisers["template posterior"](images)  # noqa: E731
 found = audit.noise_only(shy, molecule, sigma, n, symmetry=symmetry, seed=seed)
 print(f"variation {found.variation:.3f}, resemblance {found.resemblance:.2f}")
 
 # %% [markdown]
-# The variation fell to a twenty-fifth ($0.2^2$), the resemblance did not fall at all: correlations do not care
-# about scale. The image lies as before, only more quietly. Always look at both numbers.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-trust-snr
+# *Medium, 15 minutes.*
 # **Less to see, more to invent?** Repeat the missing quarter of section 4 at SNR 1 and 0.03. How does the share
 # that the template posterior draws change?
 # ```
@@ -542,8 +543,11 @@ print(f"variation {found.variation:.3f}, resemblance {found.resemblance:.2f}")
 # ````{solution-start} ex-trust-snr
 # :class: dropdown
 # ````
+# Most of it is drawn at *every* SNR: a set of training images without the case cannot show it, however good the
+# image. At low SNR the share can even be smaller, but not from honesty: in doubt about the pose, the mean blurs
+# everything it draws. More signal helps a denoiser only where its knowledge leaves room for what is there.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 remembered = methods.template_posterior(data, n)[1]
 for ratio in (1.0, 0.1, 0.03):
     recall = partial(methods.posterior_mean, remembered, sigma=ratio**-0.5)
@@ -551,15 +555,12 @@ for ratio in (1.0, 0.1, 0.03):
     print(f"SNR {ratio:g}: {value:.2f} of the missing density is drawn")
 
 # %% [markdown]
-# Most of it is drawn at *every* SNR: a set of training images without the case cannot show it, however good the
-# image. At low SNR the share can even be smaller, but not from honesty: in doubt about the pose, the mean blurs
-# everything it draws. More signal helps a denoiser only where its knowledge leaves room for what is there.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-trust-nothing
+# *Easy, 10 minutes.*
 # **Two that invent nothing.** Audit a denoiser that returns its input, and one that blurs it until hardly
 # anything is left. Both pass the first test. Why would you use neither?
 # ```
@@ -567,8 +568,12 @@ for ratio in (1.0, 0.1, 0.03):
 # ````{solution-start} ex-trust-nothing
 # :class: dropdown
 # ````
+# A denoiser that invents nothing need not denoise anything. A verdict has two sides, how much better the images
+# become and how much of that is invented, and either one alone is easy to make perfect. (Even pure noise
+# resembles its best projection a little: among thousands of projections one always fits best. That is why each
+# number has a control.)
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 harmless = {"returns its input": lambda x: x, "a wide blur": lambda x: methods.blur(x, 8.0)}
 for name, denoise in (harmless | {"SR3, one step": denoisers["SR3, one step"]}).items():
     found = audit.noise_only(denoise, molecule, sigma, n, symmetry=symmetry, seed=seed)
@@ -578,35 +583,47 @@ for name, denoise in (harmless | {"SR3, one step": denoisers["SR3, one step"]}).
     )
 
 # %% [markdown]
-# A denoiser that invents nothing need not denoise anything. A verdict has two sides, how much better the images
-# become and how much of that is invented, and either one alone is easy to make perfect. (Even pure noise
-# resembles its best projection a little: among thousands of projections one always fits best. That is why each
-# number has a control.)
-#
 # ````{solution-end}
 # ````
 #
 # ## Quiz
 #
-# **1.** The half maps of denoised particles agree to 4 Å, those of the raw ones to 7 Å. The resolution is (a)
-# 4 Å (b) 7 Å, as far as these data show (c) between the two
+# Open the answer that you would give.
 #
-# ```{dropdown} Answer
-# **b.** Half sets that went through one network share its errors, and the FSC counts them as signal.
+# **1.** The half maps of denoised particles agree to 4 Å, those of the raw ones to 7 Å. The resolution is
+#
+# ```{dropdown} (a) 4 Å
+# **No.** Half sets that went through one network share its errors, and the FSC counts them as signal.
+# ```
+# ```{dropdown} (b) 7 Å, as far as these data show
+# **Right.** Half sets that went through one network share its errors, and the FSC counts them as signal.
+# ```
+# ```{dropdown} (c) between the two
+# **No.** Nothing in the data speaks for more than the raw half maps show.
 # ```
 #
-# **2.** Which experiment can show that a denoiser would hide a missing subunit? (a) PSNR on test particles (b)
-# half-map FSC (c) denoising particles whose subunit was taken away, with the whole molecule as a control
+# **2.** Which experiment can show that a denoiser would hide a missing subunit?
 #
-# ```{dropdown} Answer
-# **c.** The case does not occur in either of the others.
+# ```{dropdown} (a) PSNR on test particles
+# **No.** All of them have the subunit: the case does not occur.
+# ```
+# ```{dropdown} (b) half-map FSC
+# **No.** Both halves may be completed in the same way, and agree.
+# ```
+# ```{dropdown} (c) denoising particles whose subunit was taken away, with the whole molecule as a control
+# **Right.** It is the one in which the case occurs.
 # ```
 #
-# **3.** Of a hundred truths, eighty lie within the 95 % interval of the samples. The sampler is (a) too sure of
-# itself (b) not sure enough (c) calibrated
+# **3.** Of a hundred truths, eighty lie within the 95 % interval of the samples. The sampler is
 #
-# ```{dropdown} Answer
-# **a.** Its samples spread less than its errors are large.
+# ```{dropdown} (a) too sure of itself
+# **Right.** Its samples spread less than its errors are large.
+# ```
+# ```{dropdown} (b) not sure enough
+# **No.** Then more than 95 of them would lie within.
+# ```
+# ```{dropdown} (c) calibrated
+# **No.** Then about 95 of them would.
 # ```
 #
 # ## Recap

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -48,7 +48,7 @@
 # `run_dir/sweep` with its tables, figures of merit in `run_dir/results`. **Hardware**: two CPU cores; each run is
 # short and needs one of them.
 
-# %%
+# %% jupyter={"source_hidden": true}
 import json
 import subprocess
 import sys
@@ -243,7 +243,7 @@ say(
     f"by run, {apart.mean():.2f} dB when two means are subtracted as if their seeds had nothing in common."
 )
 
-# %% mystnb={"image": {"alt": "For each method, how far the PSNR of each run is from the mean of its setting, one colour for each seed"}}
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "For each method, how far the PSNR of each run is from the mean of its setting, one colour for each seed"}}
 figure, ax = plt.subplots(figsize=(6.4, 3.4))
 residual = wide - wide.groupby(levels).transform("mean")
 for k, (number, part) in enumerate(residual.groupby("seed")):
@@ -455,28 +455,29 @@ say(f"The slowest took up to **{slower:.2f} times** as long as the fastest of th
 #
 # ```{exercise}
 # :label: ex-experiments-seed
+# *Easy, 5 minutes.*
 # **One seed more.** Add a seed to the experiment. How many runs would there be to do, and why not all of them?
 # ```
 #
 # ````{solution-start} ex-experiments-seed
 # :class: dropdown
 # ````
+# Only those with the new seed: the others are finished and unchanged. You can add values of what varies to an
+# experiment at any time. If you change what is *fixed*, it becomes another experiment, and the folder refuses it.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 more = make_experiment("tiny", content | {"seeds": [*seed_values, max(seed_values) + 1]})
 planned = plan_runs(more, run_dir / "sweep", small)
 left = [run for run in planned if not run.finished(run_dir / "sweep")]
 print(f"{len(planned)} runs, {len(left)} to do")
 
 # %% [markdown]
-# Only those with the new seed: the others are finished and unchanged. You can add values of what varies to an
-# experiment at any time. If you change what is *fixed*, it becomes another experiment, and the folder refuses it.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-experiments-power
+# *Hard, 20 minutes.*
 # **How many seeds?** You expect a new loss to be worth 0.1 dB for SR3's one step. With how many seeds must you
 # run both the old and the new loss to see that, at a margin of two standard errors, in four of five such
 # experiments (a *power* of 80 %)? And if both are judged on the same particles?
@@ -485,8 +486,13 @@ print(f"{len(planned)} runs, {len(left)} to do")
 # ````{solution-start} ex-experiments-power
 # :class: dropdown
 # ````
+# Two standard errors alone do not do: an effect of just that size is missed in half of the experiments, since its
+# measured value falls below its true one as often as above. For a power of 80 % the true effect must lie another
+# 0.84 standard errors higher, which takes $(2.8/2)^2$, about twice as many seeds. (With fewer than ten seeds the
+# spread is uncertain itself, and it takes a few more.) The number grows as the square of spread over effect. If it frightens you, reduce the spread first: more test
+# particles, the same ones for all seeds, longer training.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 margin = 1.96 + 0.84  # standard errors: 5 % false alarms, two-sided, and 80 % found
 alone = 2 * (margin * spread[first] / 0.1) ** 2  # the variance of a difference is that of both
 within = n_seeds * (margin * paired.mean() / 0.1) ** 2
@@ -495,17 +501,12 @@ print(
 )
 
 # %% [markdown]
-# Two standard errors alone do not do: an effect of just that size is missed in half of the experiments, since its
-# measured value falls below its true one as often as above. For a power of 80 % the true effect must lie another
-# 0.84 standard errors higher, which takes $(2.8/2)^2$, about twice as many seeds. (With fewer than ten seeds the
-# spread is uncertain itself, and it takes a few more.) The number grows as the square of spread over effect. If it frightens you, reduce the spread first: more test
-# particles, the same ones for all seeds, longer training.
-#
 # ````{solution-end}
 # ````
 #
 # ```{exercise}
 # :label: ex-experiments-sign
+# *Medium, 15 minutes.*
 # **A test that assumes little.** Count the runs in which SR3's one step beats the linear filter. If the two were
 # equally good, each run would be a toss of a coin. How likely would a count at least as far from half as yours
 # be?
@@ -514,42 +515,59 @@ print(
 # ````{solution-start} ex-experiments-sign
 # :class: dropdown
 # ````
+# The sign test needs no normal distribution. In return it throws away *how much* better a method is. And it puts
+# all settings together, which hides it if one method wins at high SNR and the other at low.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 better, tosses = int((wide[first] > wide[second]).sum()), len(wide)
 far = abs(2 * better - tosses)
 chance = sum(comb(tosses, k) for k in range(tosses + 1) if abs(2 * k - tosses) >= far) / 2**tosses
 print(f"{better} of {tosses} runs; by tossing coins: probability {chance:.2g}")
 
 # %% [markdown]
-# The sign test needs no normal distribution. In return it throws away *how much* better a method is. And it puts
-# all settings together, which hides it if one method wins at high SNR and the other at low.
-#
 # ````{solution-end}
 # ````
 #
 # ## Quiz
 #
+# Open the answer that you would give.
+#
 # **1.** Two settings differ by 0.3 dB in one run each, and the standard deviation between seeds is 0.3 dB. You
-# conclude (a) the better one is better (b) they are equal (c) nothing yet
+# conclude
 #
-# ```{dropdown} Answer
-# **c.** Even if nothing differs, the difference of two single runs has 1.4 times the standard deviation between
-# seeds.
+# ```{dropdown} (a) the better one is better
+# **No.** By chance alone the difference of two runs scatters by 0.42 dB.
+# ```
+# ```{dropdown} (b) they are equal
+# **No.** Not seeing a difference in two runs is no evidence that there is none.
+# ```
+# ```{dropdown} (c) nothing yet
+# **Right.** Even if nothing differs, the difference of two single runs has 1.4 times the standard deviation
+# between seeds.
 # ```
 #
-# **2.** You add two values to the grid of a finished sweep and start it again. What runs? (a) everything (b)
-# whatever has a new value, with each seed (c) nothing, the folder refuses
+# **2.** You add two values to the grid of a finished sweep and start it again. What runs?
 #
-# ```{dropdown} Answer
-# **b.** What is finished and unchanged is skipped. The folder refuses a change of what is fixed.
+# ```{dropdown} (a) everything
+# **No.** What is finished and unchanged is skipped.
+# ```
+# ```{dropdown} (b) whatever has a new value, with each seed
+# **Right.** What is finished and unchanged is skipped.
+# ```
+# ```{dropdown} (c) nothing, the folder refuses
+# **No.** It refuses a change of what is *fixed*, not more values of what varies.
 # ```
 #
-# **3.** Method A needed 60 s and method B 90 s, in one sweep with four runs at a time. A is faster? (a) yes
-# (b) no (c) one cannot tell
+# **3.** Method A needed 60 s and method B 90 s, in one sweep with four runs at a time. A is faster?
 #
-# ```{dropdown} Answer
-# **c.** They shared the machine with other runs, and not with the same ones.
+# ```{dropdown} (a) yes
+# **No.** They shared the machine with other runs, and not with the same ones.
+# ```
+# ```{dropdown} (b) no
+# **No.** It may well be; these numbers do not show it.
+# ```
+# ```{dropdown} (c) one cannot tell
+# **Right.** They shared the machine with other runs, and not with the same ones.
 # ```
 #
 # ## Recap

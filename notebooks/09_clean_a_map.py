@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,mystnb,-all
+#     cell_metadata_filter: tags,mystnb,jupyter,-all
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
@@ -47,7 +47,7 @@
 # **Output**: maps in `run_dir/maps/clean`, a network in `run_dir/models`, figures of merit in `run_dir/results`.
 # **Hardware**: two CPU cores; `cryonb run` records the time and the peak memory in `run_dir/09_clean_a_map.json`.
 
-# %% tags=["long"]
+# %% jupyter={"source_hidden": true} tags=["long"]
 import json
 from functools import partial
 from pathlib import Path
@@ -245,7 +245,7 @@ def mask_of(volume):
     return soft_mask(volume, pixel_size_A, largest=True)
 
 
-# %% mystnb={"image": {"alt": "The raw map with the outline of the mask around the model, which follows the protein, and of the mask from the map, which also takes in the micelle."}}
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "The raw map with the outline of the mask around the model, which follows the protein, and of the mask from the map, which also takes in the micelle."}}
 fig, ax = plt.subplots(figsize=(5.2, 4.4))
 edge = middle * pixel_size_A
 extent = (-edge, edge, -edge, edge)
@@ -604,6 +604,7 @@ if real:
 # ```{exercise-start} Another molecule
 # :label: ex-clean-other
 # ```
+# *Easy, 10 minutes.*
 # Repeat the comparison of section 4 for `other_source`. Before you run it: for which methods do you expect different
 # numbers, and why?
 # ```{exercise-end}
@@ -612,8 +613,11 @@ if real:
 # ```{solution-start} ex-clean-other
 # :class: dropdown
 # ```
+# Filters and masks know nothing of a molecule but its outline and its noise. The network has met neither of the two
+# molecules; whether it keeps its rank on both tells you how far its experience carries. Two molecules are few: test
+# it on one like yours before you trust it with yours.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 other = load_volume(other_source, box_size, pixel_size_A)
 with_belt = project(other.map + micelle(other), views)
 hum = noise * clean_scale(other) / scale
@@ -622,15 +626,13 @@ for name in ("raw", "mask from the map", *cleaners):
     print(f"{name:24} correlation with the truth {likeness(ways[name](theirs), other.map):.3f}")
 
 # %% [markdown]
-# Filters and masks know nothing of a molecule but its outline and its noise. The network has met neither of the two
-# molecules; whether it keeps its rank on both tells you how far its experience carries. Two molecules are few: test
-# it on one like yours before you trust it with yours.
 # ```{solution-end}
 # ```
 #
 # ```{exercise-start} From the command line
 # :label: ex-clean-command
 # ```
+# *Easy, 10 minutes.*
 # Clean the file `maps/clean/raw.mrc` with `cryonb clean`, read the result, and compare it with the map in the
 # notebook. What else does the command tell you? What if you name an output file that exists?
 # ```{exercise-end}
@@ -640,22 +642,24 @@ for name in ("raw", "mask from the map", *cleaners):
 # :class: dropdown
 # ```
 # In a terminal: `cryonb clean raw.mrc --out cleaned.mrc --weights ../../models/map-cleaner.safetensors`. Or here:
+#
+# It is the same map. The command reminds you where not to use it, and it replaces no file unless you add
+# `--overwrite`. The header, and with it the place of the map, is that of the input.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 folder = run / "maps/clean"
 weights = MAP_CLEANER if use_kept else run / "models/map-cleaner.safetensors"
 written = clean_file(folder / "raw.mrc", folder / "cleaned.mrc", weights, overwrite=True)
 assert_close(read_placed_map(written)[0], maps[best], atol=1e-3 * float(raw.max()), rtol=1e-2)
 
 # %% [markdown]
-# It is the same map. The command reminds you where not to use it, and it replaces no file unless you add
-# `--overwrite`. The header, and with it the place of the map, is that of the input.
 # ```{solution-end}
 # ```
 #
 # ```{exercise-start} Which first?
 # :label: ex-clean-order
 # ```
+# *Medium, 10 minutes.*
 # Section 4 weighted the shells *after* the network. Weight them before, and compare. Why is it not the same?
 # ```{exercise-end}
 # ```
@@ -663,8 +667,11 @@ assert_close(read_placed_map(written)[0], maps[best], atol=1e-3 * float(raw.max(
 # ```{solution-start} ex-clean-order
 # :class: dropdown
 # ```
+# Two filters may change places, since both are linear. A network is not linear: it decides by looks, and a weighted
+# map looks different. Two of three training maps were low-passed, so it has met both kinds. Take the order that works
+# better here, but do not take it for a law.
 
-# %%
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 for title, both in {
     "network, then filter": weigh(maps[best]),
     "filter, then network": cleaners[best](weigh(raw)),
@@ -672,33 +679,49 @@ for title, both in {
     print(f"{title:22} correlation with the truth {likeness(both, truth):.3f}")
 
 # %% [markdown]
-# Two filters may change places, since both are linear. A network is not linear: it decides by looks, and a weighted
-# map looks different. Two of three training maps were low-passed, so it has met both kinds. Take the order that works
-# better here, but do not take it for a law.
 # ```{solution-end}
 # ```
 #
 # ## Quiz
 #
-# **1.** You multiply the shells of a map by their figure of merit. Its FSC with the truth (a) rises (b) stays the
-# same (c) falls
+# Open the answer that you would give.
 #
-# ```{dropdown} Answer
-# **b.** A factor on a whole shell drops out of the correlation of that shell. The picture becomes better, the curve does not.
+# **1.** You multiply the shells of a map by their figure of merit. Its FSC with the truth
+#
+# ```{dropdown} (a) rises
+# **No.** A factor on a whole shell drops out of the correlation of that shell.
+# ```
+# ```{dropdown} (b) stays the same
+# **Right.** A factor on a whole shell drops out of the correlation of that shell. The picture becomes better, the
+# curve does not.
+# ```
+# ```{dropdown} (c) falls
+# **No.** A factor on a whole shell drops out of the correlation of that shell.
 # ```
 #
-# **2.** The FSC between cleaned half maps crosses 0.143 at 5 Å, between the raw ones at 6 Å. You report (a) 5 Å (b) 6 Å (c) both
+# **2.** The FSC between cleaned half maps crosses 0.143 at 5 Å, between the raw ones at 6 Å. You report
 #
-# ```{dropdown} Answer
-# **b.** One cleaner went over both halves, and what it does twice counts as signal.
+# ```{dropdown} (a) 5 Å
+# **No.** One cleaner went over both halves, and what it does twice counts as signal.
+# ```
+# ```{dropdown} (b) 6 Å
+# **Right.** One cleaner went over both halves, and what it does twice counts as signal.
+# ```
+# ```{dropdown} (c) both
+# **No.** A reader will take the better one. Show the cleaned map, report the raw half maps.
 # ```
 #
-# **3.** A ligand is in the raw map and not in the cleaned one. It (a) was noise (b) was removed because the network
-# knows that it is not there (c) may be there
+# **3.** A ligand is in the raw map and not in the cleaned one. It
 #
-# ```{dropdown} Answer
-# **c.** The network takes for dirt whatever looks, or lies, like nothing it was trained on. Ask the raw map, and its
-# half maps.
+# ```{dropdown} (a) was noise
+# **No.** A network that has never seen ligands says the same of a real one.
+# ```
+# ```{dropdown} (b) was removed because the network knows that it is not there
+# **No.** It knows what training maps looked like, nothing of your sample.
+# ```
+# ```{dropdown} (c) may be there
+# **Right.** The network takes for dirt whatever looks, or lies, like nothing it was trained on. Ask the raw map,
+# and its half maps.
 # ```
 #
 # ## Recap

@@ -63,8 +63,9 @@ def test_every_exercise_is_left_and_every_solution_is_gone(exercises, path):
     copy = exercises.without_solutions(whole)
     nbformat.validate(copy)
     count = prose(whole).count("{solution-start}")
-    assert len(re.findall(r"\{exercise(-start)?\}", prose(whole))) >= 3
-    assert "## Quiz" in prose(whole) and prose(whole).count("{dropdown} Answer") >= 3
+    exercise = r"`{3,}\{exercise(?:-start)?\}.*\n:label: .*\n(?:`{3,}\n)?"
+    levels = re.findall(exercise + r"\*(Easy|Medium|Hard), ([1-9]\d?) minutes\.\*\n", prose(whole))
+    assert len(levels) == len(re.findall(r"\{exercise(?:-start)?\}", prose(whole))) >= 3
     assert code(copy).count(exercises.PLACE) == count
     assert "{solution" not in prose(copy)
     for word in ("{exercise}", "{exercise-start}", "{exercise-end}", "## Quiz", "## Recap"):
@@ -72,6 +73,37 @@ def test_every_exercise_is_left_and_every_solution_is_gone(exercises, path):
     kept = [source for source in code(copy) if source != exercises.PLACE]
     assert kept == [source for source in code(whole) if source in kept]
     assert len(kept) < len(code(whole)) or count == 0
+
+
+@each
+def test_every_answer_of_the_quiz_says_whether_it_is_right(path):
+    quiz = re.search(
+        r"^## Quiz\n(.*?)^## ", prose(nbformat.read(path, as_version=4)) + "\n## ", re.M | re.S
+    )
+    questions = re.split(r"^\*\*\d\.\*\* ", quiz[1], flags=re.M)[1:]
+    assert len(questions) == 3
+    for question in questions:
+        answers = re.findall(r"^```\{dropdown\} \((\w)\) .+\n\*\*(Right|No)\.\*\* ", question, re.M)
+        letters, verdicts = zip(*answers, strict=True)
+        assert letters == ("a", "b", "c") and verdicts.count("Right") == 1, question
+
+
+@each
+def test_what_is_folded_in_jupyterlab(exercises, path):
+    """Imports, long cells that only plot, and all there is of a solution, its outputs too."""
+    whole = nbformat.read(path, as_version=4)
+    kept, seen = code(exercises.without_solutions(whole)), 0
+    for cell in (c for c in whole.cells if c.cell_type == "code"):
+        folded, lines = cell.metadata.get("jupyter", {}), cell.source.splitlines()
+        solution = cell.source not in kept
+        plots = "plt.subplots" in lines[0] and len(list(filter(None, lines))) > 10
+        assert folded.get("source_hidden", False) or not (plots or solution or seen == 0), lines[0]
+        assert folded.get("outputs_hidden", False) == solution, lines[0]
+        seen += 1
+    for part in re.findall(r"\{solution-start\}.*?\{solution-end\}", prose(whole), re.S):
+        assert re.search(
+            r"^:class: dropdown\n`{3,}\n.*", part, re.M
+        )  # what is said of it folds, too
 
 
 @each
