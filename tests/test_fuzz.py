@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from cryonb.base.options import AbInitioOptions, DenoiseOptions
+from cryonb.commands import abinitio
+from cryonb.commands.denoise import denoise_file
 from cryonb.data.maps import read_map, write_map
 from cryonb.data.particle_file import open_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
+from cryonb.data.volumes import load_volume
 from cryonb.physics.geometry import random_rotations
 
 WORDS = (
@@ -72,20 +76,41 @@ def use(path):
         assert value is None or torch.isfinite(torch.view_as_real(value + 0j)).all(), name
 
 
-def test_a_thousand_damaged_tables(whole, capsys):
+def work(path, monkeypatch):
+    """The commands that search for poses, with little to search."""
+    short = abinitio.STAGES[0]._replace(passes=1, spacing_deg=40)
+    monkeypatch.setattr(abinitio, "STAGES", (short,))
+    for old in path.parent.glob("*out*"):
+        old.unlink()
+    write_map(path.with_name("ref.mrc"), torch.randn(16, 16, 16), 2.0)
+    known = DenoiseOptions(reference=str(path.with_name("ref.mrc")), spacing_deg=40, device="cpu")
+    done = ends_well(lambda: denoise_file(path, path.with_name("out.star"), known))
+    one = AbInitioOptions(starts=1)
+    return done + ends_well(lambda: abinitio.abinitio_file(path, path.with_name("out.mrc"), one))
+
+
+def test_a_thousand_damaged_tables(whole, capsys, monkeypatch):
     g, raw = np.random.default_rng(0), whole.read_bytes()
-    path, read = whole.with_name("q.star"), 0
+    path, read, worked = whole.with_name("q.star"), 0, 0
     for _ in range(1000):
         path.write_bytes(mutated(raw, g, WORDS))
-        read += ends_well(lambda: use(path))
-    assert 50 < read < 950, "harmless and harmful damages"
+        reads = ends_well(lambda: use(path))
+        read += reads
+        worked += work(path, monkeypatch) if reads and read % 9 == 0 else 0
+    assert 50 < read < 950 and worked > 4, "harmless and harmful damages"
+
+
+def read_both(path):
+    """A map on its own grid, and as a reference."""
+    read_map(path)
+    assert torch.isfinite(load_volume(path, 8, 2.0).map).all()
 
 
 def test_a_thousand_damaged_headers(whole, tmp_path, capsys):
     """Stacks and maps, damaged in the header, where words are numbers; or anywhere."""
     g, stack, star = np.random.default_rng(1), whole.with_suffix(".mrcs"), whole
     write_map(tmp_path / "m.mrc", torch.randn(8, 8, 8), 2.0)
-    files = {stack: lambda: use(star), tmp_path / "m.mrc": lambda: read_map(tmp_path / "m.mrc")}
+    files = {stack: lambda: use(star), tmp_path / "m.mrc": lambda: read_both(tmp_path / "m.mrc")}
     read = 0
     for path, call in files.items():
         raw = path.read_bytes()

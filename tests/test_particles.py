@@ -22,6 +22,7 @@ from cryonb.data.optics import (
 )
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import CTF_APPLIED, Particles, particles_from_arrays, write_particles
+from cryonb.data.whitening import NoiseModel, transfer_to_network
 from cryonb.physics.geometry import angular_distance_deg, random_rotations
 
 
@@ -185,6 +186,14 @@ def test_in_focus_is_a_defocus_and_nearly_equal_pixels_are_equal():
     q = Particles(p.images, p.optics, table)
     torch.testing.assert_close(q.ctf[:, 0, 0], torch.full((3,), 0.1))
     assert q.pixel_size_A == 1.7
+
+
+def test_poses_are_not_searched_in_images_of_two_scales():
+    p, noise = make(3, box=16), NoiseModel(torch.ones(9), 0.1, 1, 6.0)
+    near, far = (p.optics.assign(rlnMagMat00=m, rlnMagMat11=2 - m) for m in (1.007, 1.06))
+    assert transfer_to_network(Particles(p.images, near, p.table), noise).shape == (3, 16, 9)
+    with pytest.raises(ValueError, match="rlnMagMat00 to 11 are 6.0% off 1"):
+        transfer_to_network(Particles(p.images, far, p.table), noise)
 
 
 def test_astigmatism_and_optics_groups_reach_the_ctf():

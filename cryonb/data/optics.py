@@ -166,6 +166,16 @@ class Columns:
         values = [self.numbers(name, default=value) for name, value in identity]
         return torch.cat(values, dim=1).reshape(-1, 2, 2).float()
 
+    def check_isotropic(self) -> None:
+        """ValueError for a magnification matrix far from 1, where poses are searched without it."""
+        matrix = self.magnification
+        off = 0.0 if matrix is None else float((matrix - torch.eye(2)).abs().max())
+        if off > 0.02:
+            raise ValueError(
+                f"rlnMagMat00 to 11 are {off:.1%} off 1: poses are searched without them, so "
+                "correct the images first, or remove the columns"
+            )
+
     def transfer(self, box_size: int) -> torch.Tensor | None:
         """What the transform of each noise-free image is multiplied by, (n, y, x // 2 + 1).
 

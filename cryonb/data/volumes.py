@@ -108,7 +108,8 @@ def load_volume(
     given = read_placed_map(path)
     if given.map.max() == given.map.min():
         raise ValueError(f"{path} has the same value everywhere: give a map with a molecule in it")
-    if first_A is None:
+    wider = max(given.map.shape) * given.pixel_size_A / (box_size * pixel_size_A)
+    if first_A is None and wider > 1.001:
         reach_A = _reach(given.map) * given.pixel_size_A
         _check_fits(reach_A, box_size, pixel_size_A, path.name)
     map = onto_grid(given, box_size, pixel_size_A, first_A)

@@ -161,8 +161,10 @@ def to_network(particles: Particles, noise: NoiseModel) -> tuple[torch.Tensor, B
 def transfer_to_network(particles: Particles, noise: NoiseModel) -> torch.Tensor:
     """What clean projections are filtered with in `to_network`'s images, but for their unit.
 
-    Of shape (n, y, x // 2 + 1), n being 1 without CTF: its size, divided by the noise.
+    Of shape (n, y, x // 2 + 1), n being 1 without CTF: its size, divided by the noise. ValueError
+    for images whose magnification differs between directions.
     """
+    particles.columns.check_isotropic()
     filtered = noise.sigma / amplitude(noise)[None]
     if particles.ctf is None:
         return filtered
