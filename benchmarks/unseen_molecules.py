@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from cryonb.data.volumes import load_volume
-from cryonb.denoisers import memory
+from cryonb.denoisers import memory as remember
 from cryonb.denoisers.abinitio import ab_initio, posterior_mean
 from cryonb.denoisers.baselines import linear_filter, over_turns
 from cryonb.denoisers.cwf import cwf
@@ -56,8 +56,8 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
 
     *_, last = ab_initio(noisy, sigma, seed=args.seed)
     own, any_molecule = posterior_mean(last, noisy, sigma), once(noisy)
-    learnt = memory.learn(noisy, any_molecule, sigma, seed=args.seed)
-    recalled = memory.recall(learnt.templates, learnt.whitening, noisy, sigma)
+    memory = remember.learn(noisy, sigma, once, seed=args.seed)
+    recalled = remember.recall(memory, noisy, sigma)
     return {
         "noisy": dB(noisy),
         "blur": max(dB(blur(noisy, width)) for width in np.arange(1, 5, 0.5)),
@@ -68,7 +68,7 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
         "over turns": dB(over_turns(once, noisy)),
         "own map": dB(own),
         "map + any": dB((own + any_molecule) / 2),
-        "memory": dB(torch.lerp(any_molecule, recalled, memory.SHARE)),
+        "memory": dB(torch.lerp(any_molecule, recalled, memory.share)),
     }
 
 

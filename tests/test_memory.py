@@ -10,7 +10,7 @@ from cryonb.data.maps import read_map
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
-from cryonb.denoisers.memory import Memory, learn, recall, whitening_of
+from cryonb.denoisers.memory import JUDGED, SHARE, Memory, learn, recall, whitening_of
 from cryonb.evaluation.metrics import correlation, psnr
 from cryonb.learning.diffusion import SR3
 from cryonb.learning.weights import save_model
@@ -48,30 +48,34 @@ def test_what_a_denoiser_takes_away_is_made_white():
 
 def test_what_is_seen_finds_the_pose_and_what_is_clean_comes_back():
     (molecule, belt), clean, noisy, _ = stack(48)
-    memory = Memory(molecule + belt, molecule, torch.ones(BOX // 2 + 1))
-    found = recall(memory.templates, memory.whitening, noisy, SIGMA)
+    memory = Memory(molecule + belt, molecule, torch.ones(BOX // 2 + 1), 1.0)
+    found = recall(memory, noisy, SIGMA)
     blind = memory._replace(clean=molecule + belt)
-    worse = recall(blind.templates, blind.whitening, noisy, SIGMA)
+    worse = recall(blind, noisy, SIGMA)
     gain = psnr(found, clean) - psnr(worse, clean)
     assert float(psnr(found, clean).mean()) > 26 and float(gain.mean()) > 3
 
 
-def test_recall_takes_ctf_and_filter_out():
+def test_recall_keeps_the_ctf_and_takes_the_filter_out():
     (molecule, _), clean, _, g = stack(16)
     transfer = torch.full((16, BOX, BOX // 2 + 1), 0.8)
     noisy = apply_ctf(clean, transfer) + 0.5 * torch.randn(clean.shape, generator=g)
-    memory = Memory(molecule, molecule, torch.linspace(0.5, 1, BOX // 2 + 1))
-    found = recall(memory.templates, memory.whitening, noisy, 0.5, transfer)
-    assert float((found - clean).square().mean() / clean.square().mean()) < 0.05
+    memory = Memory(molecule, molecule, torch.linspace(0.5, 1, BOX // 2 + 1), 1.0)
+    found = recall(memory, noisy, 0.5, transfer)
+    assert float((found - 0.8 * clean).square().mean() / clean.square().mean()) < 0.05
 
 
-def test_errors_of_the_network_average_out_and_what_it_removes_stays_out():
+def test_errors_of_the_network_average_out_what_it_removes_stays_out_and_the_share_is_measured():
     """A network that errs by much, anew in each image, and knows only that a belt is none."""
     _, clean, noisy, g = stack(200)
     denoised = clean + 0.7 * torch.randn(clean.shape, generator=g)
-    memory = learn(noisy, denoised, SIGMA)
-    found = recall(memory.templates, memory.whitening, noisy, SIGMA)
+    answers = iter([denoised, denoised[:JUDGED], denoised[100:][:JUDGED]])
+    memory = learn(noisy, SIGMA, lambda _: next(answers))
+    found = recall(memory, noisy, SIGMA)
     assert float(psnr(found, clean).mean()) > float(psnr(denoised, clean).mean()) + 5
+    difference = found - denoised
+    best = float((difference * (clean - denoised)).sum() / difference.square().sum())
+    assert abs(memory.share / SHARE - best) < 0.15
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,7 @@ def denoised(files, out, **options):
 def test_the_command_averages_network_and_memory_and_goes_on(files, monkeypatch):
     cut = pytest.MonkeyPatch()
     cut.setattr(command, "with_memories", lambda *_: 1 / 0)
+    cut.setattr(remember, "learn", lambda *a, **k: learn(*a, **k)._replace(share=0.75))
     with pytest.raises(ZeroDivisionError):
         denoised(files, "both.star", memory=True)
     cut.undo()
@@ -103,7 +108,7 @@ def test_the_command_averages_network_and_memory_and_goes_on(files, monkeypatch)
     assert all(m.shape == (BOX,) * 3 and m.std() > 0 and pixel == 6.0 for m, pixel in maps)
     monkeypatch.setattr(remember, "learn", None)  # a run that goes on learns nothing anew
     both, alone = denoised(files, "both.star", memory=True), denoised(files, "alone.star")
-    recalled = (both - (1 - remember.SHARE) * alone) / remember.SHARE
+    recalled = (both - 0.25 * alone) / 0.75
     _, clean, noisy, _ = stack(120)
     gain = correlation(recalled, clean) - correlation(noisy, clean)
     assert float(gain.mean()) > 0.15

@@ -13,9 +13,8 @@ from cryonb.data.maps import read_map, write_map
 from cryonb.data.particle_file import ParticleFile
 from cryonb.data.particles import Particles
 from cryonb.data.whitening import NoiseModel, to_network, transfer_to_network
-from cryonb.denoisers.memory import SHARE, Memory, learn, recall
+from cryonb.denoisers.memory import Memory, learn, recall
 from cryonb.learning.diffusion import denoise
-from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.projection import shift_images
 
 MOST = 2000  # particles, spread over the file or half set, that a memory is learnt from
@@ -34,7 +33,7 @@ def memory_paths(stack: Path, source: ParticleFile) -> list[list[Path]]:
 def learn_memories(
     source: ParticleFile, read: Callable, model, noise: NoiseModel, paths: list[list[Path]]
 ) -> list:
-    """Learn a memory for each half set, write its maps; whitening filters, as JSON has them.
+    """Learn a memory for each half set, write its maps; share and filter of each, for JSON.
 
     `read` is a function from rows to particles. None stands for a memory that there is not.
     """
@@ -55,6 +54,7 @@ def _halves(source: ParticleFile) -> np.ndarray | None:
 
 
 def _learn_one(name, source, read, model, noise, rows, maps) -> list[float] | None:
+    """Share and whitening filter of a memory."""
     if len(rows) < LEAST:
         print(f"  note: no {name}: {len(rows)} particles are too few, {LEAST} are the least")
         return None
@@ -63,52 +63,48 @@ def _learn_one(name, source, read, model, noise, rows, maps) -> list[float] | No
     for some in torch.from_numpy(rows).split(64):
         small = read(some.numpy()).resampled(2 * (len(noise.spectrum) - 1))
         white, background = to_network(small, noise)
-        transfer = transfer_to_network(small, noise).expand(len(white), -1, -1)
-        both = torch.stack([white, denoise(model, white, noise.sigma)])
-        both = torch.stack([shift_images(stack, -small.shifts_px) for stack in both])
         keep = background.deviation.flatten() > 0
-        parts.append((*both[:, keep], transfer[keep]))
-    noisy, denoised, transfer = (torch.cat(part) for part in zip(*parts, strict=True))
+        transfer = transfer_to_network(small, noise).expand(len(white), -1, -1)
+        parts.append((shift_images(white, -small.shifts_px)[keep], transfer[keep]))
+    noisy, transfer = (torch.cat(part) for part in zip(*parts, strict=True))
     print(f"  {name}: a map from {len(noisy):,} particles ...", flush=True)
+    network = partial(denoise, model, sigma=noise.sigma)
     try:
-        memory = learn(noisy, denoised, noise.sigma, ctf=transfer)
+        memory = learn(noisy, noise.sigma, network, ctf=transfer)
     except ValueError as error:
         print(f"  note: no {name}: {error}")
         return None
-    for path, volume in zip(maps, memory[:2], strict=True):
+    for path, volume in zip(maps, (memory.seen, memory.clean), strict=True):
         write_map(path, volume, small.pixel_size_A)
-    return memory.whitening.tolist()
+    print(f"  {name}: {memory.share:.0%} of a denoised image, the rest is the network's")
+    return [memory.share, *memory.whitening.tolist()]
 
 
 def with_memories(
     network: Callable[..., Iterator], source: ParticleFile, found: list, paths: list[list[Path]]
 ) -> Callable[..., Iterator]:
     """A function like `network` that yields the mean of its images and of the memory's."""
-    if not any(found):
-        return network
-    halves, recalls = _halves(source), []
-    for whitening, maps in zip(found, paths, strict=True):
-        if whitening is None:
-            recalls.append(None)
-            continue
-        seen, clean = (read_map(path)[0] for path in maps)
-        filtering = torch.tensor(whitening)
-        templates = Memory(seen, clean, filtering).templates
-        recalls.append(partial(recall, templates, filtering))
+    halves, memories = _halves(source), []
+    for its, maps in zip(found, paths, strict=True):
+        if its:
+            memory = Memory(*(read_map(path)[0] for path in maps), torch.tensor(its[1:]), its[0])
+            memories.append((memory, memory.templates))
+        else:
+            memories.append(None)
 
     def draw(white, small: Particles, noise: NoiseModel, batch: int, options) -> Iterator:
         transfer = transfer_to_network(small, noise).expand(len(white), -1, -1)
         (images,) = network(white, small, noise, batch, options)
         centred = shift_images(white, -small.shifts_px)
-        for half, its in enumerate(recalls, 1):
-            rows = (
-                torch.arange(len(white)) if halves is None else (small.half == half).nonzero()[:, 0]
-            )
-            if its is None or not len(rows):
+        for half, known in enumerate(memories, 1):
+            its_own = torch.ones(len(white)) if halves is None else small.half == half
+            rows = its_own.nonzero()[:, 0]
+            if known is None or not len(rows):
                 continue
-            clean = its(centred[rows], noise.sigma, transfer[rows])
-            clean = apply_ctf(shift_images(clean, small.shifts_px[rows]), transfer[rows])
-            images[rows] = torch.lerp(images[rows], clean, SHARE)
+            memory, templates = known
+            found = recall(memory, centred[rows], noise.sigma, transfer[rows], templates)
+            found = shift_images(found, small.shifts_px[rows])
+            images[rows] = torch.lerp(images[rows], found, memory.share)
         yield images
 
     return draw
