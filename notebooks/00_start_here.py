@@ -26,15 +26,16 @@
 #                                          1 part molecule               the same view
 # ```
 #
-# In this notebook you look at what a cryo-EM camera delivers, learn the handful of conventions on which everything later rests, and move one slider until a molecule drowns.
+# In this notebook you look at what a cryo-EM camera delivers, denoise a particle, move one slider until a molecule drowns, make a molecule out of pure noise, and learn the handful of conventions on which everything later rests. Before each figure you are asked for a **prediction**. Say it aloud or write it down, then look: you will remember what surprised you.
 
 # %% [markdown]
 # **You will learn to**
 #
 # - say what a particle image is, and why it is so noisy;
-# - read its axes, its centre, its rotation angles, its shifts and its contrast without guessing;
+# - denoise one, and say how near the truth it comes;
 # - state what a signal-to-noise ratio (SNR) of 0.1 means, and what averaging does to it;
 # - recognise a result that comes from the method and not from the data;
+# - read its axes, its centre, its rotation angles, its shifts and its contrast without guessing;
 # - find your way through the rest of the book.
 #
 # | you should know | | where to read up |
@@ -46,7 +47,9 @@
 # | Fourier transform | helpful | explained where it is needed, from [01](01_simulate.ipynb) on |
 # | electron microscopy | not needed | [Caltech course](https://cryo-em-course.caltech.edu/), if you want more |
 #
-# **Inputs**: none; the molecule is written by code. **Output**: `results/00_start_here.json` in the run folder. **Hardware**: any laptop. The last cell prints the time that this run took, and `cryonb run` lists time and peak memory of each notebook.
+# To read it with the code folded you need none of these, up to the conventions.
+#
+# **Inputs**: none; the molecule is written by code, and the weights of a network come with cryonb. **Output**: `results/00_start_here.json` in the run folder. **Hardware**: any laptop. The last cell prints the time that this run took, and `cryonb run` lists time and peak memory of each notebook.
 
 # %% jupyter={"source_hidden": true}
 import json
@@ -61,6 +64,8 @@ from torch.testing import assert_close
 
 from cryonb.data.particles import particles_from_arrays
 from cryonb.data.volumes import load_volume
+from cryonb.learning.diffusion import SR3, denoise
+from cryonb.learning.weights import MANY, load_model
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.geometry import euler_to_matrix, random_rotations
 from cryonb.physics.projection import project, shift_images
@@ -103,6 +108,8 @@ display(Markdown("\n".join(["| | what | found | advice |", "|---|---|---|---|", 
 # - **It is noisy.** Electrons destroy what they show, so only about twenty to fifty of them are allowed per square Ångström (1 Å = 0.1 nm, about the size of an atom). What you see first is the random scatter of that small count.
 #
 # The next cell makes a toy micrograph: the molecule in random orientations at random places, and white noise of ten times its variance (or whatever you set as `snr`). Software for *particle picking* finds the molecules; we know where we put them. A square cut out around one molecule is a **particle image**, and a pile of such squares is a **stack**, the input of all that follows.
+#
+# **Predict.** Fifteen molecules lie in three rows. The noise is about three times as strong as they are. How many of them will you still find?
 
 # %%
 generator = torch.Generator().manual_seed(seed)
@@ -136,12 +143,38 @@ for ax, picture, name in zip(
         ax.add_patch(plt.Rectangle(at, size, size, fill=False, ec="#E69F00", lw=1.5))
 axes[0].set_ylabel("y (Å)")
 _ = fig.suptitle("A toy micrograph; two boxes drawn")
+# %% [markdown]
+# Six of the squares follow, and below each what it would be without noise. **Predict.** Cover the lower row: which two of the upper row show the same view?
+
 # %% mystnb={"image": {"alt": "Six molecules cut out of the micrograph: a noisy row, and the same six without noise below."}}
 _ = show_rows({"as recorded": stack[5:11], "the truth": clean[5:11]}, title="Six particle images")
 # %% [markdown]
 # **What to notice.** All six images in the lower row show the same molecule, and hardly any two look alike. (By default it is an ion channel like HCN1: four equal subunits around a pore, some 120 Å long, written by code.) In the upper row you can say *where* a molecule is and perhaps which way it points; its helices are gone. Everything in this book happens between these two rows. A **denoiser** is a function from the upper to the lower one. Its images must do more than look good: in the end thousands of denoised images are combined into a three-dimensional map ([06](06_reconstruct_fsc.ipynb)), and a detail that was invented counts as much there as one that was found.
 #
 # A real micrograph has more in it than molecules and white noise: the blur and ringing of the lenses (the CTF, below), detergent around membrane proteins, ice of uneven thickness, the edge of the carbon film that carries the ice, other molecules at the rim of the box. The last four we call **structural noise**, and [01](01_simulate.ipynb) builds each of them.
+
+# %% [markdown]
+# ## Denoise one
+#
+# A network comes with cryonb that was trained on thousands of random molecules, and never on this one. It is given one noisy particle and the strength of its noise, and answers in one step with the image that it expects behind it. [02](02_train_sr3.ipynb) builds such a network; here you only use it. Choose a particle by its number.
+#
+# **Predict.** What will come back: the outline, the parts that the molecule is made of, single helices?
+
+# %% mystnb={"image": {"alt": "One noisy particle, what the network makes of it, and the truth. The denoised image has the outline and the large parts of the truth, without its fine rods."}}
+which = 7  # of the fifteen, 0 to 14: try others
+network, _ = load_model(MANY, SR3)
+denoised = denoise(network, stack[which : which + 1], sigma)[0]
+pictures = torch.stack([stack[which], denoised, clean[which]])
+to_truth = torch.corrcoef(pictures.flatten(1))[2]  # correlation of each with the truth
+names = ("as recorded", "denoised", "the truth")
+columns = [f"{name}\nr = {r:.2f}" for name, r in zip(names, to_truth, strict=True)]
+pictures = pictures / pictures.std((1, 2), keepdim=True)
+options = {"columns": columns, "limits": (-2, 4), "width_in": 2.2}
+_ = show_rows({"": pictures}, title=f"Particle {which}, denoised", **options)
+answers["denoised_correlation"] = float(to_truth[1])
+
+# %% [markdown]
+# **What to notice.** The number *r* is the correlation with the truth, 1 for the same image. It rises a lot, and the image is smooth where the truth is full of detail: what the network cannot know it leaves out, since every guess at it would be wrong more often than right. Try other particles. Some come back with a part that is not there, or with one missing, and nothing in the denoised image tells you which. You can say so here because you have the truth. What to do where nobody has it is what most of this book is about.
 
 # %% [markdown]
 # ## How much noise is SNR 0.1?
@@ -151,9 +184,12 @@ _ = show_rows({"as recorded": stack[5:11], "the truth": clean[5:11]}, title="Six
 # $$ \mathrm{SNR} = \frac{\text{variance of the clean images, over all pixels of all boxes}}{\text{variance of the white noise}} . $$
 #
 # At SNR 0.1 the noise has ten times the variance of the molecule, so $\sqrt{10} \approx 3.2$ times its standard deviation. The number belongs to one pixel size and one box. A pixel of half the edge collects a quarter of the electrons, so at the same dose its SNR is about four times lower; a larger box adds empty pixels, which dilute the signal's variance. [01](01_simulate.ipynb) measures both and turns an SNR into a dose. Move the slider. It holds precomputed pictures, so it works in JupyterLab as well as on a saved page. Each picture is stretched to its own contrast, as every viewer of micrographs does; the noise pattern is the same in all of them, and only its strength grows.
+#
+# **Predict.** At which SNR will you no longer swear that there is a molecule? Write the number down before you move the slider.
 
 # %%
-side_view = project(volume.map, euler_to_matrix(torch.tensor([[20.0, 80.0, 10.0]])))[0]
+pose = euler_to_matrix(torch.tensor([[20.0, 80.0, 10.0]]))  # from the side; angles come later
+side_view = project(volume.map, pose)[0]
 side_view = side_view / side_view.std()
 white = torch.randn(box_size, box_size, generator=generator)
 snrs = sorted({10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, snr}, reverse=True)
@@ -172,6 +208,8 @@ frame_viewer(
 # Find three places on the slider: where the helices go (single rods), where the domains go, and where you would no longer swear that there is a molecule. For most people the last lies near SNR 0.01. Real particle images are usually put between 0.1 and 0.01, so you have just seen the working range of the field.
 #
 # How can anybody get atoms from such data? By **averaging**. The mean of $n$ images of the same view keeps the molecule and divides the variance of the noise by $n$, so the SNR grows in proportion to $n$. The cell below does this, and measures the SNR of each mean from its difference to the truth.
+#
+# **Predict.** How many images does it take until you see single helices: ten, a hundred, a thousand?
 
 # %% mystnb={"image": {"alt": "One noisy image, means of 10, 100 and 1000 noisy images of the same view, and the truth; the molecule emerges as the number grows."}}
 counts = [1, 10, 100, 1000]
@@ -191,6 +229,48 @@ _ = show_rows(
 # That is the whole trick of the field, and its whole difficulty: you may only average images of the *same* view, and to know the view you have to see the molecule. Denoising helps to see. It does not replace the averaging, because no function of one image can bring back what that image never held; it can only supply what is likely, judged by the images it was trained on.
 
 # %% [markdown]
+# ## Try to break it: a molecule out of nothing
+#
+# Here is a mistake that every user of a denoiser should make once, on purpose. We take **pure noise**, no molecule anywhere. We slide each noise image until it agrees best with a template, our side view, and average the aligned images, just as one averages particles.
+#
+# **Predict.** There is nothing in the data. What will the average look like?
+
+# %% mystnb={"image": {"alt": "The template, one pure noise image, the plain average of noise, which is flat, and the average of aligned noise, which looks like the template."}}
+template = side_view - side_view.mean()
+noise = torch.randn(2000, box_size, box_size, generator=generator)
+match_ft = torch.fft.rfft2(noise) * torch.fft.rfft2(template).conj()
+best = (
+    torch.fft.irfft2(match_ft, s=(box_size, box_size)).flatten(1).argmax(1)
+)  # of all cyclic shifts
+found = torch.stack([best // box_size, best % box_size], 1).float()  # (n, 2) as (y, x)
+aligned = shift_images(noise, -found).mean(0)
+resemblance, control = (
+    float(torch.corrcoef(torch.stack([template.flatten(), x.flatten()]))[0, 1])
+    for x in (aligned, noise.mean(0))
+)
+columns = [
+    "template",
+    "one of 2000",
+    f"plain mean\nr = {control:.2f}",
+    f"mean of aligned\nr = {resemblance:.2f}",
+]
+pictures = torch.stack([template, noise[0], noise.mean(0), aligned])
+pictures = pictures / pictures.std((1, 2), keepdim=True)
+_ = show_rows(
+    {"": pictures}, columns=columns, limits=(-2, 4), width_in=1.8, title="Nothing but noise went in"
+)
+# %%
+assert resemblance > 0.5 > abs(control)
+text = "The aligned average correlates with the template at **r = {:.2f}**; "
+text += "the plain average of the same noise at {:.2f}."
+display(Markdown(text.format(resemblance, control)))
+
+# %% [markdown]
+# The molecule on the right is not in the data. It came from the template: of all the places where each noise image could go, we chose the one where it looks most like what we expected. The literature calls it *Einstein from noise* (Henderson 2013), after the portrait that was used as the template.
+#
+# A network trained on one protein **is** a template, a very large one. Given noise, it tends to draw that protein. This is why the book never judges a denoiser by its looks. It uses test images that no network was trained on, compares them with a truth that is known, checks that structural noise is gone, and compares maps from two halves of the data that share nothing. Keep the picture in mind whenever something looks too good.
+
+# %% [markdown]
 # ## The conventions, by picture
 #
 # Many wrong results in this field are sign errors: a map that is the mirror image of the molecule, a shift applied twice, particles that are dark where a program wants them bright. All conventions of this book are stated once, in the docstring of `cryonb.physics.conventions`. Here they are in pictures.
@@ -198,6 +278,8 @@ _ = show_rows(
 # ### Axes and centre
 #
 # An image is an array `image[y, x]`; a volume is `volume[z, y, x]`. The first index of an image goes **down** the screen. The centre of a box of `n` pixels is index `n // 2`, for even and for odd `n`. For an even box that is *not* the middle of the square: there is one more pixel before it than after it.
+#
+# **Predict.** Where is the centre of seven pixels, and where of eight? Is `image[1, 5]` above or below it?
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Two pixel grids of 7 and 8 pixels. The centre pixel n // 2 is orange, the pixel at y = 1, x = 5 is blue."}}
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
@@ -222,6 +304,8 @@ _ = fig.suptitle("image[y, x] and its centre")
 # $$ I(x, y) = \sum_z V\bigl(R\,(x, y, z)\bigr), $$
 #
 # so a ball at position $p$ in the molecule shows up at the first two components of $R^{\mathsf T} p$. RELION, the program most used in the field, writes a pose as three angles, and $R = R_z(\mathrm{rot})\,R_y(\mathrm{tilt})\,R_z(\mathrm{psi})$. To test such a sentence you need an object without any symmetry. Ours has four balls of different weight: one at the centre, and one along each axis. White circles mark where the formula says the balls must be.
+#
+# **Predict.** In the first pose you look along z. Which ball is hidden, and in which of the other poses does it come out?
 
 # %%
 reach_A = box_size * pixel_size_A
@@ -278,6 +362,8 @@ for k in (1, 2, 3):
 # `shifts_px` is `(y, x)` and says **where the particle sits** relative to the box centre: positive means towards larger index, that is down and to the right. RELION stores the opposite, the *origin*: the move in Å that brings the particle back. `cryonb` converts when it reads and writes files, and nowhere else. In the middle picture below, the arrow is the shift; the origin in the title points back.
 #
 # Particles are **bright**: positive on a background of zero. On the camera they are dark: hardly an electron is lost in a molecule, but it shifts the phase of the electron wave, and underfocus turns that shift into fewer electrons where the molecule is (see the CTF below). So most programs invert the images when they cut them out.
+#
+# **Predict.** The shift is positive in y and negative in x: which way does the molecule go?
 
 # %% mystnb={"image": {"alt": "A centred molecule, the same moved down and to the left with an arrow from the centre, and the same with dark contrast."}}
 shift = (torch.tensor([[0.2, -0.12]]) * box_size).round()  # (y, x) in pixels: down, to the left
@@ -304,6 +390,8 @@ _ = fig.suptitle("Where the particle sits, and its sign")
 # A thin object in perfect focus is transparent: it changes the phase of the electron wave and not its intensity. To see it at all, you defocus the microscope, and pay with a distortion. The **contrast transfer function** (CTF) says by which factor each spatial frequency (a period $d$ has frequency $1/d$, in 1/Å) reaches the image. It swings between $-1$ and $1$: some details are lost, others come out with reversed contrast.
 #
 # The sign in this book: `defocus_um` is positive for underfocus, the usual case, and then the CTF is **positive at low frequency**, so that bright particles stay bright. The setting of the paper that this book follows has no CTF; it is here so that you recognise it, and [01](01_simulate.ipynb) has a switch for it.
+#
+# **Predict.** Two images differ in the sign of the defocus alone. What will that do to the molecule?
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Left, two CTF curves that mirror each other; right, a molecule without CTF, at underfocus, and at overfocus, where bright and dark are swapped."}}
 fig, axes = plt.subplots(1, 4, figsize=(11, 2.9), width_ratios=[1.7, 1, 1, 1])
@@ -329,45 +417,6 @@ for ax, (name, image) in zip(axes[1:], pictures.items(), strict=True):
 _ = fig.suptitle("The contrast transfer function at 300 kV")
 # %% [markdown]
 # **What to notice.** Except at the very lowest frequencies the two curves are mirror images of each other, so the two pictures on the right are nearly each other's negatives. Both have lost the smooth brightness of the molecule and gained rings.
-#
-# ## Try to break it: a molecule out of nothing
-#
-# Here is a mistake that every user of a denoiser should make once, on purpose. We take **pure noise**, no molecule anywhere. We slide each noise image until it agrees best with a template, our side view, and average the aligned images, just as one averages particles.
-
-# %% mystnb={"image": {"alt": "The template, one pure noise image, the plain average of noise, which is flat, and the average of aligned noise, which looks like the template."}}
-template = side_view - side_view.mean()
-noise = torch.randn(2000, box_size, box_size, generator=generator)
-match_ft = torch.fft.rfft2(noise) * torch.fft.rfft2(template).conj()
-best = (
-    torch.fft.irfft2(match_ft, s=(box_size, box_size)).flatten(1).argmax(1)
-)  # of all cyclic shifts
-found = torch.stack([best // box_size, best % box_size], 1).float()  # (n, 2) as (y, x)
-aligned = shift_images(noise, -found).mean(0)
-resemblance, control = (
-    float(torch.corrcoef(torch.stack([template.flatten(), x.flatten()]))[0, 1])
-    for x in (aligned, noise.mean(0))
-)
-columns = [
-    "template",
-    "one of 2000",
-    f"plain mean\nr = {control:.2f}",
-    f"mean of aligned\nr = {resemblance:.2f}",
-]
-pictures = torch.stack([template, noise[0], noise.mean(0), aligned])
-pictures = pictures / pictures.std((1, 2), keepdim=True)
-_ = show_rows(
-    {"": pictures}, columns=columns, limits=(-2, 4), width_in=1.8, title="Nothing but noise went in"
-)
-# %%
-assert resemblance > 0.5 > abs(control)
-text = "The aligned average correlates with the template at **r = {:.2f}**; "
-text += "the plain average of the same noise at {:.2f}."
-display(Markdown(text.format(resemblance, control)))
-
-# %% [markdown]
-# The molecule on the right is not in the data. It came from the template: of all the places where each noise image could go, we chose the one where it looks most like what we expected. The literature calls it *Einstein from noise* (Henderson 2013), after the portrait that was used as the template.
-#
-# A network trained on one protein **is** a template, a very large one. Given noise, it tends to draw that protein. This is why the book never judges a denoiser by its looks. It uses test images that no network was trained on, compares them with a truth that is known, checks that structural noise is gone, and compares maps from two halves of the data that share nothing. Keep the picture in mind whenever something looks too good.
 
 # %% [markdown]
 # ## Exercises

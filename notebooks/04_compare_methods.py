@@ -451,6 +451,7 @@ of_other["template posterior"] = methods.template_posterior(other, limit_images)
 second.rows |= {title: table.rows[title] for title in unknowing}  # made for it already
 for title, method in of_other.items():
     second.add(title, method)
+del of_other, method  # its memory of the other molecule is not needed again
 second.write(run_dir / "tables", "compare-second")
 say(f"**{other_source}, by methods made for it**\n\n{second.markdown()}")
 
