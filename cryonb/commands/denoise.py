@@ -40,27 +40,11 @@ def denoise_file(
     out: str | os.PathLike,
     options: DenoiseOptions = DenoiseOptions(),
 ) -> Path:
-    """Denoise a particle file and write the like.
+    """What ``cryonb denoise`` does; returns `out`, which is there when all shards are done.
 
     Memory does not grow with the number of images. Run again after a break, it goes on.
-
-    Parameters
-    ----------
-    particles : path
-        STAR or .cs file, or stack; see `cryonb.data.particle_file.open_particles`.
-    out : path
-        Of the same kind, or .star for a .cs file; its stack lies beside it.
-    options : DenoiseOptions
-
-    Returns
-    -------
-    Path
-        `out`, which is there when all shards are done.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError, OSError
-        One line that says what is wrong with the input, the options or the disk.
+    FileNotFoundError, ValueError or OSError is one line that says what is wrong with the input, the
+    options or the disk.
     """
     out, options = Path(out), _settled(options)
     source = open_input(particles, options)

@@ -52,30 +52,11 @@ def fsc_files(
     seed: int = 0,
     placing: Placing = Placing(),
 ) -> pd.DataFrame:
-    """FSC of two half maps, or of a map with a reference; write it as a table and a figure.
+    """What ``cryonb fsc`` does; returns the curves, see `fsc_curves`.
 
-    Maps that are not cubes are padded about their middle. All are laid on the grid of the first
-    by what their headers say; half maps must have one pixel size, references and masks are
-    resampled.
-
-    Parameters
-    ----------
-    reference : str or path
-        A map or an atomic model, or what else `cryonb.data.volumes.load_volume` takes.
-    mask : str
-        The name of a soft mask or of an atomic model, "auto" (made from the maps) or "none".
-    seed : int
-        Of the random phases.
-
-    Returns
-    -------
-    DataFrame
-        See `fsc_curves`.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        One line that says what is wrong.
+    Maps that are not cubes are padded about their middle. All are laid on the grid of the first by
+    what their headers say; half maps must have one pixel size, references and masks are resampled.
+    FileNotFoundError or ValueError is one line that says what is wrong.
     """
     if (half2 is None) == (reference is None):
         raise ValueError("give a second half map, or --reference")
@@ -234,15 +215,14 @@ def _report(curves: pd.DataFrame, out: str, goal: float) -> None:
     for name, value in values.items():
         at = {t: resolution_at(frequency, value, t) for t in (FSC_TRUTH, FSC_HALF_MAPS)}
         print(f"{name:16} " + ", ".join(f"{_say(x)} at {t:g}" for t, x in at.items()))
-    best = "corrected" if "corrected" in values else list(values)[-1]
+    best = list(values)[-1]
     at_goal = _say(resolution_at(frequency, values[best], goal))
     print(f"resolution       {at_goal} ({best}, {goal:g})")
     with beside(f"{out}.csv") as part:
         curves.to_csv(part)
     plt.switch_backend("agg")
-    figure = plot_fsc(
-        {name: (frequency, value) for name, value in values.items()}, title=Path(out).name
-    )
+    pairs = {name: (frequency, value) for name, value in values.items()}
+    figure = plot_fsc(pairs, title=Path(out).name)
     figure.savefig(f"{out}.png", dpi=150, bbox_inches="tight")
     plt.close(figure)
     print(f"wrote {out}.csv and {out}.png")
@@ -261,22 +241,10 @@ def clean_file(
     overwrite: bool = False,
     placing: Placing = Placing(),
 ) -> Path:
-    """Clean a map file, see `cryonb.learning.mapclean`; write another with the same header.
+    """What ``cryonb clean`` does, see `cryonb.learning.mapclean`.
 
-    A map that is no cube is padded about its middle, cleaned, and cut back.
-
-    Parameters
-    ----------
-    weights : path, optional
-        By default those that come with the package.
-    mask : str
-        What the cleaned map is multiplied with: the name of a soft mask or of an atomic model in
-        the frame of the map, "auto" (from the cleaned map) or "none".
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        One line that says what is wrong with the map, the mask, the weights or the output.
+    A map that is no cube is padded about its middle, cleaned, and cut back. FileNotFoundError or
+    ValueError is one line that says what is wrong with map, mask, weights or output.
     """
     map, out = Path(map), Path(out)
     if placing.fit and not is_model(mask):

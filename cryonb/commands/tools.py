@@ -26,17 +26,9 @@ def reconstruct_file(
     *,
     batch_size: int = 256,
 ) -> Path:
-    """Reconstruct from a STAR file, holding one batch of particles at a time; write the map.
+    """What ``cryonb reconstruct`` does, holding one batch of particles at a time.
 
-    Parameters
-    ----------
-    ctf : str
-        "on", "off" or "auto", see `cryonb.data.optics.Columns.state`.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        See `cryonb.data.particle_file.open_particles`; "on" without defocus in the file.
+    FileNotFoundError or ValueError: see `cryonb.data.particle_file.open_particles`; no CTF.
     """
     check_writable(out, MAPS)
     if batch_size < 1:

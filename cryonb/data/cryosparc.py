@@ -35,10 +35,7 @@ NOT_READ = "ctf/trefoil_A ctf/tetra_A ctf/shift_A ctf/scale_const ctf/anisomag".
 
 
 def read_cs(path: str | os.PathLike, passthrough: str | os.PathLike | None = None) -> np.ndarray:
-    """Rows of a .cs file, with the fields that only its passthrough file has, matched by uid.
-
-    FileNotFoundError or ValueError for a missing or damaged file, or images that are not in both.
-    """
+    """Rows of a .cs file, with the fields that only its passthrough file has, matched by uid."""
     rows = _load(path)
     if passthrough is None:
         return rows
@@ -65,7 +62,7 @@ def cs_table(rows: np.ndarray, path: str | os.PathLike) -> pd.DataFrame:
         )
     if "blob/sign" in fields and len(np.unique(np.sign(rows["blob/sign"]))) > 1:
         raise ValueError(f"{path} mixes images of both signs (blob/sign): give those of one")
-    stacks = [_text(stack).removeprefix(">") for stack in rows["blob/path"]]
+    stacks = [os.fsdecode(stack).removeprefix(">") for stack in rows["blob/path"]]
     numbers = rows["blob/idx"].astype(np.int64) + 1
     names = [f"{k:06d}@{stack}" for k, stack in zip(numbers, stacks, strict=True)]
     table = pd.DataFrame({"rlnImageName": names})
@@ -94,19 +91,17 @@ def cs_table(rows: np.ndarray, path: str | os.PathLike) -> pd.DataFrame:
 
 def write_cs(path: Path, rows: np.ndarray, stack: str) -> None:
     """Write rows with their images in another stack; all other fields as they are."""
-    kept = rows[[name for name in rows.dtype.names if name not in ("blob/path", "blob/idx")]]
     paths = np.full(len(rows), os.fsencode(stack))
     numbers = np.arange(len(rows), dtype=np.uint32)
     with beside(path) as part, open(part, "wb") as file:
-        np.save(file, _joined(kept, {"blob/path": paths, "blob/idx": numbers}))
+        np.save(file, _joined(rows, {"blob/path": paths, "blob/idx": numbers}))
 
 
 def _load(path: str | os.PathLike) -> np.ndarray:
+    existing(path)
     try:
-        rows = np.load(existing(path), allow_pickle=False)
+        rows = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError, SyntaxError, TypeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise ValueError(f"{path} is not a readable .cs file ({error})") from error
     if not isinstance(rows, np.ndarray) or rows.dtype.names is None or rows.ndim != 1:
         raise ValueError(f"{path} is no table of particles as cryoSPARC writes them (.cs)")
@@ -114,18 +109,10 @@ def _load(path: str | os.PathLike) -> np.ndarray:
 
 
 def _joined(rows: np.ndarray, more: dict[str, np.ndarray]) -> np.ndarray:
-    """Rows with more fields."""
+    """Rows with more fields, or others in the place of their own."""
     new = [(name, values.dtype, values.shape[1:]) for name, values in more.items()]
-    old = [(name, *_field(rows.dtype[name])) for name in rows.dtype.names]
+    old = [field for field in rows.dtype.descr if field[0] and field[0] not in more]
     joined = np.empty(len(rows), dtype=old + new)
     for name in joined.dtype.names:
         joined[name] = more[name] if name in more else rows[name]
     return joined
-
-
-def _field(dtype: np.dtype) -> tuple[np.dtype, tuple[int, ...]]:
-    return dtype.subdtype or (dtype, ())
-
-
-def _text(value) -> str:
-    return os.fsdecode(value) if isinstance(value, bytes) else str(value)

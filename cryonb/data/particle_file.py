@@ -90,12 +90,7 @@ class ParticleFile:
     def stream(self, batch_size: int = 256, half: int | None = None) -> Iterator[Particles]:
         """Particles in the order of the rows, some at a time, so that any number fits in memory.
 
-        Parameters
-        ----------
-        batch_size : int
-            Particles at a time.
-        half : int, optional
-            Only those of half set 1 or 2 (rlnRandomSubset); ValueError if there is none.
+        With `half`, those of half set 1 or 2 (rlnRandomSubset); ValueError if there is none.
         """
         rows = np.arange(len(self))
         if half is not None:

@@ -13,7 +13,15 @@ import torch
 
 from cryonb.data.maps import write_stack
 from cryonb.data.optics import PLAIN, Columns
-from cryonb.data.star import ANGLES, CTF_APPLIED, DEFOCUS, ORIGINS, image_names, write_star
+from cryonb.data.star import (
+    ANGLES,
+    CTF_APPLIED,
+    DEFOCUS,
+    MICROSCOPE,
+    ORIGINS,
+    image_names,
+    write_star,
+)
 from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.geometry import euler_to_matrix, matrix_to_euler
 
@@ -143,15 +151,10 @@ class Particles:
         return Particles(images, self.optics, self.table.iloc[rows.numpy()])
 
     def with_images(self, images: torch.Tensor, *, ctf_applied: bool | None = None) -> Particles:
-        """Return the same particles with other pixels, for instance denoised ones.
+        """Return the same particles with other pixels (n, y, x), for instance denoised ones.
 
-        Parameters
-        ----------
-        images : torch.Tensor, shape (n, y, x)
-            Same box size and pixel size.
-        ctf_applied : bool, optional
-            Whether the new images carry the CTF; by default their state is that of the old. A
-            corrected image must not be corrected again.
+        `ctf_applied` says whether the new images carry the CTF; by default their state is that of
+        the old. A corrected image must not be corrected again.
         """
         if images.shape != self.images.shape:
             raise ValueError(
@@ -181,23 +184,15 @@ def particles_from_arrays(
     ----------
     images : torch.Tensor, shape (n, y, x)
     rotations : torch.Tensor, shape (n, 3, 3)
-    pixel_size_A : float
-        Å per pixel.
     shifts_px : torch.Tensor, optional, shape (n, 2)
         (y, x) in pixels; zero by default.
     half : torch.Tensor, optional, shape (n,)
         Half set, 1 or 2.
     defocus_um : torch.Tensor, optional, shape (n,)
         µm, positive for underfocus.
-    voltage_kv, spherical_aberration_mm, amplitude_contrast : float
-        Microscope: kV, mm, fraction.
     ctf_applied : bool, optional
-        Whether the images carry the CTF. By default: if `defocus_um` is given.
-
-    Raises
-    ------
-    ValueError
-        If lengths differ, or the CTF is said to be applied but no defocus is given.
+        Whether the images carry the CTF. By default: if `defocus_um` is given. ValueError for a
+        CTF without defocus, or lengths that differ.
     """
     n = len(images)
     if ctf_applied and defocus_um is None:
@@ -219,12 +214,11 @@ def particles_from_arrays(
         table["rlnPhaseShift"] = 0.0  # without it, cryoDRGN 4.3 makes a map of NaN
     if half is not None:
         table["rlnRandomSubset"] = torch.as_tensor(half).cpu().numpy().astype(int)
+    lenses = map(float, (voltage_kv, spherical_aberration_mm, amplitude_contrast))
     optics = {
         "rlnOpticsGroupName": "opticsGroup1",
         "rlnOpticsGroup": 1,
-        "rlnVoltage": float(voltage_kv),
-        "rlnSphericalAberration": float(spherical_aberration_mm),
-        "rlnAmplitudeContrast": float(amplitude_contrast),
+        **dict(zip(MICROSCOPE, lenses, strict=True)),
         "rlnImagePixelSize": float(pixel_size_A),
         "rlnImageSize": int(images.shape[-1]),
         "rlnImageDimensionality": 2,
@@ -234,22 +228,11 @@ def particles_from_arrays(
 
 
 def write_particles(particles: Particles, star_path: str | os.PathLike) -> Path:
-    """Write `name.star` and the stack `name.mrcs` beside it.
+    """Write `name.star`, whose path is returned, and the stack `name.mrcs` beside it.
 
     Both are written under other names and renamed when complete; the folder is made if needed.
-    Image names are relative to the STAR file, so run RELION in its folder.
-
-    Returns
-    -------
-    Path
-        Of the STAR file.
-
-    Raises
-    ------
-    ValueError
-        If the name does not end in `.star` or contains a blank, at which RELION would cut it.
-    OSError
-        If the disk is full or not writable; no half-written file is left.
+    Image names are relative to the STAR file, so run RELION in its folder. ValueError if the name
+    does not end in `.star` or has a blank, at which RELION would cut it.
     """
     star_path = Path(star_path)
     if star_path.suffix != ".star" or len(star_path.name.split()) != 1:

@@ -97,7 +97,7 @@ class StarFile:
 
     def _text(self, token: bytes) -> str:
         """Value of a token, without the quotes around it."""
-        quoted = len(token) > 1 and token[:1] in (b"'", b'"') and token[:1] == token[-1:]
+        quoted = len(token) > 1 and token[:1] in b"'\"" and token[:1] == token[-1:]
         return (token[1:-1] if quoted else token).decode(self.encoding)
 
     def only(self, name: str) -> StarTable | None:
@@ -120,25 +120,19 @@ class StarFile:
 
     def _cells(self, table: StarTable, rows: list[int]) -> list[list[bytes]]:
         """Values of some rows; ValueError that names line and label of a row of another length."""
-        if not table.loop:
-            pairs = [_tokens(self.lines[row]) for row in table.rows]
-            short = [pair[0] for pair in pairs if len(pair) != 2]
-            if short:
-                raise ValueError(
-                    f"{self.path}: {self._text(short[0])} has not one value: correct it"
-                )
-            return [[pair[1] for pair in pairs]]
         cells = [_tokens(self.lines[row]) for row in rows]
+        if not table.loop:
+            if short := [pair[0] for pair in cells if len(pair) != 2]:
+                name = self._text(short[0])
+                raise ValueError(f"{self.path}: {name} has not one value: correct it")
+            return [[pair[1] for pair in cells]]
         width = len(table.labels)
         for row, values in zip(rows, cells, strict=True):
-            if len(values) != width:
-                odd = (
-                    f"none for {table.labels[len(values)]}"
-                    if len(values) < width
-                    else f"{self._text(values[width])!r} has no label"
-                )
+            if (count := len(values)) != width:
+                more, less = values[width:], table.labels[count:]
+                odd = f"{self._text(more[0])!r} has no label" if more else f"none for {less[0]}"
                 raise ValueError(
-                    f"{self.path}, line {row + 1}: {len(values)} values for the {width} labels of "
+                    f"{self.path}, line {row + 1}: {count} values for the {width} labels of "
                     f"table {table.name!r}, {odd}: correct or remove this line"
                 )
         return cells
@@ -146,8 +140,9 @@ class StarFile:
     def frame(self, table: StarTable) -> pd.DataFrame:
         """Table with the columns of `NUMBERS` as numbers (NaN where they are none), others text."""
         pieces: dict[str, list] = {name: [] for name in table.labels}
-        for first in range(0, len(table.rows) if table.loop else 1, CHUNK):
-            cells = self._cells(table, table.rows[first : first + CHUNK])
+        size = CHUNK if table.loop else len(table.rows)
+        for first in range(0, len(table.rows), size):
+            cells = self._cells(table, table.rows[first : first + size])
             for name, values in zip(table.labels, zip(*cells, strict=True), strict=True):
                 piece = self._numbers(values) if name in NUMBERS else self._texts(values)
                 pieces[name].append(pd.Series(piece, dtype=None if name in NUMBERS else "str"))
