@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import cryonb.commands.abinitio as command
+from cryonb.base.files import sole
 from cryonb.base.options import AbInitioOptions
 from cryonb.data.maps import read_map
 from cryonb.data.particle_file import read_particles
@@ -132,6 +133,8 @@ def test_neither_the_input_nor_another_run_is_replaced(a_file, tmp_path):
             command.abinitio_file(stack, tmp_path / "o.mrc")
         assert (tmp_path / "o.json").read_text() == foreign
     assert stack.read_bytes() == before
+    with sole(tmp_path / "o.mrc"), pytest.raises(OSError, match="by another process"):
+        command.abinitio_file(stack, tmp_path / "o.mrc")
 
 
 def test_images_without_noise_are_left_out(a_file, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cryonb.base.files import MAPS, check_writable, read_json, write_json
+from cryonb.base.files import MAPS, check_writable, read_json, sole, write_json
 from cryonb.base.options import AbInitioOptions
 from cryonb.commands.denoise import measured_noise, network_box, open_input, read_input
 from cryonb.data.maps import read_map, write_map
@@ -54,6 +54,12 @@ def abinitio_file(
     paths = {str(seed): out.with_name(f"{out.stem}_start{seed}.mrc") for seed in seeds}
     source = open_input(particles, options)
     source.check_apart(out, *paths.values())
+    with sole(out):
+        return _from_starts(source, out, paths, options)
+
+
+def _from_starts(source: ParticleFile, out: Path, paths: dict[str, Path], options) -> Path:
+    """Make the starts that are missing, and write the best as the map."""
     record, asked = out.with_suffix(".json"), _asked(source, options)
     evidence = _finished(record, asked)
     white, sigma, transfer, pixel_A = _prepared(source, options)
