@@ -13,14 +13,22 @@ from cryonb.data.maps import read_map
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
-from cryonb.denoisers.abinitio import STAGES, Sums, ab_initio, expect, maximise, posterior_mean
+from cryonb.denoisers.abinitio import (
+    STAGES,
+    Sums,
+    _centred,
+    ab_initio,
+    expect,
+    maximise,
+    posterior_mean,
+)
 from cryonb.denoisers.cwf import cwf
 from cryonb.evaluation.metrics import psnr
 from cryonb.evaluation.resolution import fsc
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.fourier import low_pass
 from cryonb.physics.geometry import random_rotations
-from cryonb.physics.projection import project
+from cryonb.physics.projection import project, shift_images
 from cryonb.poses.templates import volume_templates
 from cryonb.simulation.simulate import clean_scale, noise_sigma, setting, simulate_images
 
@@ -75,6 +83,27 @@ def test_one_pass_from_the_truth_keeps_it(defocus_um):
     low, truth = (low_pass(v - v.mean(), 40.0, 6.0) for v in (volume, molecule))
     size = float((low * truth).sum() / truth.square().sum())
     assert 0.9 < size < 1.02, size  # in the particles' unit, not only in shape
+
+
+def test_a_map_goes_to_its_centre_of_mass():
+    molecule = low_pass(load_volume("channel", 32, 6.0).map, 30.0, 6.0)
+    there = _centred(molecule)
+    assert torch.equal(_centred(molecule.roll((2, -3, 1), (0, 1, 2))), there)
+    assert torch.equal(_centred(there), there)
+
+
+@pytest.mark.slow
+def test_particles_beside_the_centre_are_found():
+    _, clean, _ = particles("channel", 200)
+    generator = torch.Generator().manual_seed(4)
+    clean = shift_images(clean, 4 * torch.rand(200, 2, generator=generator) - 2)
+    noisy = clean + SIGMA * torch.randn(clean.shape, generator=generator)
+    quality = []
+    for most_shift_px in (0.0, 2.0):
+        *_, last = ab_initio(noisy, SIGMA, most_shift_px=most_shift_px)
+        own = posterior_mean(last, noisy, SIGMA, most_shift_px=most_shift_px)
+        quality.append(float(psnr(own, clean).mean()))
+    assert quality[1] - quality[0] > 0.5, quality  # dB
 
 
 def test_sums_blend_by_shares():
@@ -154,6 +183,7 @@ def test_images_without_noise_are_left_out(a_file, tmp_path, monkeypatch, capsys
         ("map.mrcs", {}, "end the output's name in .mrc"),
         ("map.mrc", {"starts": 0}, "starts is 0"),
         ("map.mrc", {"symmetry": "Q7"}, "Q7"),
+        ("map.mrc", {"most_shift_A": 60.0}, "shifts of up to 10 px in a box of 32"),
     ],
 )
 def test_what_is_wrong_is_one_line(a_file, tmp_path, out, options, message):

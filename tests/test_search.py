@@ -97,7 +97,7 @@ def test_a_smaller_box_finds_the_same_poses_of_a_blurred_molecule(channel):
 
 def test_impossible_input_is_refused(channel):
     volume, _ = channel
-    with pytest.raises(ValueError, match="largest shift"):
+    with pytest.raises(ValueError, match="shifts of up to -1 px"):
         estimate_poses(volume, torch.zeros(2, 48, 48), 1.0, most_shift_px=-1)
     with pytest.raises(ValueError, match="sigma is 0"):
         estimate_poses(volume, torch.zeros(2, 48, 48), 0.0, spacings_deg=(40.0,))

@@ -116,6 +116,8 @@ class AbInitioOptions(Reading):
     """Random starts, each a run of its own; the one of the highest evidence is written."""
     seed: int = 0
     """Of the first start."""
+    most_shift_A: float = 0.0
+    """How far along x and y a particle may lie from where the file says, or from its centre."""
 
 
 @Parameter(name="*")

@@ -62,21 +62,22 @@ def _from_starts(source: ParticleFile, out: Path, paths: dict[str, Path], option
     """Make the starts that are missing, and write the best as the map."""
     record, asked = out.with_suffix(".json"), _asked(source, options)
     evidence = _finished(record, asked)
-    white, sigma, transfer, pixel_A = _prepared(source, options)
+    white, sigma, how, pixel_A = _prepared(source, options)
     maps = {}
     for key, path in paths.items():
         if key not in evidence or not path.is_file():
-            last = _one_start(white, sigma, transfer, int(key), options.symmetry)
+            last = _one_start(white, sigma, int(key), how)
             write_map(path, fourier_crop(last.volume, source.stacks.box), pixel_A)
             evidence[key] = last.log_evidence
             write_json(record, {"asked": asked, "evidence": evidence})
         maps[key] = read_map(path)[0]
     best = max(maps, key=evidence.get)
-    _compare(maps, best, evidence, white[:128], sigma, transfer[:128], options.symmetry)
+    _compare(maps, best, evidence, white[:128], sigma, how | {"ctf": how["ctf"][:128]})
     write_map(out, maps[best], pixel_A)
+    shift = f" --most-shift-A {options.most_shift_A:g}" if options.most_shift_A else ""
     print(
-        f"wrote {out}, {source.stacks.box} px at {pixel_A:g} Å/px; hand and place are chance.\n"
-        f"Next: cryonb denoise {source.path} --reference {out} --out ..."
+        f"wrote {out}, {source.stacks.box} px at {pixel_A:g} Å/px; its hand and turn are chance.\n"
+        f"Next: cryonb denoise {source.path} --reference {out}{shift} --out ..."
     )
     return out
 
@@ -99,7 +100,7 @@ def _finished(record: Path, asked: dict) -> dict[str, float]:
 
 
 def _prepared(source: ParticleFile, options: AbInitioOptions):
-    """Some particles in white noise, its deviation, what filters them, the file's Å per pixel."""
+    """Some particles in white noise, its deviation, options of `ab_initio`, the file's Å/px."""
     rows = np.unique(np.linspace(0, len(source) - 1, options.most).round().astype(int))
     box = network_box(source.stacks.box, {"box_size": BOX})
     source.columns.check_ctf(options.ctf)
@@ -116,12 +117,14 @@ def _prepared(source: ParticleFile, options: AbInitioOptions):
     if not noisy.all():
         print(f"  note: {int((~noisy).sum())} images have no noise in their background: left out")
     transfer = transfer_to_network(small, noise).expand(len(noisy), -1, -1)[noisy]
-    return white, noise.sigma, transfer, given.pixel_size_A
+    shift_px = options.most_shift_A / small.pixel_size_A
+    how = {"symmetry": options.symmetry, "ctf": transfer, "most_shift_px": shift_px}
+    return white, noise.sigma, how, given.pixel_size_A
 
 
-def _one_start(white, sigma, transfer, seed: int, symmetry: str) -> Pass:
+def _one_start(white, sigma, seed: int, how: dict) -> Pass:
     """The last pass of one start, with a bar that shows the evidence of each."""
-    passes = ab_initio(white, sigma, symmetry, ctf=transfer, stages=STAGES, seed=seed)
+    passes = ab_initio(white, sigma, stages=STAGES, seed=seed, **how)
     total = sum(stage.passes for stage in STAGES)
     with tqdm(passes, total=total, desc=f"start {seed}", unit=" passes") as bar:
         for last in bar:
@@ -129,13 +132,13 @@ def _one_start(white, sigma, transfer, seed: int, symmetry: str) -> Pass:
     return last
 
 
-def _compare(maps, best: str, evidence, noisy, sigma, transfer, symmetry: str) -> None:
+def _compare(maps, best: str, evidence, noisy, sigma, how: dict) -> None:
     """Say what each start is worth, and whether its images are those of the best."""
     images = {}
     for key, volume in maps.items():
         small = fourier_crop(volume, noisy.shape[-1])
         last = Pass(small, evidence[key], STAGES[-1])
-        images[key] = posterior_mean(last, noisy, sigma, symmetry, ctf=transfer)
+        images[key] = posterior_mean(last, noisy, sigma, **how)
     alike = {key: float(correlation(x, images[best]).mean()) for key, x in images.items()}
     for key, r in alike.items():
         said = "the best" if key == best else f"images correlate by {r:.3f} with the best's"

@@ -6,9 +6,9 @@ the next map at all of its poses, by those weights (M-step: a Wiener estimate in
 Coarse grids, low frequencies and small batches come first: so the map that chance began with is
 forgotten.
 
-The particles are those of *one* molecule, near their box centres, in white noise of known deviation
+The particles are those of *one* molecule, in white noise of known deviation
 (`cryonb.data.whitening`). The hand of the map is chance, since a molecule and its mirror image have
-the same projections; so is where it stands.
+the same projections; so is how it is turned.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import center_of_mass
 
 from cryonb.physics.fourier import radial_mean, shell_index
 from cryonb.physics.geometry import euler_to_matrix
+from cryonb.physics.projection import shift_images
 from cryonb.physics.reconstruct import Views, reconstruct_batches
 from cryonb.poses.posterior import SCORES, check_particles, on_grid, posterior, scores
+from cryonb.poses.search import check_shift, first_shifts
 from cryonb.poses.steerable import evaluate, expand, synthesise
 from cryonb.poses.templates import Templates, view_directions, volume_templates
 
@@ -96,6 +99,7 @@ def ab_initio(
     symmetry: str = "C1",
     *,
     ctf: torch.Tensor | None = None,
+    most_shift_px: float = 0.0,
     stages: tuple[Stage, ...] = STAGES,
     seed: int = 0,
 ) -> Iterator[Pass]:
@@ -104,13 +108,16 @@ def ab_initio(
     Parameters
     ----------
     noisy : Tensor (n, y, x)
-        Particles in white noise, near the box centre.
+        Particles in white noise.
     sigma : float
         Its standard deviation.
     symmetry : str
         Only if it is known: it is imposed.
     ctf : Tensor (n, y, x // 2 + 1), optional
         CTF that the particles carry, real.
+    most_shift_px : float
+        How far along y and x a particle may lie from the centre of its box. Shifts are found anew
+        before each stage but the first, with the map set on the centre of its mass.
     stages : tuple of Stage
     seed : int
         Of the random poses of the start and of the batches.
@@ -122,14 +129,21 @@ def ab_initio(
     Raises
     ------
     ValueError
-        No particles, NaN, or a sigma that is not positive; or the map has vanished: no map explains
-        the particles better than noise alone.
+        No particles, NaN, a sigma that is not positive, too large a shift; or the map has
+        vanished: no map explains the particles better than noise alone.
     """
     check_particles(noisy, sigma, noisy.shape[-1])
+    check_shift(most_shift_px, noisy.shape[-1])
     generator = torch.Generator().manual_seed(seed)
     volume = _random_start(noisy, sigma, symmetry, stages[0], generator)
+    given = noisy
     for stage in stages:
         sums, n = None, min(stage.batch or len(noisy), len(noisy))
+        if most_shift_px and stage is not stages[0]:
+            volume = _centred(volume)
+            coarse = volume_templates(volume, stages[0].spacing_deg, symmetry)
+            shifts = first_shifts(volume, coarse, given, sigma, ctf, most_shift_px)
+            noisy = shift_images(given, -shifts)
         for i in range(stage.passes):
             rows = torch.randperm(len(noisy), generator=generator)[:n]
             signal = 2 * power(volume)  # twice: a map of noise must be able to grow
@@ -145,13 +159,27 @@ def ab_initio(
             yield Pass(volume, float(evidence.mean()), stage)
 
 
-def posterior_mean(last: Pass, noisy: torch.Tensor, sigma: float, symmetry="C1", **options):
+def posterior_mean(
+    last: Pass, noisy: torch.Tensor, sigma: float, symmetry="C1", *, ctf=None, most_shift_px=0.0
+) -> torch.Tensor:
     """Particles (n, y, x) denoised by the map of a pass, which knows what they have in common.
 
-    `symmetry` and `options` as in `volume_templates` and `posterior`.
+    Parameters as in `ab_initio`.
     """
     templates = volume_templates(last.volume, last.stage.spacing_deg, symmetry)
-    return posterior(templates, noisy, sigma, **options).mean
+    if not most_shift_px:
+        return posterior(templates, noisy, sigma, ctf=ctf).mean
+    shifts = first_shifts(last.volume, templates, noisy, sigma, ctf, most_shift_px)
+    centred = shift_images(noisy, -shifts)
+    return shift_images(posterior(templates, centred, sigma, ctf=ctf).mean, shifts)
+
+
+def _centred(volume: torch.Tensor) -> torch.Tensor:
+    """A map moved by whole voxels, until its density lies about the centre of its box."""
+    dense = (volume - 0.2 * volume.max()).clamp_min(0)
+    middle = center_of_mass(dense.numpy())
+    off = [round(n // 2 - at) for n, at in zip(volume.shape, middle, strict=True)]
+    return volume.roll(off, dims=(0, 1, 2))
 
 
 def _random_start(noisy, sigma, symmetry, stage: Stage, generator) -> torch.Tensor:

@@ -86,8 +86,7 @@ def estimate_poses(
     ValueError
         See `cryonb.poses.posterior.posterior`; a negative shift; a CTF together with a `box_size`.
     """
-    if not most_shift_px >= 0:
-        raise ValueError(f"most_shift_px is {most_shift_px}: give the largest shift, 0 or more.")
+    check_shift(most_shift_px, noisy.shape[-1])
     options = {"spacings_deg": spacings_deg, "ctf": ctf}
     if box_size is not None:
         return _in_smaller_box(volume, noisy, sigma, symmetry, box_size, most_shift_px, **options)
@@ -125,11 +124,20 @@ def _in_smaller_box(
     return replace(found, shifts_px=found.shifts_px / factor, mean=mean)
 
 
+def check_shift(most_px: float, box: int) -> None:
+    """ValueError unless the largest shift is 0 or more, and less than a quarter of the box."""
+    if not 0 <= most_px < box / 4:
+        raise ValueError(
+            f"shifts of up to {most_px:g} px in a box of {box}: give 0, or up to a quarter of it"
+        )
+
+
 def first_shifts(volume, coarse: Templates, noisy, sigma: float, ctf, most_px: float):
     """Shifts (n, 2): those 2 px apart are all tried, with all templates of a coarse grid.
 
     That of the best pose is then set to where the particle correlates best with its projection.
     """
+    check_shift(most_px, noisy.shape[-1])
     steps = int(most_px / 2 + 0.5)
     along = 2.0 * torch.arange(-steps, steps + 1)
     grid = torch.cartesian_prod(along, along)
