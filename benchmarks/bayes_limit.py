@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from functools import partial
 
 import torch
 from timing import compare, peak_MB
@@ -22,7 +21,7 @@ from cryonb.evaluation.metrics import mse
 from cryonb.physics.geometry import random_rotations
 from cryonb.physics.projection import project
 from cryonb.poses.posterior import bayes_limit, posterior, refined
-from cryonb.poses.templates import every_pose, volume_templates
+from cryonb.poses.templates import Molecule, every_pose, volume_templates
 from cryonb.simulation.simulate import clean_scale, noise_sigma
 
 
@@ -53,8 +52,12 @@ def one_grid(molecule, noisy, sigma: float, symmetry: str, args) -> None:
 def refining(molecule, noisy, sigma: float, symmetry: str, args) -> None:
     """Grid after grid: projecting what comes into question, against projecting every grid."""
     spacings = (4.0, 2.0, 1.4, 1.0)
-    refine = partial(refined, molecule, noisy, sigma, symmetry, spacings_deg=spacings)
-    grids = list(refine())
+
+    def refine() -> list:
+        known = Molecule.of(molecule)
+        return list(refined(known, noisy, sigma, symmetry, spacings_deg=spacings))
+
+    grids = refine()
 
     def every_grid():
         for spacing, _, found in grids:
@@ -66,9 +69,7 @@ def refining(molecule, noisy, sigma: float, symmetry: str, args) -> None:
         f"Refining to {spacings[-1]:g} degrees, {len(noisy)} particles",
         dict.fromkeys(names, len(noisy)),
         {
-            names[0]: lambda: list(
-                refined(molecule, noisy, sigma, symmetry, spacings_deg=spacings)
-            ),
+            names[0]: refine,
             names[1]: every_grid,
         },
         args.repeats,

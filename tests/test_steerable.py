@@ -7,8 +7,9 @@ import torch
 from test_projection import phantom, relative_error
 from torch.testing import assert_close
 
-from cryonb.physics.geometry import euler_to_matrix
-from cryonb.physics.projection import project, shift_images
+from cryonb.physics.geometry import euler_to_matrix, random_rotations
+from cryonb.physics.projection import WIDTH, Transform, project, shift_images
+from cryonb.poses.slices import Slices
 from cryonb.poses.steerable import (
     PolarGrid,
     energy,
@@ -43,6 +44,16 @@ def test_images_come_back(box):
         relative_error(evaluate(expand(samples, grid.orders), grid.angles), samples) < 1e-4
     )  # float32
     assert relative_error(synthesise(samples, grid), images) < 0.003  # blobs reach the rim
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_slices_read_on_spheres_are_those_of_the_projections(box):
+    volume, grid = phantom(box, width=1.8).float(), PolarGrid.whole(box)
+    poles = euler_to_matrix(torch.tensor([[0.0, 0, 0], [30, 180, 0], [0, 90, 0], [250, 91, 40]]))
+    poses = torch.cat([poles, random_rotations(8, torch.Generator().manual_seed(0))])
+    slices = Slices.of(Transform.of(volume[None], WIDTH), grid).at(poses[..., :2])[0]
+    images = synthesise(evaluate(expand(slices, grid.orders), grid.angles), grid)
+    assert relative_error(images, project(volume, poses)) < 0.01
 
 
 @pytest.mark.parametrize("box", [32, 33])

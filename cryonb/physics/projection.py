@@ -53,37 +53,34 @@ def envelope(box: int, width: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Transform:
-    """Fourier transform of images or volumes that can be read anywhere: `Transform.of`, `at`.
+    """Fourier transform of volumes that can be read anywhere: `Transform.of`, `at`.
 
     Attributes
     ----------
     rows : Tensor (points, width * c * 2)
         At each point of the oversampled half grid, kx >= 0, the values of `width` points in a row.
-    box, dims, width : int
-        Pixels of the box, its dimensions, and grid points under the kernel along each axis.
+    box, width : int
+        Voxels of the box, and grid points under the kernel along each axis.
     """
 
     rows: torch.Tensor
     box: int
-    dims: int
     width: int
 
     @classmethod
-    def of(cls, x: torch.Tensor, dims: int, width: int) -> Transform:
-        """Transform x, (c, y, x) or (c, z, y, x) for `dims` 2 or 3, about the box centre."""
-        box, axes = x.shape[-1], tuple(range(-dims, 0))
+    def of(cls, x: torch.Tensor, width: int) -> Transform:
+        """Transform x, (c, z, y, x), about the box centre."""
+        box, axes = x.shape[-1], (-3, -2, -1)
         outside = envelope(box, width).to(x.device)
-        for axis in range(dims):
-            x = x / outside.view(-1, *[1] * axis)
-        x = torch.fft.ifftshift(pad_centred(x, FINER * box, dims=dims), dim=axes)
-        x_ft = torch.fft.fftn(x, dim=axes)
+        x = x / (outside[:, None, None] * outside[:, None] * outside)
+        x_ft = torch.fft.fftn(
+            torch.fft.ifftshift(pad_centred(x, FINER * box, dims=3), axes), dim=axes
+        )
         grid = torch.arange(-cls._edge(box, width), FINER * box // 2 + width // 2 + 1)
         for axis in axes[:-1]:
             x_ft = x_ft.index_select(axis, (grid % (FINER * box)).to(x.device))
         x_ft = x_ft[..., grid[grid >= -(width // 2)].to(x.device)].unfold(-1, width, 1)
-        return cls(
-            torch.view_as_real(x_ft.movedim(0, -1)).flatten(-3).flatten(0, -2), box, dims, width
-        )
+        return cls(torch.view_as_real(x_ft.movedim(0, -1)).flatten(-3).flatten(0, -2), box, width)
 
     @property
     def channels(self) -> int:
@@ -95,23 +92,20 @@ class Transform:
         return FINER * box // 2 + width // 2
 
     def at(self, points: torch.Tensor) -> torch.Tensor:
-        """Values at `points` (..., dims), x first, in cycles per pixel: complex (c, ...)."""
+        """Values at `points` (..., 3), x first, in cycles per pixel: complex (c, ...)."""
         width, edge = self.width, self._edge(self.box, self.width)
-        at = points.reshape(-1, self.dims).T.contiguous() * (FINER * self.box)  # (dims, p)
+        at = points.reshape(-1, 3).T.contiguous() * (FINER * self.box)  # (3, p)
         mirror = torch.where(at[:1] < 0, -1.0, 1.0)  # x(-k) = x(k)*
         at = at * mirror
         lowest = torch.ceil(at - width / 2)
         taps = torch.arange(width, dtype=torch.int32, device=at.device)
-        weight = kernel((lowest - at)[:, None] + taps[:, None], width)  # (dims, width, p)
-        step, lowest = FINER * self.box // 2 + 2 - width % 2, lowest.int()
-        index, offset, others = lowest[0] + width // 2, taps[:1], torch.ones_like(at[:1])
-        for axis in range(1, self.dims):
-            index = index + step * (lowest[axis] + edge)
-            offset = (offset[:, None] + step * taps).flatten()
-            others = (others[:, None] * weight[axis]).flatten(0, 1)  # (width ** axis, p)
-            step *= 2 * edge + 1
-        index = index[:, None] + offset
-        others = others.T.contiguous()
+        weight = kernel((lowest - at)[:, None] + taps[:, None], width)  # (3, width, p)
+        x, y, z = lowest.int()
+        across = FINER * self.box // 2 + 2 - width % 2
+        first = x + width // 2 + across * (y + edge + (2 * edge + 1) * (z + edge))
+        offset = across * (taps + (2 * edge + 1) * taps[:, None]).flatten()
+        others = (weight[2][:, None] * weight[1]).flatten(0, 1).T.contiguous()  # (p, width ** 2)
+        index = first[:, None] + offset
         found = F.embedding_bag(index, self.rows, mode="sum", per_sample_weights=others)
         along_x = weight[0].T.unsqueeze(1).contiguous()  # (p, 1, width)
         found = (along_x @ found.unflatten(1, (width, -1))).view(at.shape[1], -1, 2)
@@ -178,7 +172,7 @@ def project(
     """
     box = check_cubic(volume, 3)
     rotations, shifts_px = check_poses(rotations, shifts_px, volume.device)
-    volumes_ft = Transform.of(volume.reshape(-1, box, box, box).float(), 3, WIDTH)
+    volumes_ft = Transform.of(volume.reshape(-1, box, box, box).float(), WIDTH)
     size = 2 * math.ceil(padding * box / 2)
     ky, kx = (f(size, device=volume.device) for f in (torch.fft.fftfreq, torch.fft.rfftfreq))
     inside = (ky[:, None].square() + kx.square() <= 0.25).flatten().nonzero()[:, 0]

@@ -30,7 +30,7 @@ from cryonb.poses.steerable import (
     sample,
     synthesise,
 )
-from cryonb.poses.templates import Templates, neighbours, view_directions, volume_templates
+from cryonb.poses.templates import Molecule, Templates, neighbours, view_directions
 
 SCORES = 2**20  # poses of all particles of a batch; the memory of a batch is some 16 bytes for each
 
@@ -234,13 +234,12 @@ def effective_number(log_weight: torch.Tensor) -> torch.Tensor:
 
 
 def refined(
-    volume: torch.Tensor,
+    molecule: Molecule,
     noisy: torch.Tensor,
     sigma: float,
     symmetry: str = "C1",
     *,
     spacings_deg: tuple[float, ...],
-    structure: torch.Tensor | None = None,
     **options,
 ) -> Iterator[tuple[float, torch.Tensor, Posterior]]:
     """Posterior over one grid of directions after another, each finer than the last.
@@ -250,8 +249,9 @@ def refined(
 
     Parameters
     ----------
-    volume, noisy, sigma, symmetry, structure, **options
-        As in `volume_templates` and `posterior`.
+    molecule : Molecule
+    noisy, sigma, symmetry, **options
+        As in `posterior`.
     spacings_deg : tuple of float
         Grids, from coarse to fine.
 
@@ -263,7 +263,7 @@ def refined(
     for i, spacing in enumerate(spacings_deg):
         coarse, directions = directions, view_directions(spacing, symmetry)
         if before is None:
-            templates = volume_templates(volume, spacing, symmetry, structure)
+            templates = molecule.templates(directions, spacing)
             before = posterior(templates, noisy, sigma, **options)
         else:
             weight = before.log_weight.cpu()
@@ -271,7 +271,7 @@ def refined(
             radius = 1.2 * spacings_deg[i - 1]
             near = neighbours(coarse, weight >= last, directions, radius, symmetry)
             rows = near.any(0).nonzero()[:, 0]  # the only ones that are worth a projection
-            templates = volume_templates(volume, spacing, symmetry, structure, directions[rows])
+            templates = molecule.templates(directions[rows], spacing)
             found = posterior(templates, noisy, sigma, candidates=near[:, rows], **options)
             before = _in_grid(found, rows, len(directions))
         del templates  # before the next, larger ones are made
@@ -298,6 +298,7 @@ def bayes_limit(
     sigma: float,
     symmetry: str = "C1",
     *,
+    structure: torch.Tensor | None = None,
     spacings_deg: tuple[float, ...] = (4.0, 2.0, 1.4, 1.0, 0.7, 0.5),
     **options,
 ) -> Iterator[tuple[float, Posterior]]:
@@ -305,7 +306,8 @@ def bayes_limit(
 
     The predicted error alone is no guide: a grid coarser than the posterior is sure of itself and
     wrong. So the grid is fine enough when the means of two grids in turn differ, in mean square,
-    by less than 2 % of the predicted error. Parameters as in `refined`.
+    by less than 2 % of the predicted error. Parameters as in `refined`, the volumes
+    as in `volume_templates`.
 
     Yields
     ------
@@ -317,7 +319,8 @@ def bayes_limit(
     RuntimeError
         The finest grid has not converged.
     """
-    grids = refined(volume, noisy, sigma, symmetry, spacings_deg=spacings_deg, **options)
+    molecule = Molecule.of(volume, structure)
+    grids = refined(molecule, noisy, sigma, symmetry, spacings_deg=spacings_deg, **options)
     before = None
     for spacing, _, found in grids:
         yield spacing, found

@@ -10,7 +10,7 @@ from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.projection import project, shift_images
 from cryonb.poses.posterior import Posterior, posterior, refined
-from cryonb.poses.templates import Templates, pose_of, volume_templates
+from cryonb.poses.templates import Molecule, Templates, pose_of, view_directions
 
 FINER = 4  # places to a pixel at which a shift is looked for
 ABOUT = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 2)  # shifts of a pixel
@@ -90,22 +90,23 @@ def estimate_poses(
     options = {"spacings_deg": spacings_deg, "ctf": ctf}
     if box_size is not None:
         return _in_smaller_box(volume, noisy, sigma, symmetry, box_size, most_shift_px, **options)
+    molecule = Molecule.of(volume)
     if not most_shift_px:
-        rotations, found = _refine(volume, noisy, sigma, symmetry, **options)
+        rotations, found = _refine(molecule, noisy, sigma, symmetry, **options)
         shifts = torch.zeros(len(noisy), 2)
         return Poses(rotations, shifts, found.log_weight.amax(1), found.mean)
-    coarse = volume_templates(volume, spacings_deg[0], symmetry)
+    coarse = molecule.templates(view_directions(spacings_deg[0], symmetry), spacings_deg[0])
     shifts = first_shifts(volume, coarse, noisy, sigma, ctf, most_shift_px)
     for near in (ABOUT, None):
         centred = shift_images(noisy, -shifts)
-        rotations, found = _refine(volume, centred, sigma, symmetry, shifts_px=near, **options)
+        rotations, found = _refine(molecule, centred, sigma, symmetry, shifts_px=near, **options)
         mean = shift_images(found.mean, shifts)
         shifts = _best_shifts(volume, noisy, rotations, ctf, most_shift_px)
     return Poses(rotations, shifts, found.log_weight.amax(1), mean)
 
 
-def _refine(volume, noisy, sigma, symmetry, **options) -> tuple[torch.Tensor, Posterior]:
-    *_, (_, directions, found) = refined(volume, noisy, sigma, symmetry, **options)
+def _refine(molecule, noisy, sigma, symmetry, **options) -> tuple[torch.Tensor, Posterior]:
+    *_, (_, directions, found) = refined(molecule, noisy, sigma, symmetry, **options)
     return pose_of(directions, found.index, found.psi_deg), found
 
 

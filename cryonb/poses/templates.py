@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from cryonb.physics.geometry import euler_to_matrix, symmetry_rotations
 from cryonb.physics.projection import WIDTH, Transform
+from cryonb.poses.slices import Slices
 from cryonb.poses.steerable import PolarGrid, energy, expand, pairs, sample
 
 LOST = 3e-6  # share of the templates' energy that rings and components left out hold
@@ -106,12 +107,53 @@ def view_directions(spacing_deg: float, symmetry: str = "C1") -> torch.Tensor:
     return torch.stack([rot, tilt], dim=1)[keep].float()
 
 
+@dataclass(frozen=True)
+class Molecule:
+    """A known molecule, ready to be seen along any directions: `Molecule.of`, `templates`.
+
+    Attributes
+    ----------
+    slices : Slices
+    grid, basis
+        See `Templates`: the same for every grid of directions, so that grids can be compared.
+    """
+
+    slices: Slices
+    grid: PolarGrid
+    basis: torch.Tensor
+
+    @classmethod
+    def of(cls, target: torch.Tensor, structure: torch.Tensor | None = None) -> Molecule:
+        """Prepare a volume (z, y, x) and what is fixed to it, see `volume_templates`."""
+        maps = target[None] if structure is None else torch.stack([target, target + structure])
+        maps_ft = Transform.of(maps.float(), WIDTH)
+        few = _planes(view_directions(FEW_DEG).to(target.device))
+        whole = PolarGrid.whole(target.shape[-1])
+        points = torch.einsum("ard,mcd->marc", whole.points.to(few), few[::8])
+        read = maps_ft.at(points) * whole.scale.to(few)
+        read = torch.stack([read.real, read.imag], dim=-2).flatten(0, 1)
+        grid = _grid_of(expand(read, whole.orders), target.shape[-1])
+        slices = Slices.of(maps_ft, grid)
+        return cls(slices, grid, _components(expand(slices.at(few).flatten(0, 1), grid.orders)))
+
+    def templates(self, directions_deg: torch.Tensor, spacing_deg: float) -> Templates:
+        """Templates along directions (m, 2), rot and tilt, of a grid of so many degrees."""
+        planes = _planes(directions_deg.to(self.basis.device))
+        found = _templates(self.slices.at, planes, self.grid, self.basis)
+        turns = _turns(self.grid.orders, spacing_deg)
+        return replace(found, directions_deg=directions_deg, turns=turns)
+
+
+def _planes(directions_deg: torch.Tensor) -> torch.Tensor:
+    """The x and y axes (m, 3, 2) of projections along directions (m, 2), not turned."""
+    return euler_to_matrix(F.pad(directions_deg, (0, 1)))[..., :2]
+
+
 def volume_templates(
     target: torch.Tensor,
     spacing_deg: float = 2.0,
     symmetry: str = "C1",
     structure: torch.Tensor | None = None,
-    directions_deg: torch.Tensor | None = None,
 ) -> Templates:
     """Templates of a known molecule: its projections along a grid of directions.
 
@@ -124,57 +166,23 @@ def volume_templates(
     symmetry : str
     structure : Tensor (z, y, x), optional
         What is fixed to the molecule in the particle and absent from the target, as a micelle.
-    directions_deg : Tensor (m, 2), optional
-        Some rows of the grid; default all of it.
     """
-    if directions_deg is None:
-        directions_deg = view_directions(spacing_deg, symmetry)
-    # What is kept is chosen from the same directions for every grid, so that grids can be compared.
-    few = view_directions(FEW_DEG)
-    planes = torch.cat([directions_deg, few]).to(target.device)
-    planes = euler_to_matrix(F.pad(planes, (0, 1)))[..., :2]  # psi = 0
-    maps = target[None] if structure is None else torch.stack([target, target + structure])
-    maps_ft = Transform.of(maps.float(), 3, WIDTH)
-
-    def slices(rows: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
-        points = torch.einsum("ard,mcd->marc", grid.points.to(planes), planes[rows])
-        found = maps_ft.at(points) * grid.scale.to(points)
-        return torch.stack([found.real, found.imag], dim=-2)
-
-    m = len(directions_deg)
-    few = m + torch.arange(len(few))
-    return _templates(slices, target.shape[-1], m, few, directions_deg, spacing_deg)
+    directions_deg = view_directions(spacing_deg, symmetry)
+    return Molecule.of(target, structure).templates(directions_deg, spacing_deg)
 
 
-def _templates(
-    samples: Callable[[torch.Tensor, PolarGrid], torch.Tensor],
-    box: int,
-    m: int,
-    few: torch.Tensor,
-    directions_deg: torch.Tensor | None = None,
-    spacing_deg: float = 2.0,
-) -> Templates:
-    """Templates of the first m `samples(rows, grid)`, (1 or 2, rows, angles, 2, rings).
+def _templates(read: Callable, views: torch.Tensor, grid: PolarGrid, basis) -> Templates:
+    """Templates of `views`, a piece of which `read` turns into samples.
 
-    They are of the targets and, where that is another, of what is observed. Rings, orders and
-    components are chosen from the rows `few`.
+    They are (1 or 2, views, angles, 2, rings): of the targets and, where that is another, of what
+    is observed.
     """
-
-    def coefficients(rows: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
-        parts = [expand(samples(r, grid).flatten(0, 1), grid.orders) for r in rows.split(PIECE)]
-        return torch.cat(parts, dim=1)
-
-    whole = PolarGrid.whole(box)
-    power = coefficients(few[::4], whole).square().sum((1, 2))
-    radii = whole.radii[: _needed(power.sum(0), LOST)]
-    grid = PolarGrid(box, min(0.5, 1.05 * float(radii[-1])), _needed(power.sum(1), LOST_ORDERS))
-    basis = _components(coefficients(few, grid))
     pieces = []
-    for rows in torch.arange(m).split(PIECE):
-        found = coefficients(rows, grid)
-        shape = -1, len(rows)
-        kept = pairs(_on(basis, found)).unflatten(1, shape)
-        pieces.append((kept, energy(found).unflatten(0, shape)))
+    for piece in views.split(PIECE):
+        samples = read(piece)
+        found = expand(samples.flatten(0, 1), grid.orders)
+        kept = pairs(_on(basis, found)).unflatten(1, samples.shape[:2])
+        pieces.append((kept, energy(found).unflatten(0, samples.shape[:2])))
     both = zip(*pieces, strict=True)
     kept, norms = (torch.cat(part, dim=d) for part, d in zip(both, (2, 1), strict=True))
     target = kept[:, 0]
@@ -185,9 +193,16 @@ def _templates(
         target if len(norms) == 1 else kept[:, 1],
         norms[0].sum(1),
         norms[-1],
-        directions_deg,
-        _turns(grid.orders, spacing_deg),
+        None,
+        _turns(grid.orders, 2.0),
     )
+
+
+def _grid_of(coefficients: torch.Tensor, box: int) -> PolarGrid:
+    """Rings and orders that hold what coefficients (orders, n, 2, rings) of the whole grid hold."""
+    power = coefficients.square().sum((1, 2))
+    radii = PolarGrid.whole(box).radii[: _needed(power.sum(0), LOST)]
+    return PolarGrid(box, min(0.5, 1.05 * float(radii[-1])), _needed(power.sum(1), LOST_ORDERS))
 
 
 def _needed(power: torch.Tensor, lost: float) -> int:
@@ -225,12 +240,16 @@ def image_templates(clean: torch.Tensor, observed: torch.Tensor | None = None) -
     """
     stacks = [clean] if observed is None or observed is clean else [clean, observed]
     stacks = torch.stack([_with_mirrors(stack) for stack in stacks])
+    box, m = clean.shape[-1], stacks.shape[1]
+    few = stacks[:, torch.linspace(0, m - 1, min(m, 128)).long()]
+    whole = PolarGrid.whole(box)
+    grid = _grid_of(expand(sample(few[:, ::4].flatten(0, 1), whole), whole.orders), box)
 
-    def samples(rows: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
-        return torch.stack([sample(stack[rows], grid) for stack in stacks])
+    def read(rows: torch.Tensor) -> torch.Tensor:
+        return sample(stacks[:, rows].flatten(0, 1), grid).unflatten(0, (len(stacks), -1))
 
-    m = stacks.shape[1]
-    return _templates(samples, clean.shape[-1], m, torch.linspace(0, m - 1, min(m, 128)).long())
+    basis = _components(expand(sample(few.flatten(0, 1), grid), grid.orders))
+    return _templates(read, torch.arange(m), grid, basis)
 
 
 def _turns(orders: int, spacing_deg: float) -> int:
