@@ -117,20 +117,12 @@ def begin(
     columns: int = 0,
     measure: Callable[[], list] = list,
 ) -> Unfinished:
-    """Begin a run, or join one that is going on or was cut off.
+    """Begin a run, or join one that is going on or was cut off; see `Unfinished`.
 
     Parameters
     ----------
-    paths : list of Path
-        Of the stacks.
-    shape : (int, int)
-        Images in each, pixels a side.
-    pixel_size_A : float
-        0 if it is not known.
     asked : dict
         Input and options, as JSON has them: ValueError if an unfinished run has others.
-    columns : int
-        Numbers for each image.
     measure : callable
         Makes what `Unfinished.found` holds, as JSON has it; called by whoever begins.
     """

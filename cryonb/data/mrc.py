@@ -82,15 +82,8 @@ class Mrc:
 def open_mrc(path: str | os.PathLike, quiet: bool = False) -> Mrc:
     """Read the header of an MRC file (gzipped or not) and check it against the file's length.
 
-    Parameters
-    ----------
-    quiet : bool
-        Do not print the note on an unusual header; it is in `Mrc.odd`.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        No such file, a kind of pixel that cannot be read, damaged or cut short.
+    `quiet` leaves the note on an unusual header in `Mrc.odd`. FileNotFoundError; ValueError for a
+    kind of pixel that cannot be read, or a file that is damaged or cut short.
     """
     path = existing(path)
     try:
@@ -100,15 +93,17 @@ def open_mrc(path: str | os.PathLike, quiet: bool = False) -> Mrc:
         raise ValueError(f"{path} is damaged or cut short ({error}): get it again") from error
     mrc = parse_header(path, raw, size)
     if mrc.odd and not quiet:
-        print(f"note: {path} has {mrc.odd}; its length fits, so it is read", file=sys.stderr)
+        say_odd(mrc)
     return mrc
 
 
-def parse_header(path: str | os.PathLike, raw: bytes, size: int) -> Mrc:
-    """Read the first 1024 bytes of a file of so many bytes, which may lie on a server.
+def say_odd(mrc: Mrc, more: str = "") -> None:
+    """Print what is unusual in a header."""
+    print(f"note: {mrc.path}{more} has {mrc.odd}; its length fits, so it is read", file=sys.stderr)
 
-    ValueError as in `open_mrc`.
-    """
+
+def parse_header(path: str | os.PathLike, raw: bytes, size: int) -> Mrc:
+    """Read the first 1024 bytes of a file of so many bytes, which may lie on a server."""
     if len(raw) < HEADER:
         raise ValueError(
             f"{path} is damaged or cut short ({size} bytes, an MRC header has {HEADER}): "

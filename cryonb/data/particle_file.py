@@ -128,6 +128,8 @@ def open_particles(
 ) -> ParticleFile:
     """Open a particle file, and look at the headers of all of its stacks.
 
+    FileNotFoundError or ValueError is one line on what is missing, damaged or contradicts itself.
+
     Parameters
     ----------
     path : path
@@ -138,11 +140,6 @@ def open_particles(
         Å per pixel where the file does not state it, instead of what stacks' headers say.
     passthrough : path, optional
         With the fields that a .cs file lacks.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        One line that says what is missing, damaged, mixed or contradicts itself.
     """
     path = existing(path)
     if root is not None and not Path(root).is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cryonb.data.mrc import Mrc, open_mrc
+from cryonb.data.mrc import Mrc, open_mrc, say_odd
 
 OPEN = 64  # memory maps that are kept open
 
@@ -20,17 +19,8 @@ class Stacks:
     """Images of a particle file, in the order of its rows.
 
     Headers of all stacks are looked at when it is made, so that what is missing, cut short or of
-    another box is known before any work begins; pixels are read, and looked at for NaN, when asked
-    for.
-
-    Parameters
-    ----------
-    names : pandas.Series of str
-        As RELION writes them: ``000001@stack.mrcs``, or a file that holds one image.
-    path : path
-        Of the file that lists them, in whose folder, and those above it, stacks are looked for.
-    root : path, optional
-        Another folder to look in, first.
+    another box is known before any work begins. `names` are as RELION writes them, such as
+    ``000001@stack.mrcs``, or files of one image; `path` is that of the file that lists them.
 
     Attributes
     ----------
@@ -80,11 +70,8 @@ class Stacks:
                 f"{self.path} mixes box sizes {' and '.join(map(str, boxes))} px: "
                 "rescale to one with relion_image_handler, or read them apart"
             )
-        odd = [mrc for mrc in mrcs if mrc.odd]
-        if odd:
-            more = f" (and {len(odd) - 1} more)" if odd[1:] else ""
-            text = f"{odd[0].path}{more} has {odd[0].odd}; its length fits, so it is read"
-            print(f"note: {text}", file=sys.stderr)
+        if odd := [mrc for mrc in mrcs if mrc.odd]:
+            say_odd(odd[0], f" (and {len(odd) - 1} more)" if odd[1:] else "")
 
     def read(self, rows=slice(None)) -> torch.Tensor:
         """Images (n, y, x), float32, of rows of the table; ValueError if one holds NaN."""
@@ -93,8 +80,7 @@ class Stacks:
         for stack in pd.unique(self._stack[rows]):
             its = np.flatnonzero(self._stack[rows] == stack)
             images[its] = self._map(int(stack))[self._number[rows[its]]]
-        bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))
-        if len(bad):
+        if len(bad := np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))):
             raise ValueError(
                 f"{len(bad)} images of {self.path} hold NaN or infinite pixels, the first in "
                 f"row {rows[bad[0]] + 1}: remove these rows or make the images again"
@@ -114,21 +100,16 @@ def _numbered(name: str) -> tuple[int, str]:
 def _check_images(mrc: Mrc) -> None:
     """ValueError unless a file holds real square images, and no volume."""
     sections, rows, columns = mrc.shape
-    if mrc.dtype.kind == "c":
-        raise ValueError(
-            f"{mrc.path} holds a Fourier transform (complex numbers): give real images"
-        )
-    if rows != columns:
-        raise ValueError(
-            f"{mrc.path} holds images of {rows} × {columns} px: particles are square; extract "
-            "them from the micrograph first"
-        )
     group = int(mrc.header["ispg"])
-    if sections == rows > 1 and group != 0 and mrc.path.suffix != ".mrcs":
-        raise ValueError(
-            f"{mrc.path} is a volume ({sections}³, space group {group}): give a stack of "
-            "particles; if it is one, rename it to .mrcs"
-        )
+    wrong = None
+    if mrc.dtype.kind == "c":
+        wrong = "holds a Fourier transform (complex numbers): give real images"
+    elif rows != columns:
+        wrong = f"holds images of {rows} × {columns} px, not square: extract particles from it"
+    elif sections == rows > 1 and group != 0 and mrc.path.suffix != ".mrcs":
+        wrong = f"is a volume (space group {group}); if it is a stack, rename it to .mrcs"
+    if wrong:
+        raise ValueError(f"{mrc.path} {wrong}")
 
 
 def _folders(path: Path, root) -> list[Path]:
