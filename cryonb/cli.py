@@ -213,7 +213,7 @@ def abinitio(
 ) -> None:
     """Make a map from particles alone: no reference, no poses.
 
-    The particles must be of one molecule. Picks that are not centred want --most-shift-A.
+    The particles must be of one molecule. Picks that are not centred want --most-shift.
 
     Parameters
     ----------

@@ -131,3 +131,11 @@ def test_time_to_quality_goes_on_where_it_was(bench, tmp_path):
     again = pd.read_csv(tmp_path / "quality.csv")
     pd.testing.assert_frame_equal(again[:1], table[:1])
     assert list(again.design) == list(table.design)
+
+
+def test_a_known_structure_is_judged_beside_other_denoisers(bench):
+    text = bench("known_structure", *"channel --box-size 24 --pixel-size 8 --images 6".split())
+    assert numbers(text, "known structure")[0] > numbers(text, "noisy")[0]
+    for kind in ("noise", "ice", "carbon", "neighbours"):
+        assert all(0 <= area <= 1 for area in numbers(text, kind + " "))
+    assert len(numbers(text, "without a quarter")) == 1

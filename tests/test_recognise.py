@@ -95,6 +95,7 @@ def test_rows_of_neither_half_set_are_refused(case, tmp_path, capsys):
         (["--reference", "missing.mrc"], "missing.mrc does not exist"),
         (["--reference", "map.mrc", "--half-maps", "map.mrc", "map.mrc"], "give one of them"),
         (["--symmetry", "C4"], "symmetry is an option of --reference"),
+        (["--reference", "map.mrc", "--spacing-deg", "0.01"], "give a larger --spacing-deg"),
     ],
 )
 def test_a_reference_that_cannot_be_is_one_line(case, capsys, monkeypatch, words, message):
@@ -104,3 +105,25 @@ def test_a_reference_that_cannot_be_is_one_line(case, capsys, monkeypatch, words
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not list(folder.glob(".bad*")), "nothing has begun"
+
+
+@pytest.mark.parametrize(
+    "change, pixel_A, said",
+    [
+        (lambda v: v, 4.0, None),
+        (lambda v: v, 4.17, "best at 96% of its size"),
+        (lambda v: v, 3.85, "best at 104% of its size"),
+        (lambda v: v.roll(4, 2), 4.0, "stands 24 Å from the middle"),
+    ],
+)
+def test_what_does_not_fit_is_said(case, capsys, tmp_path, change, pixel_A, said):
+    """A pixel size off by some per cent, and a molecule beside the middle of its box."""
+    folder, _, _ = case
+    write_map(tmp_path / "m.mrc", change(phantom(BOX, width=1.6).float()), pixel_A)
+    words = ["denoise", str(folder / "p.star"), "--reference", str(tmp_path / "m.mrc")]
+    words += ["--most-shift", "20"] if said and "middle" in said else []
+    assert main([*words, "--spacing-deg", "10", "--out", str(tmp_path / "o.star")]) == 0
+    text = capsys.readouterr().out
+    assert "the hand of a reference" in text
+    notes = [x for x in text.splitlines() if " of its size" in x or "from the middle" in x]
+    assert len(notes) == bool(said) and (said is None or said in notes[0])

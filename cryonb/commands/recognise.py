@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
+import psutil
 import torch
 
 from cryonb.base.options import DenoiseOptions
@@ -17,11 +20,14 @@ from cryonb.evaluation.metrics import correlation
 from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.geometry import matrix_to_euler, random_rotations, symmetry_rotations
 from cryonb.physics.projection import project
-from cryonb.poses.reference import fit_amplitude, recogniser, widening
+from cryonb.poses.reference import COARSE_DEG, fit_amplitude, recogniser, widening
 from cryonb.poses.templates import volume_templates
 
+TRIED = 32  # particles that scales of a reference are tried on
 FITTED = 256  # particles, spread over the file, that a reference is scaled to
 NUMBERS = (*ANGLES, *ORIGINS, "rlnMaxValueProbDistribution", "cryonbLogEvidence")
+SCALES = (0.94, 0.96, 0.98, 1.0, 1.02, 1.04, 1.06)  # of a reference, tried on some particles
+HAND = "images cannot tell the hand of a reference: its mirror image fits them as well"
 NOTE = "one reference for both half sets: an FSC between their maps means nothing: see --half-maps"
 
 
@@ -36,9 +42,11 @@ def fit_references(source: ParticleFile, noise: NoiseModel, options: DenoiseOpti
     Raises
     ------
     ValueError
-        A reference that does not fit the box or lacks the symmetry; no half sets.
+        A reference that does not fit the box or lacks the symmetry; no half sets; more memory than
+        there is.
     """
     halves = options.half_maps is not None
+    _check_memory(2 * (len(noise.spectrum) - 1), options)
     if halves and "rlnRandomSubset" not in source.table:
         raise ValueError(f"{source.path} has no half sets (rlnRandomSubset): give one --reference")
     if halves and set(source.table["rlnRandomSubset"]) != {1, 2}:
@@ -50,6 +58,7 @@ def fit_references(source: ParticleFile, noise: NoiseModel, options: DenoiseOpti
     ]
     if not halves:
         print(f"  note: {NOTE}")
+    print(f"  note: {HAND}")
     return fits
 
 
@@ -125,7 +134,56 @@ def _fit(name, source: ParticleFile, noise: NoiseModel, options, half) -> tuple[
     print(f"  reference {name}: times {alpha:.3g}; median log evidence {evidence:.1f}")
     if evidence < 0:
         print(f"  note: the particles speak against {name}, or are too weak to speak for it")
+    _note_place(name, volume, some.pixel_size_A)
+    shift |= {"ctf": transfer[:TRIED]}
+    _note_scale(name, white[:TRIED], noise.sigma, some.pixel_size_A, options.symmetry, **shift)
     return alpha, widened
+
+
+def _note_place(name, volume: torch.Tensor, pixel_A: float) -> None:
+    """Say so if a reference does not stand in the middle of its box."""
+    at = torch.arange(len(volume)) - len(volume) // 2
+    mass = volume.clamp_min(0)
+    mass = mass * (mass > 0.2 * mass.max())
+    centre = [mass.movedim(axis, 0).sum((1, 2)) @ at.float() / mass.sum() for axis in (2, 1, 0)]
+    away_A = pixel_A * float(torch.stack(centre).norm())
+    if away_A > 0.1 * len(volume) * pixel_A:
+        print(
+            f"  note: {name} stands {away_A:.0f} Å from the middle of its box, and so will every "
+            "pose: centre it, or give --most-shift as much more"
+        )
+
+
+def _note_scale(name, white, sigma: float, pixel_A: float, symmetry: str, **shift) -> None:
+    """Say so if a reference fits particles better when it is larger or smaller by some per cent."""
+    evidence = {}
+    for scale in SCALES:
+        with suppress(ValueError):  # too large for the box
+            volume = _volume(name, white.shape[-1], pixel_A / scale)
+            volume = volume * fit_amplitude(volume, white, sigma, symmetry, **shift)
+            asked = {"spacing_deg": COARSE_DEG, "most_shift_px": shift["most_shift_px"]}
+            recognise = recogniser(volume, sigma, symmetry, widened=1.4, **asked)
+            evidence[scale] = float(recognise(white, shift["ctf"]).log_evidence.sum())
+    best = max(evidence, key=evidence.__getitem__)
+    if evidence[best] > evidence[1.0] + 10:
+        print(
+            f"  note: the particles fit {name} best at {best:.0%} of its size: compare the pixel "
+            "sizes of both"
+        )
+
+
+def _check_memory(box: int, options) -> None:
+    """ValueError if templates and the padded transform want more memory than there is."""
+    solid_angle = max(math.radians(options.spacing_deg) ** 2, 1e-12)
+    m = 4 * math.pi / solid_angle / len(symmetry_rotations(options.symmetry))
+    references = 2 if options.half_maps is not None else 1
+    need = references * (16 * m * box**2 + 100 * box**3)
+    there = psutil.virtual_memory().available
+    if need > there:
+        raise ValueError(
+            f"{m:,.0f} directions of view of {box} px want {need / 1e9:,.0f} GB, and there are "
+            f"{there / 1e9:.0f}: give a larger --spacing-deg, or --symmetry"
+        )
 
 
 def _check_symmetry(name: str, volume: torch.Tensor, symmetry: str) -> None:
