@@ -200,6 +200,10 @@ say(
 # set that happens to miss them looks better, and more certain, than it should. In the strips, the limit is as
 # sharp as the clean image wherever the pose is certain.
 #
+# The limit is also a method: `cryonb denoise particles.star --reference map.mrc` gives real particles this very mean,
+# with pose, shift and evidence. It presumes the structure and cannot show anything else. A network is for particles
+# whose structure nobody knows yet.
+#
 # ### What the limit averages over
 #
 # Here is one particle with one pattern of noise, and a signal that grows from frame to frame. The map shows the
