@@ -26,10 +26,10 @@ TILT = ["rlnBeamTiltX", "rlnBeamTiltY"]
 RANGES = {
     "rlnVoltage": (1, 5000, "kV (is it in V?)"),
     "rlnSphericalAberration": (-100, 100, "mm (is it in µm or Å?)"),
-    "rlnAmplitudeContrast": (-1, 1, "as a fraction (is it in per cent?)"),
+    "rlnAmplitudeContrast": (-1, 1, "(is it in per cent?)"),
     "rlnImagePixelSize": (0, 1000, "Å"),
     "rlnCtfBfactor": (-1e4, 1e4, "Å²"),
-    "rlnCtfScalefactor": (-1e4, 1e4, "as a factor"),
+    "rlnCtfScalefactor": (-1e4, 1e4, ""),
     **dict.fromkeys(DEFOCUS[:2], (-1e6, 1e6, "Å (is it in pm?)")),
     **dict.fromkeys((DEFOCUS[2], "rlnPhaseShift"), (-1e4, 1e4, "degrees")),
     **dict.fromkeys(TILT, (-1e3, 1e3, "mrad")),
@@ -97,11 +97,12 @@ class Columns:
                 f"the first is {self.table.index[row] + 1}: drop these rows"
             )
         for name, values in zip(names, numbers.T, strict=True):
-            low, high, unit = RANGES.get(name, (-np.inf, np.inf, ""))
+            low, high, unit = RANGES.get(name, (-1e6, 1e6, ""))
             if len(outside := np.flatnonzero((values < low) | (values > high))):
+                row, limits = outside[0], f"{low:g} to {high:g} {unit}".strip()
                 raise ValueError(
-                    f"{name} is {values[outside[0]]:g} in row {self.table.index[outside[0]] + 1}: "
-                    f"write it in {unit}, {low:g} to {high:g}"
+                    f"{name} is {values[row]:g} in row {self.table.index[row] + 1}, not from "
+                    f"{limits}: correct it"
                 )
         return torch.from_numpy(numbers)
 
