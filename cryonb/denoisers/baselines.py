@@ -34,17 +34,8 @@ def linear_filter(
     ``mean_y + C_yx (C_xx + sigma^2 I)^-1 (x - mean_x)``, with the covariances of all pixels of
     the training images and of their turned and mirrored copies. No linear filter is better in
     the mean; the covariance Wiener filter (Bhamre et al. 2016) is its estimate from noisy images.
-
-    Parameters
-    ----------
-    clean, observed : Tensor (n, y, x)
-        Targets, and the particles without their white noise; equal where it is all there is.
-    sigma : float
-        Standard deviation of the white noise.
-
-    Returns
-    -------
-    callable (n, y, x) -> (n, y, x)
+    `clean` and `observed` (n, y, x) are targets, and particles without their white noise; equal
+    where it is all there is. The filter takes and returns (n, y, x).
     """
     shape, same = clean.shape[1:], torch.equal(clean, observed)
     mean_y = dihedral(clean.mean(0, keepdim=True)).flatten(1).mean(0)

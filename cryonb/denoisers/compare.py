@@ -125,20 +125,10 @@ def run_all(rows: dict[str, Method], noisy: torch.Tensor) -> dict[str, torch.Ten
 class Comparison:
     """Denoisers on the test particles of one data set, row by row.
 
-    Parameters
-    ----------
-    data : Dataset
-    limit : Tensor (n, y, x), optional
-        Bayes-optimal images of the first n test particles, see `cryonb.poses.posterior`.
-        Without them, as where the structural noise has no closed form, no ratio is given.
-
-    Attributes
-    ----------
-    rows : dict of str to dict
-        Scores and costs of each method, keys as in `COLUMNS`; or {"note": why it has none}.
-    images : dict of str to Tensor (n, y, x)
-        What each method made.
-    settings : dict of str to str
+    `rows` has scores and costs of each method, keys as in `COLUMNS`, or {"note": why it has none};
+    `images` what each made, (n, y, x). `limit` (n, y, x) are the Bayes-optimal images of the first
+    n test particles, see `cryonb.poses.posterior`. Without them, as where the structural noise has
+    no closed form, no ratio is given.
     """
 
     def __init__(self, data: Dataset, limit: torch.Tensor | None = None):
@@ -150,18 +140,8 @@ class Comparison:
     def add(self, name: str, method: Method | Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Run a denoiser on the test particles, and enter its scores and costs.
 
-        Parameters
-        ----------
-        name : str
-            Of the row; one that is there already is replaced.
-        method : Method, or callable (n, y, x) -> (n, y, x)
-            From noisy particles to clean ones, same order, same unit. An ImportError (a package
-            that is not installed) becomes the row's note.
-
-        Raises
-        ------
-        ValueError
-            The result has another shape, or is not finite.
+        A row of this name is replaced. An ImportError (a package that is not installed) becomes the
+        row's note. ValueError if the result has another shape, or is not finite.
         """
         method = method if isinstance(method, Method) else Method(method)
         noisy = self.data.test.noisy.images[: method.first]
@@ -242,16 +222,8 @@ def train_for(
 ) -> list[tuple[float, float]]:
     """Train at a cost, in 10^12 floating-point operations: for methods that are compared.
 
-    Parameters
-    ----------
-    start : callable (*modules, n_images=...) -> iterator of Progress
-    evaluate : callable () -> float, optional
-        Quality of what has been trained so far; called at 1/32, 1/16 ... 1 of the run.
-
-    Returns
-    -------
-    list of (TFLOP, quality)
-        The last one is the end; quality is NaN without `evaluate`.
+    ``start(*modules, n_images=...)`` iterates over `Progress`; `evaluate` is called at 1/32, 1/16
+    ... 1 of the run. Returns points (TFLOP, quality), with NaN where there is no `evaluate`.
     """
     each = 1e-12 * flops_per_image(lambda *copies: start(*copies, n_images=10**9), *modules)
     n_images = max(1, round(tflop / each))

@@ -77,11 +77,7 @@ def _orders(box: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor
 def shrink(eigenvalues: torch.Tensor, ratio: float) -> torch.Tensor:
     """Signal's part of a sample covariance's eigenvalues, noise having variance one.
 
-    Parameters
-    ----------
-    eigenvalues : Tensor
-    ratio : float
-        Dimension ÷ number of real samples. All up to ``(1 + sqrt(ratio))^2`` are noise: zero.
+    `ratio` is dimension ÷ number of real samples; all up to ``(1 + sqrt(ratio))^2`` become zero.
     """
     b = eigenvalues + 1 - ratio
     spike = (b + (b.square() - 4 * eigenvalues).clamp_min(0).sqrt()) / 2 - 1
@@ -145,8 +141,6 @@ def cwf(
     ----------
     noisy : Tensor (n, y, x)
         Bright or dark, white noise; a few hundred images of one molecule or more.
-    sigma : float
-        Standard deviation of the noise.
     transfer : Tensor (g, shells), optional
         What the images of each group were multiplied with in Fourier space, at 0, 1, ... n // 2
         cycles per box: ``|CTF|`` of phase-flipped images, ÷ the noise's amplitude of whitened ones.
@@ -155,10 +149,6 @@ def cwf(
         Group of each image; one for all by default.
     learn_from : Tensor (n,) of bool, optional
         Images to estimate from; all by default.
-
-    Returns
-    -------
-    Tensor (n, y, x)
 
     Raises
     ------

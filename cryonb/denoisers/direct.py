@@ -86,11 +86,7 @@ class Direct(LossRecipe):
 def denoise_direct(
     model: nn.Module, noisy: torch.Tensor, sigma: float, batch_size: int = 64
 ) -> torch.Tensor:
-    """Denoise a stack (n, y, x) of white noise `sigma`, batch by batch, on the model's device.
-
-    `model` is a `Denoiser`, a generator of `cryonb.denoisers.gan`, or another callable of
-    (noisy, sigma).
-    """
+    """Denoise a stack (n, y, x) of white noise `sigma`, batch by batch, on the model's device."""
     device = next(model.parameters()).device
     with autocast(device):
         return torch.cat([model(x.to(device), sigma).cpu() for x in noisy.split(batch_size)])

@@ -118,8 +118,6 @@ def ksvd(
     Parameters
     ----------
     noisy : Tensor (n, y, x)
-    sigma : float
-        Standard deviation of the white noise.
     patch, stride : int
         Pixels along the edge of a patch, and from one patch to the next.
     atoms, rounds, n_patches : int
@@ -127,10 +125,6 @@ def ksvd(
         those that need an atom. The others would not change it.
     tolerance : float
         Residual that is taken for noise, in units of sigma. White noise alone has 1.
-
-    Returns
-    -------
-    Tensor (n, y, x)
 
     Raises
     ------

@@ -101,14 +101,9 @@ def cwf(noisy: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def cwf_denoiser(noisy: torch.Tensor, sigma: float):
-    """ASPIRE's denoiser for one stack, arguments as in `cwf`.
+    """ASPIRE's DenoiserCov2D for one stack, which the first use of ``denoise[rows]`` fits.
 
-    Returns
-    -------
-    denoiser : aspire.denoising.DenoiserCov2D
-        `build_denoiser()` fits it, as the first use of ``denoise[rows]`` does.
-    ground : Tensor ()
-        Mean of the corners, which is taken away before and belongs to what comes out.
+    The second result is the corners' mean: taken away before, it belongs to what comes out.
     """
     _check("cwf", noisy, sigma, square=True)
     n = noisy.shape[-1]

@@ -54,17 +54,9 @@ def draw_gamma(n: int, sigma, generator: torch.Generator, start: float = 0.5) ->
 def fuse(y_t: torch.Tensor, gamma, noisy: torch.Tensor, sigma) -> tuple[torch.Tensor, torch.Tensor]:
     """Fuse the diffusion's state and the particle into one image with less noise than either.
 
-    Parameters
-    ----------
-    y_t, noisy : Tensor (b, ...)
-    gamma, sigma : Tensor
-        Broadcast against the images.
-
-    Returns
-    -------
-    c, sigma_c : Tensor
-        Mean of ``y_t / sqrt(gamma)`` and `noisy`, weighted by their precisions (inverse noise
-        variances), and the deviation of its noise.
+    `gamma` and `sigma` broadcast against `y_t` and `noisy` (b, ...). Returns the mean c of
+    ``y_t / sqrt(gamma)`` and `noisy`, weighted by their precisions (inverse noise variances), and
+    the deviation sigma_c of its noise.
     """
     left = (1 - gamma).clamp_min(1e-6)
     total = gamma / left + sigma**-2.0
@@ -101,18 +93,10 @@ class SR3(nn.Module):
         return view / (1 + level**2), level / (1 + level**2).sqrt()
 
     def forward(self, y_t: torch.Tensor, gamma, noisy: torch.Tensor, sigma) -> torch.Tensor:
-        """Estimate the clean image, E[y_0 | y_t, x].
+        """Estimate the clean images E[y_0 | y_t, x], shape (b, y, x).
 
-        Parameters
-        ----------
-        y_t, noisy : Tensor (b, y, x)
-            State of the diffusion, and the particle.
-        gamma, sigma : float or Tensor (b,)
-            Noise level of the state; standard deviation of the particle's white noise.
-
-        Returns
-        -------
-        Tensor (b, y, x)
+        `y_t` (b, y, x) is the diffusion's state at the level `gamma`, `noisy` (b, y, x) the
+        particles, whose white noise has the deviation `sigma`; the levels are floats or (b,).
         """
         gamma, sigma = _column(gamma, y_t), _column(sigma, y_t)
         inputs = y_t[:, None], gamma, noisy[:, None], sigma
@@ -124,15 +108,8 @@ class SR3(nn.Module):
     ) -> torch.Tensor:
         """Training loss, eq. 3 of arXiv 2401.01097: squared error of the network's output.
 
-        Parameters
-        ----------
-        clean, observed : Tensor (b, y, x)
-            Target, and the particle without its white noise, which is drawn here.
-        gamma, sigma : float or Tensor (b,)
-
-        Returns
-        -------
-        Tensor ()
+        `clean` and `observed` (b, y, x) are the targets, and the particles without their white
+        noise, which is drawn here; `gamma` and `sigma` floats or (b,).
         """
         gamma, sigma = _column(gamma, clean), _column(sigma, clean)
         clean, observed = clean[:, None], observed[:, None]
@@ -190,8 +167,7 @@ def sample(
     model : callable (y_t, gamma, noisy, sigma) -> clean estimate
         An `SR3`, or any denoiser of that form.
     noisy : Tensor (b, y, x)
-    sigma : float
-        Standard deviation of the white noise in `noisy`.
+        Particles, whose white noise has the deviation `sigma`.
     steps : int
         Network evaluations.
     eta : float
@@ -200,12 +176,8 @@ def sample(
     second_order : bool
         Extrapolate the clean estimate from the last two steps (DPM-Solver++ 2M, Lu et al. 2022):
         the same cost, and an error that falls with the square of the step.
-    generator : torch.Generator, optional
 
-    Yields
-    ------
-    Step
-        The last one's `clean` is the sample.
+    The `clean` of the last `Step` is the sample.
     """
     gammas = torch.cat([step_gammas(steps, sigma), torch.ones(1, dtype=torch.float64)]).tolist()
     y_t = math.sqrt(1 - gammas[0]) * torch.randn(noisy.shape, **draw_options(generator)).to(noisy)
@@ -245,19 +217,9 @@ def denoise_batches(
 ) -> Iterator[torch.Tensor]:
     """Denoise a stack batch by batch; yields (b, y, x) in the stack's order.
 
-    Batches travel to the model's device and back. Batch k depends on `seed` and k alone.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Such as `SR3`.
-    noisy : Tensor (n, y, x)
-    sigma : float
-        Standard deviation of its white noise.
-    steps : int
-        1: the posterior mean. More: one sample, see `sample`.
-    precision : str, optional
-        "bf16" or "no"; by default what is fast here.
+    Batches of the particles `noisy` (n, y, x), of white noise `sigma`, travel to the model's device
+    and back. Batch k depends on `seed` and k alone. One step gives the posterior mean, more give
+    one sample, see `sample`. `precision` is "bf16" or "no", by default what is fast here.
     """
     device = next(model.parameters()).device
     for k, batch in enumerate(noisy.split(batch_size)):

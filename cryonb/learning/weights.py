@@ -46,17 +46,10 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def save_model(path: str | os.PathLike, model: nn.Module, manifest: dict, *, half=False) -> Path:
-    """Write a network's weights with its configuration and a manifest.
+    """Write a network's weights with its `config`, the keywords that build it, and a manifest.
 
-    Parameters
-    ----------
-    path : path
-    model : nn.Module
-        With an attribute `config`, the keyword arguments that build it.
-    manifest : dict
-        What it was trained on, with which command and result; JSON values.
-    half : bool
-        Store in bfloat16, half the size; the images change by less than a thousandth.
+    The manifest says in JSON values what it was trained on, with which command and result. `half`
+    stores bfloat16, half the size; the images change by less than a thousandth.
     """
     dtype = torch.bfloat16 if half else torch.float32
     tensors = {k: v.to(dtype) for k, v in model.state_dict().items()}
@@ -65,22 +58,9 @@ def save_model(path: str | os.PathLike, model: nn.Module, manifest: dict, *, hal
 
 
 def load_model(path: str | os.PathLike, build) -> tuple[nn.Module, dict]:
-    """Read weights that `save_model` wrote.
+    """Read model and manifest that `save_model` wrote; `build`, usually a class, makes the network.
 
-    Parameters
-    ----------
-    path : path
-    build : callable (**config) -> nn.Module
-        Usually the class of the network.
-
-    Returns
-    -------
-    model, manifest
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        No such file; damaged, or of another kind of network.
+    FileNotFoundError if there is no such file, ValueError if it is damaged or of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,19 +77,14 @@ def load_model(path: str | os.PathLike, build) -> tuple[nn.Module, dict]:
 
 
 def load_kept(source, setting: str, stage: str, build, **made) -> tuple[nn.Module, dict] | None:
-    """Load weights that come with the package, if they were made for these very parameters.
+    """Load weights that come with the package; None if there are none made for these parameters.
 
     Parameters
     ----------
     source, setting, stage : str
         Such as "channel", "white" and "sr3" or "refine".
-    build : callable (**config) -> nn.Module
     **made
         Options of `cryonb train` that must agree, such as box_size, pixel_size_A and snr.
-
-    Returns
-    -------
-    (model, manifest), or None if there are none that fit
     """
     path = KEPT / f"{source}-{setting}-{stage}.safetensors"
     if not path.is_file():
@@ -121,20 +96,10 @@ def load_kept(source, setting: str, stage: str, build, **made) -> tuple[nn.Modul
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The whole state of a training run in a file: networks, optimiser, position.
+    """The whole state of a training run in a file: networks, optimiser, position."""
 
-    Attributes
-    ----------
-    path : path or None
-        None for a run that keeps nothing.
-    run : dict
-        What must agree for a run to go on from the file.
-    modules : dict of str to nn.Module
-    optimiser : torch.optim.Optimizer
-    """
-
-    path: str | os.PathLike | None
-    run: dict
+    path: str | os.PathLike | None  # None for a run that keeps nothing
+    run: dict  # what must agree for a run to go on from the file
     modules: dict[str, nn.Module]
     optimiser: torch.optim.Optimizer
 

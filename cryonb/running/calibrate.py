@@ -97,12 +97,7 @@ def read_times(notebooks: str | Path | None = None) -> dict[str, dict]:
 def say_times(times: dict[str, dict], here: Calibration | None = None) -> str:
     """Say in plain words what each profile takes, and each of its notebooks in a table.
 
-    Parameters
-    ----------
-    times : dict
-        Of `read_times`.
-    here : Calibration, optional
-        Of this machine; without it the times are those of the machine that they were measured on.
+    Without a calibration of this machine the times are those of the one they were measured on.
     """
     lines, columns = [], {}
     for profile, measured in times.items():

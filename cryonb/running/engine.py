@@ -101,25 +101,10 @@ class Watch:
 def execute(notebook: Path, output: Path, parameters: dict, cell_timeout_s: float) -> dict:
     """Execute a notebook; `output` has its outputs, up to an error's traceback, never half a file.
 
-    Parameters
-    ----------
-    notebook, output : Path
-    parameters : dict
-        Values for papermill to inject after the cell tagged ``parameters``.
-    cell_timeout_s : float
-        Longest time that one cell may take, in seconds.
-
-    Returns
-    -------
-    dict
-        ``state``: finished, failed, timeout, killed or interrupted; ``message``: empty, or one line
-        that says what went wrong and in which cell; ``seconds``; ``peak_MB``: largest resident
-        memory of the kernel and its children together, as seen every quarter of a second.
-
-    Raises
-    ------
-    OSError
-        When the executed notebook cannot be written, for instance on a full disk.
+    Returns ``state``: finished, failed, timeout, killed or interrupted; ``message``: empty, or one
+    line that says what went wrong and in which cell; ``seconds``; ``peak_MB``: largest resident
+    memory of the kernel and its children together, as seen every quarter of a second. OSError when
+    the executed notebook cannot be written, for instance on a full disk.
     """
     cells = nbformat.read(notebook, as_version=4).cells
     watch = Watch(output.stem, sum(c.cell_type == "code" for c in cells) + bool(parameters))

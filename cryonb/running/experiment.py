@@ -77,12 +77,8 @@ def make_experiment(name: str, content: dict) -> Experiment:
 
     ``grid`` maps names to lists of values, all combinations of which are run; ``list`` holds
     further settings, each a mapping of names to values, run with every combination; ``seeds`` is
-    short for one more list in the grid. The other keys are fields of `Experiment`.
-
-    Raises
-    ------
-    ValueError
-        With one sentence that says what is wrong.
+    short for one more list in the grid. The other keys are fields of `Experiment`. ValueError says
+    what is wrong.
     """
     if not content.get("notebooks"):
         raise ValueError(f"{name}: an experiment has at least  notebooks: [NN_name, ...]")
@@ -110,21 +106,10 @@ def make_experiment(name: str, content: dict) -> Experiment:
 def plan_runs(
     experiment: Experiment, folder: Path, notebooks: str | Path | None = None
 ) -> list[Run]:
-    """Resolve and check all parameters of all runs, before any starts.
+    """Resolve and check all parameters of all runs in a sweep folder, before any starts.
 
-    Parameters
-    ----------
-    experiment : Experiment
-    folder : Path
-        The sweep folder.
-    notebooks : path, optional
-        See `cryonb.running.plan.find_notebooks`.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As in `cryonb.running.plan.plan`; for a parameter of a notebook that is not run; for two
-        runs that are the same.
+    ValueError as in `cryonb.running.plan.plan`; for a parameter of a notebook that is not run; for
+    two runs that are the same. FileNotFoundError where there are no notebooks.
     """
     found = read_notebooks(notebooks)
     profile = read_profile(found[0].path.parent, experiment.profile)
@@ -174,10 +159,7 @@ def gather(folder: str | Path) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], l
     missing : list of str
         ``run: notebook`` of what is not finished.
 
-    Raises
-    ------
-    FileNotFoundError
-        When there is no sweep.
+    FileNotFoundError when there is no sweep.
     """
     import pandas as pd  # each run imports this module and needs no tables
 

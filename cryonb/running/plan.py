@@ -106,21 +106,9 @@ def read_profile(folder: Path, name: str) -> dict:
 def plan(notebooks: list[Notebook], profile: dict, given: dict, run_dir: str) -> list[Notebook]:
     """Resolve and check every parameter of every notebook, before anything runs.
 
-    Parameters
-    ----------
-    notebooks : list of Notebook
-        From `read_notebooks`.
-    profile : dict
-        From `read_profile`.
-    given : dict of str to object
-        Comes last: ``name`` for every notebook that has it, ``notebook.name`` for one.
-    run_dir : str
-        The value of each notebook's ``run_dir``.
-
-    Raises
-    ------
-    ValueError
-        For an unknown notebook or parameter and for a value of the wrong type.
+    Notebooks' own values give way to the profile's, and these to those `given`: ``name`` for every
+    notebook that has it, ``notebook.name`` for one. ValueError for an unknown notebook or parameter
+    and for a value of the wrong type.
     """
     asked = list(profile.get("common", {}).items())
     for owner in profile.keys() - SETTINGS.keys():

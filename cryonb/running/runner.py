@@ -32,20 +32,9 @@ PACKAGES = ("cryonb", "torch", "numpy", "scipy", "papermill", "ipykernel")
 def run(wanted: list[str] = (), options: RunOptions = RunOptions()) -> int:
     """Run notebooks in order; those finished and unchanged in the run folder are skipped.
 
-    Parameters
-    ----------
-    wanted : list of str
-        Names, numbers or paths; all notebooks when empty.
-
-    Returns
-    -------
-    int
-        Exit code: 0 when all is finished, 1 after a failure, 130 after Ctrl-C.
-
-    Raises
-    ------
-    ValueError, OSError
-        With one sentence that says what is wrong and what to do, before anything runs.
+    Wanted are names, numbers or paths; all notebooks when empty. Returns an exit code: 0 when all
+    is finished, 1 after a failure, 130 after Ctrl-C. ValueError or OSError, with one sentence that
+    says what is wrong and what to do, before anything runs.
     """
     if options.cell_timeout_s is not None and not options.cell_timeout_s > 0:
         raise ValueError(f"a cell timeout of {options.cell_timeout_s:g} s: give more than 0")

@@ -29,24 +29,10 @@ SIZED = {"-c", "--cores", "-j", "--jobs", "-e", "--executor", "--profile", "--wo
 
 
 def sweep(experiment: Experiment, options: SweepOptions, words: tuple[str, ...] = ()) -> int:
-    """Run all runs of an experiment that are not finished yet.
+    """Run all runs of an experiment that are not finished yet; returns an exit code.
 
-    Parameters
-    ----------
-    experiment : Experiment
-    options : SweepOptions
-    words : tuple of str
-        Further options of snakemake, such as ``--executor slurm --jobs 32``.
-
-    Returns
-    -------
-    int
-        Exit code.
-
-    Raises
-    ------
-    ValueError, OSError
-        With one sentence that says what is wrong, before any run starts.
+    Words are further options of snakemake, such as ``--executor slurm --jobs 32``. ValueError or
+    OSError, with one sentence that says what is wrong, before any run starts.
     """
     folder = options.run_dir or below("runs", experiment.name)
     runs = plan_runs(experiment, folder, options.notebooks)

@@ -108,14 +108,8 @@ def plot_lines(
 ) -> Figure:
     """Draw lines through points: name to (x values, y values).
 
-    Parameters
-    ----------
-    x, y : str
-        Labels of the axes, with units.
-    ticks : list of float, optional
-        Makes the x axis logarithmic, with these ticks.
-    theory : str, optional
-        The line drawn dashed and black, without points.
+    `x` and `y` label the axes, with units; `ticks` make the x axis logarithmic; the line named
+    `theory` is dashed and black, without points.
     """
     ax = ax or plt.subplots(figsize=(6.4, 4))[1]
     for name, (across, up) in lines.items():
@@ -173,14 +167,8 @@ def train_live(
 ) -> nn.Module:
     """Run `cryonb.learning.train` with a progress bar and a growing loss curve; the average.
 
-    Parameters
-    ----------
-    examples : callable (average) -> dict of str to Tensor (y, x), optional
-        Images to show beside the curve.
-    every : float
-        Draw anew after this share of the run.
-    **options
-        Of `train`, such as `batch_size` and `checkpoint`.
+    ``examples(average)`` gives names and images (y, x) to show beside the curve, which is drawn
+    anew after a share `every` of the run. Further options are those of `train`.
     """
     average, handle = copy.deepcopy(model), None
     images, losses, drawn = [], [], 0.0

@@ -23,12 +23,8 @@ def plot_fsc(
 ) -> Figure:
     """Draw FSC curves: name to (frequency in 1/Å, value); the top axis is the resolution.
 
-    Parameters
-    ----------
-    thresholds : tuple of float
-        Drawn across.
-    read_off : dict of str to float, optional
-        Curve to the threshold at which a line drops from it, and its label says the resolution.
+    `read_off` maps a curve to the threshold at which a line drops from it, and its label says the
+    resolution.
     """
     ax = ax or plt.subplots(figsize=(5.6, 3.8))[1]
     for name, (frequency, value) in curves.items():

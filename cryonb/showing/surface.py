@@ -32,16 +32,8 @@ def mesh(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Triangles of an isosurface of a map (z, y, x), closed at the box's rim.
 
-    Returns
-    -------
-    triangles, normals
-        Corners (t, 3, 3), x, y, z in Å from the box centre, and unit vectors (t, 3) that point out
-        of the dense side.
-
-    Raises
-    ------
-    ValueError
-        The threshold is not reached, or everywhere exceeded.
+    Returns corners (t, 3, 3), x, y, z in Å from the box centre, and unit vectors (t, 3) that point
+    out of the dense side. ValueError if the threshold is not reached, or everywhere exceeded.
     """
     values = np.pad(np.asarray(volume, dtype=np.float32), 1, constant_values=-np.inf)
     values = np.maximum(values, threshold - np.ptp(values[1:-1, 1:-1, 1:-1]))

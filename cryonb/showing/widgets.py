@@ -44,7 +44,7 @@ def frame_viewer(
     pixelated: bool = True,
     width_px: int = 320,
 ) -> FrameViewer:
-    """Make a viewer from arrays, matplotlib figures or PNG data.
+    """Make a viewer from arrays, matplotlib figures or PNG data, the frame `index` shown first.
 
     Parameters
     ----------
@@ -55,8 +55,6 @@ def frame_viewer(
         Beside the slider, and for those who do not see the picture, one a frame.
     title : str
         Heading, and the name that screen readers give the controls.
-    index : int
-        The frame shown first.
     limits : (float, float), optional
         Values shown black and white; default the 0.5 and 99.5 percentile of all grey frames.
     pixelated : bool
@@ -107,11 +105,7 @@ def live_viewer(
         `frame_viewer` takes them. An error in it is shown in the place of the labels.
     controls : dict of str to ipywidgets
         Such as ``{"snr": FloatLogSlider()}``; one without a description is called by its name.
-
-    Returns
-    -------
-    ipywidgets.VBox
-        The controls above the viewer, which shows the last frame.
+        They stand above the viewer, which shows the last frame.
     """
 
     def frames() -> FrameViewer:
