@@ -37,7 +37,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-
 OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tutorial test check lab book exercises offline-bundle lint format notebooks clean
+.PHONY: help setup tutorial test check lab book exercises checklist offline-bundle lint format notebooks clean
 
 help: ## show this list
 	@echo "make tutorial [PROFILE=quick|workshop|paper|smoke]   (also: PYTHON=..., ARGS='-p name value', OFFLINE=1)"
@@ -75,6 +75,9 @@ $(RUN)/run.json:
 
 exercises: $(STAMP) ## write the learners' copies without solutions to exercises/ (yours are kept)
 	@$(BIN)/python book/exercises.py exercises $(ARGS)
+
+checklist: $(STAMP) ## write the checklist of notebook 07 as checklist.pdf, one page to print
+	@$(BIN)/python book/checklist.py checklist.pdf
 
 offline-bundle: $(STAMP) ## pack all that a machine without a network needs, in dist/ (`make book` first)
 	@$(BIN)/python book/bundle.py $(ARGS)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import nbformat
 import yaml
+from checklist import draw_page, read_checklist
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.stats import spearmanr
 from vendor import ONLY_TESTS
@@ -269,7 +270,7 @@ def context(run: Path, chapters: list[Chapter]) -> dict:
         "chapter": numbered,
         "claims": judge(yaml.safe_load((BOOK / "claims.yml").read_text()), numbered),
         "ranks": ranks(yaml.safe_load((BOOK / "table1.yml").read_text()), numbered["04"]),
-        "workshop": yaml.safe_load((ROOT / "notebooks" / "times.yml").read_text())["workshop"],
+        "times": yaml.safe_load((ROOT / "notebooks" / "times.yml").read_text()),
         "schedules": yaml.safe_load((BOOK / "schedules.yml").read_text()),
         "rooms": rooms(),
         "citation": yaml.safe_load((ROOT / "CITATION.cff").read_text()),
@@ -320,6 +321,7 @@ def copy_files(target: Path) -> None:
     vendor = BOOK / "_build" / "vendor"
     ignore = shutil.ignore_patterns(*ONLY_TESTS, "versions.json")
     shutil.copytree(vendor, target / "_extra" / "vendor", ignore=ignore)
+    draw_page(read_checklist()).savefig(target / "_extra" / "checklist.pdf")
 
 
 def write_config(target: Path, repository: str) -> None:

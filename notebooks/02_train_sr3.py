@@ -665,7 +665,7 @@ for eta in (0.0, 1.0):
 # If you state too little noise, a model takes some of the noise for detail. If you state too much, a model that
 # has met such noise in training answers with more of an average, which costs little. The model of this notebook
 # has not: its training went no further than the noise of the data, and beyond that nobody taught it what to do. On
-# real particles σ has to be measured (`05_real_data`); the numbers above say how carefully.
+# real particles σ has to be measured (`05_real_data`); the numbers below say how carefully.
 
 # %% jupyter={"outputs_hidden": true, "source_hidden": true}
 told = {"one level": best, "many levels": load_model(MANY, SR3)[0]}

@@ -641,7 +641,8 @@ for name in ("raw", "mask from the map", *cleaners):
 # ```{solution-start} ex-clean-command
 # :class: dropdown
 # ```
-# In a terminal: `cryonb clean raw.mrc --out cleaned.mrc --weights ../../models/map-cleaner.safetensors`. Or here:
+# In a terminal: `cryonb clean raw.mrc --out cleaned.mrc --weights ../../models/map-cleaner.safetensors`, or as in the cell
+# below.
 #
 # It is the same map. The command reminds you where not to use it, and it replaces no file unless you add
 # `--overwrite`. The header, and with it the place of the map, is that of the input.

@@ -14,9 +14,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import papermill
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from cryonb.running.plan import find_notebooks
@@ -283,6 +285,40 @@ def test_schedules_add_up(stage, smoke_run):
                 assert max(2 * compute, read + compute) <= slot["minutes"], (name, chapter.name)
     with pytest.raises(ValueError, match="no section"):
         chapters["00"].minutes_of(["Nothing of the kind"])
+
+
+def test_the_checklist_is_one_page(stage, site):
+    """Each row of the table in 07 is on it, and nothing runs over its edge."""
+    checklist = importlib.import_module("checklist")
+    rows = checklist.read_checklist()
+    page = checklist.draw_page(rows)
+    words = "\n".join(text.get_text() for text in page.texts)
+    prose = (ROOT / "notebooks" / "07_trust.py").read_text().partition("A checklist")[2]
+    assert len(rows) == prose.partition("```")[0].count("# | ") - 1  # without its heading
+    assert all(f"Before you {before}:" in words for before, *_ in rows)
+    renderer = FigureCanvasAgg(page).get_renderer()
+    for text in page.texts:
+        box = text.get_window_extent(renderer).transformed(page.transFigure.inverted())
+        assert 0 < box.x0 and box.x1 < 0.95 and 0.15 < box.y0 and box.y1 < 1, text.get_text()
+    assert (site / "checklist.pdf").read_bytes().count(b"/Type /Page\n") == 1
+
+
+def test_a_run_that_is_linked_is_read_and_never_written(smoke_run, tmp_path):
+    """The recipe of book/server.md: folders of one's own, files that are links."""
+    recipe = (BOOK / "server.md").read_text().partition("cp -rs /srv/cryonb/workshop/{")[2]
+    folders = recipe.partition("}")[0].split(",")
+    shared = [p for name in folders for p in (smoke_run / name).rglob("*") if p.is_file()]
+    before = [(p, p.stat().st_mtime_ns, p.stat().st_size) for p in shared]
+    own = tmp_path / "own"
+    own.mkdir()
+    subprocess.run(["cp", "-rs", *(smoke_run / name for name in folders), own], check=True)
+    notebook = find_notebooks(ROOT / "notebooks")["06_reconstruct_fsc"]
+    sizes = {"box_size": 32, "pixel_size_A": 6.0, "map_particles": 8, "route_particles": [48]}
+    papermill.execute_notebook(
+        notebook, None, sizes | {"reference_A": 36.0, "run_dir": str(own)}, progress_bar=False
+    )
+    assert (own / "results" / "06_reconstruct_fsc.json").is_file()
+    assert [(p, p.stat().st_mtime_ns, p.stat().st_size) for p in shared] == before
 
 
 def test_code_folds_for_those_who_write_none(reader):

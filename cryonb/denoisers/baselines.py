@@ -40,7 +40,8 @@ def linear_filter(
     shape, same = clean.shape[1:], torch.equal(clean, observed)
     mean_y = dihedral(clean.mean(0, keepdim=True)).flatten(1).mean(0)
     mean_x = dihedral(observed.mean(0, keepdim=True)).flatten(1).mean(0)
-    x, y = observed.flatten(1) - mean_x, clean.flatten(1) - mean_y
+    x = observed.flatten(1) - mean_x
+    y = x if same else clean.flatten(1) - mean_y
     c_xx = _mean_over_turns(x.T @ x / len(x), shape)
     c_xy = c_xx if same else _mean_over_turns(x.T @ y / len(x), shape)
     weights = torch.linalg.solve(c_xx + sigma**2 * torch.eye(len(c_xx)), c_xy)
