@@ -110,9 +110,8 @@ def sample(images: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
     Tensor (n, angles, 2, rings)
         Real and imaginary parts.
     """
-    (index, weights, _), _ = _taps(grid)
+    index, weights = (x.to(images.device) for x in _taps(grid)[0])
     size, within = FINER * grid.box, _within(grid.box).to(images.device)
-    index, weights = index.to(images.device), weights.to(images.device)
     found = []
     for piece in images.float().split(PIECE):
         padded = torch.fft.ifftshift(pad_centred(piece * within, size, dims=2), dim=(1, 2))
@@ -127,9 +126,8 @@ def synthesise(samples: torch.Tensor, grid: PolarGrid) -> torch.Tensor:
 
     As the rings' quadrature is exact, it is the adjoint.
     """
-    _, (index, weights, starts) = _taps(grid)
+    index, weights, starts = (x.to(samples.device) for x in _taps(grid)[1])
     size, within = FINER * grid.box, _within(grid.box).to(samples.device)
-    index, weights, starts = (x.to(samples.device) for x in (index, weights, starts))
     once = torch.ones(size // 2 + 1, 1).to(weights)  # entries of the half transform stand for two
     once[1:-1] = 0.5
     images = []
@@ -151,7 +149,7 @@ def _within(box: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=4)
-def _taps(grid: PolarGrid):
+def _taps(grid: PolarGrid) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """Indices and weights by which samples are sums over a half transform, and back.
 
     Rows are real and imaginary parts at (y, x) of the transform, y >= 0, and those of samples
@@ -172,7 +170,7 @@ def _taps(grid: PolarGrid):
     order = index.flatten().argsort(stable=True)
     counts = torch.bincount(index.flatten(), minlength=2 * size * (size // 2 + 1))
     back = order // WIDTH**2, weights.flatten()[order], counts.cumsum(0) - counts
-    return (index, weights, None), back
+    return (index, weights), back
 
 
 def _waves(angles: int, orders: int) -> torch.Tensor:
