@@ -6,9 +6,8 @@ No CTF, white noise of known level, without and with structural noise (micelle, 
 carbon), as the networks for one protein (the channel) were trained. The controls are a Gaussian
 blur of the best width, CWF, which learns from the noisy particles themselves, and the best
 linear filter, which is told their clean images; no network but the channel's own knows as much.
-"own map" is the posterior mean under a map that `ab_initio` made from the same noisy particles,
-"map + any" the mean of it and of the network for any molecule, and "memory" is what
-`cryonb denoise --memory` makes of the stack.
+"own map" is the posterior mean under a map that `ab_initio` made from the same noisy particles, and
+"memory" what `cryonb denoise --memory` makes of them.
 """
 
 from __future__ import annotations
@@ -67,7 +66,6 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
         "any molecule": dB(any_molecule),
         "over turns": dB(over_turns(once, noisy)),
         "own map": dB(own),
-        "map + any": dB((own + any_molecule) / 2),
         "memory": dB(torch.lerp(any_molecule, recalled, memory.share)),
     }
 
