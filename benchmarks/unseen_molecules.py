@@ -7,7 +7,7 @@ carbon), as the networks for one protein (the channel) were trained. The control
 blur of the best width, CWF, which learns from the noisy particles themselves, and the best
 linear filter, which is told their clean images; no network but the channel's own knows as much.
 "own map" is the posterior mean under a map that `ab_initio` made from the same noisy particles, and
-"memory" what `cryonb denoise --memory` makes of them.
+"memory" what `cryonb denoise --memory seen` and `clean` make of them.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
         scale=clean_scale(volume),
     )
     test, learn = simulate(n=args.images), simulate(n=1000)
-    clean, observed = test.clean, test.observed(args.pixel_size_A)
-    noisy = observed + sigma * torch.randn(clean.shape, generator=generator)
+    truth, observed = test.clean, test.observed(args.pixel_size_A)
+    noisy = observed + sigma * torch.randn(truth.shape, generator=generator)
     pairs = learn.clean, learn.observed(args.pixel_size_A)
     once = partial(denoise, many, sigma=sigma)
 
     def dB(images: torch.Tensor) -> float:
-        return float(psnr(images, clean).mean())
+        return float(psnr(images, truth).mean())
 
     *_, last = ab_initio(noisy, sigma, seed=args.seed)
     own, any_molecule = posterior_mean(last, noisy, sigma), once(noisy)
     memory = remember.learn(noisy, sigma, once, seed=args.seed)
-    recalled = remember.recall(memory, noisy, sigma)
+    clean = remember.recall(memory, noisy, sigma)
+    seen = remember.recall(memory._replace(clean=memory.seen), noisy, sigma)
     return {
         "noisy": dB(noisy),
         "blur": max(dB(blur(noisy, width)) for width in np.arange(1, 5, 0.5)),
@@ -66,7 +67,8 @@ def scores(source: str, noise: str, args, many: SR3) -> dict[str, float]:
         "any molecule": dB(any_molecule),
         "over turns": dB(over_turns(once, noisy)),
         "own map": dB(own),
-        "memory": dB(torch.lerp(any_molecule, recalled, memory.share)),
+        "memory seen": dB(torch.lerp(any_molecule, seen, memory.share)),
+        "memory clean": dB(torch.lerp(any_molecule, clean, memory.share)),
     }
 
 

@@ -102,12 +102,12 @@ def test_the_command_averages_network_and_memory_and_goes_on(files, monkeypatch)
     cut.setattr(command, "with_memories", lambda *_: 1 / 0)
     cut.setattr(remember, "learn", lambda *a, **k: learn(*a, **k)._replace(share=0.75))
     with pytest.raises(ZeroDivisionError):
-        denoised(files, "both.star", memory=True)
+        denoised(files, "both.star", memory="clean")
     cut.undo()
     maps = [read_map(files[0].with_name(f"both_memory_{k}.mrc")) for k in ("seen", "clean")]
     assert all(m.shape == (BOX,) * 3 and m.std() > 0 and pixel == 6.0 for m, pixel in maps)
     monkeypatch.setattr(remember, "learn", None)  # a run that goes on learns nothing anew
-    both, alone = denoised(files, "both.star", memory=True), denoised(files, "alone.star")
+    both, alone = denoised(files, "both.star", memory="clean"), denoised(files, "alone.star")
     recalled = (both - 0.25 * alone) / 0.75
     _, clean, noisy, _ = stack(120)
     gain = correlation(recalled, clean) - correlation(noisy, clean)
@@ -116,11 +116,11 @@ def test_the_command_averages_network_and_memory_and_goes_on(files, monkeypatch)
 
 def test_no_memory_is_said_and_the_network_is_left(files, monkeypatch, capsys):
     monkeypatch.setattr(remember, "LEAST", 121)
-    alone, without = denoised(files, "a.star"), denoised(files, "b.star", memory=True)
+    alone, without = denoised(files, "a.star"), denoised(files, "b.star", memory="clean")
     assert torch.allclose(alone, without, atol=0.03)  # bf16, of images with a deviation about 1
     assert "no memory: 120 particles are too few, 121 are the least" in capsys.readouterr().out
 
 
 def test_memory_is_for_the_mean_of_the_network(files):
     with pytest.raises(ValueError, match="not samples or a reference"):
-        denoised(files, "c.star", memory=True, samples=2)
+        denoised(files, "c.star", memory="clean", samples=2)

@@ -85,8 +85,8 @@ class DenoiseOptions(Reading):
     """Between directions of view of the reference."""
     most_shift_A: float = 0.0
     """How far from the middle of its box, along x and y, a particle of the reference may lie."""
-    memory: bool = False
-    """Make a map of the particles, too, and average what it says with the network's mean."""
+    memory: Literal["none", "seen", "clean"] = "none"
+    """Particles help one another: by all they have in common, or what is clean of micelles."""
     samples: int = 0
     """0: the posterior mean. 1: one sample. K: their mean, and in OUT_std their deviation."""
     steps: int = 8

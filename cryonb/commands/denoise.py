@@ -89,13 +89,17 @@ def _known(options: DenoiseOptions) -> tuple[str, ...]:
     return options.half_maps or ((options.reference,) if options.reference else ())
 
 
+def _remembers(options: DenoiseOptions) -> bool:
+    return options.memory != "none"
+
+
 def _check_method(options: DenoiseOptions) -> None:
     """ValueError for two denoisers at once, or for options of the one that is not asked for."""
     given = [name for name in ("checkpoint", "reference", "half_maps") if getattr(options, name)]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} are different denoisers: give one of them")
     of_reference = ("symmetry", "spacing_deg", "most_shift_A")
-    if options.memory and (options.samples or _known(options)):
+    if _remembers(options) and (options.samples or _known(options)):
         raise ValueError("--memory gives the network's mean a memory: not samples or a reference")
     default = DenoiseOptions()
     for name in () if _known(options) else of_reference:
@@ -141,7 +145,7 @@ def _stack_paths(source: ParticleFile, out: Path, options: DenoiseOptions) -> li
     paths = [stack]
     if options.samples > 1:
         paths.append(stack.with_name(f"{stack.stem}_std{stack.suffix}"))
-    source.check_apart(out, *paths, *sum(memory_paths(stack, source) * options.memory, []))
+    source.check_apart(out, *paths, *sum(memory_paths(stack, source) * _remembers(options), []))
     return paths
 
 
@@ -165,7 +169,7 @@ def _begin(
     }
     shape = (len(source), source.stacks.box)
     how = paths, shape, asked["pixel_size_A"], options.batch_size, asked
-    if options.memory:
+    if _remembers(options):
         read = partial(read_input, source, options=options)
         maps, model = memory_paths(paths[0], source), _network(options)
         return begin(*how, measure=partial(learn_memories, source, read, model, noise, maps))
@@ -204,8 +208,9 @@ def _fill(
         draw = recognisers(source, run.found, noise, options)
     else:
         draw = partial(_drawn, _network(options))
-        if options.memory:
-            draw = with_memories(draw, source, run.found, memory_paths(run.paths[0], source))
+        if _remembers(options):
+            maps = memory_paths(run.paths[0], source)
+            draw = with_memories(draw, source, run.found, maps, options.memory)
     todo, empty = sorted(set(batches) & set(run.missing)), []
     for batch in tqdm(todo, desc="denoise", unit=" batches", disable=quiet):
         rows = run.rows(batch)

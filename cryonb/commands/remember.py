@@ -81,13 +81,22 @@ def _learn_one(name, source, read, model, noise, rows, maps) -> list[float] | No
 
 
 def with_memories(
-    network: Callable[..., Iterator], source: ParticleFile, found: list, paths: list[list[Path]]
+    network: Callable[..., Iterator],
+    source: ParticleFile,
+    found: list,
+    paths: list[list[Path]],
+    kind: str,
 ) -> Callable[..., Iterator]:
-    """A function like `network` that yields the mean of its images and of the memory's."""
+    """A function like `network` that yields the mean of its images and of the memory's.
+
+    `kind` is "seen" or "clean".
+    """
     halves, memories = _halves(source), []
     for its, maps in zip(found, paths, strict=True):
         if its:
-            memory = Memory(*(read_map(path)[0] for path in maps), torch.tensor(its[1:]), its[0])
+            seen, clean = (read_map(path)[0] for path in maps)
+            shown = seen if kind == "seen" else clean
+            memory = Memory(seen, shown, torch.tensor(its[1:]), its[0])
             memories.append((memory, memory.templates))
         else:
             memories.append(None)

@@ -39,6 +39,9 @@ Denoiser = Callable[[torch.Tensor], torch.Tensor]
 class Memory(NamedTuple):
     """What a stack holds in common.
 
+    What is shown of it is `clean`; ``_replace(clean=memory.seen)`` shows all that the particles
+    have in common, for a molecule without a micelle.
+
     Attributes
     ----------
     seen : Tensor (z, y, x)
