@@ -125,7 +125,7 @@ def test_a_budget_buys_so_many_images_and_is_looked_at_on_the_way():
         n = min(n_images, 128)
         for k in range(4, n + 1, 4):
             model(torch.zeros(4, 4))
-            yield Progress(k // 4, k, k / n, 1.0, 1e-3, 0.0)
+            yield Progress(k // 4, k, k / n, 1.0)
 
     curve = train_for(512e-12, start, layer, evaluate=lambda: 7.0, title="fake")
     assert [t * 1e12 for t, _ in curve] == pytest.approx([32, 64, 128, 256, 512])

@@ -74,32 +74,15 @@ def peak_memory() -> Iterator[list[float]]:
 
 @dataclass(frozen=True)
 class Method:
-    """A denoiser and what a table says of it.
+    """A denoiser and what a table says of it."""
 
-    Attributes
-    ----------
-    denoise : callable (n, y, x) -> (n, y, x)
-    settings : str
-        What it was set to, and where that comes from.
-    train_tflop : float
-        Cost of its training, in 10^12 floating-point operations.
-    first : int or None
-        Only so many particles are worth the time.
-    also : Tensor (m, y, x) or None
-        More noisy particles that it learns from.
-    curve : list of (TFLOP, PSNR)
-        On validation particles, while it was trained.
-    network : nn.Module or None
-        What `denoise` runs.
-    """
-
-    denoise: Callable[[torch.Tensor], torch.Tensor]
-    settings: str = ""
-    train_tflop: float = 0.0
-    first: int | None = None
-    also: torch.Tensor | None = None
-    curve: list = field(default_factory=list)
-    network: nn.Module | None = None
+    denoise: Callable[[torch.Tensor], torch.Tensor]  # (n, y, x) -> (n, y, x)
+    settings: str = ""  # what it was set to, and where that comes from
+    train_tflop: float = 0.0  # cost of its training, in 10^12 floating-point operations
+    first: int | None = None  # only so many particles are worth the time
+    also: torch.Tensor | None = None  # more noisy particles that it learns from, (m, y, x)
+    curve: list = field(default_factory=list)  # (TFLOP, validation PSNR) while it was trained
+    network: nn.Module | None = None  # what `denoise` runs
 
     def given(self, noisy: torch.Tensor) -> torch.Tensor:
         """Particles that it is handed: the first of a stack, and those that it learns from."""

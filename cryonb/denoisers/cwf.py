@@ -150,10 +150,7 @@ def cwf(
     learn_from : Tensor (n,) of bool, optional
         Images to estimate from; all by default.
 
-    Raises
-    ------
-    ValueError
-        A sigma that is not positive, images that are no finite stack of squares.
+    ValueError for a sigma that is not positive, and images that are no finite stack of squares.
     """
     check_stack(noisy, sigma, square=True)
     box = noisy.shape[-1]

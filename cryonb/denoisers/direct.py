@@ -46,19 +46,11 @@ class Direct(LossRecipe):
     setting "structural" micelle, neighbours and carbon, too. Its loss stays near sigma^2, which is
     no fault. The curriculum, and fresh noise in each step, are gifts of simulation: a microscope
     gives two halves of one exposure at one noise level.
-
-    Attributes
-    ----------
-    sigma : float
-        White noise at the end of the curriculum, see `cryonb.learning.train.curriculum_sigma`.
-    noise2noise : bool
-    snr_start : float
-        SNR at the beginning; the run's own SNR for no curriculum.
     """
 
-    sigma: float
+    sigma: float  # white noise at the end, see `cryonb.learning.train.curriculum_sigma`
     noise2noise: bool = False
-    snr_start: float = 3.0
+    snr_start: float = 3.0  # SNR at the beginning; the run's own SNR for no curriculum
     settings = "SR3's network on the noisy image, SNR 3 down to the data's"
 
     def networks(self) -> list[nn.Module]:

@@ -18,7 +18,6 @@ Introduced in: 04_compare_methods.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -200,7 +199,7 @@ class Adversarial(Recipe):
         optimisers = [
             adam(network.to(memory_format=torch.channels_last).parameters()) for network in networks
         ]
-        steps, start = math.ceil(n_images / size), time.perf_counter()
+        steps = math.ceil(n_images / size)
         for step in range(steps):
             random = torch.Generator().manual_seed(seed * 1_000_003 + step)
             clean, observed = (x.to(device) for x in draw_batch(stacks, size, random))
@@ -212,8 +211,7 @@ class Adversarial(Recipe):
             distance = _step(self.kind, networks, optimisers, clean, noisy, level)
             check_finite(distance, step)
             update_average(average, generator, step + 1)
-            seen, spent = (step + 1) * size, time.perf_counter() - start
-            yield Progress(step + 1, seen, (step + 1) / steps, distance, RATES[0] * share, spent)
+            yield Progress(step + 1, (step + 1) * size, (step + 1) / steps, distance)
 
 
 def _step(kind: str, networks, optimisers, clean, noisy, level: float) -> float:

@@ -126,10 +126,7 @@ def ksvd(
     tolerance : float
         Residual that is taken for noise, in units of sigma. White noise alone has 1.
 
-    Raises
-    ------
-    ValueError
-        If sigma is not positive, an image is smaller than a patch or not finite.
+    ValueError if sigma is not positive, an image is smaller than a patch or not finite.
     """
     check_stack(noisy, sigma)
     if min(noisy.shape[1:]) < patch:

@@ -177,23 +177,14 @@ class SecondStage(LossRecipe):
 class Training:
     """What all learned rows have in common.
 
-    Attributes
-    ----------
-    data : Dataset
-    images : int
-        Training images that SR3 sees; every row trains at the cost of these, in floating-point
-        operations, so that the same options give the same networks on every machine.
-    stacks : (Tensor, Tensor), each (n, y, x)
-        Clean and observed training images.
-    folder : Path or None
-        Where networks are kept, and found again by a run that was cut off.
-    batch_size, seed : int
+    Every row trains at the cost of the images that SR3 sees, in floating-point operations, so that
+    the same options give the same networks on every machine.
     """
 
     data: Dataset
-    images: int
-    stacks: tuple[torch.Tensor, torch.Tensor]
-    folder: Path | None = None
+    images: int  # that SR3 sees in training
+    stacks: tuple[torch.Tensor, torch.Tensor]  # clean and observed images, each (n, y, x)
+    folder: Path | None = None  # where networks are kept, and found by a run that was cut off
     batch_size: int = 16
     seed: int = 0
 

@@ -8,19 +8,6 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
-SSIM_RADIUS_PX = 5  # of the window: 3.5 sigma, rounded
-
-
-def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over the last two axes, weighted by a mask that broadcasts: shape (...)."""
-    if mask is None:
-        return values.mean((-2, -1))
-    weights = mask.to(values).expand_as(values)
-    total = weights.sum((-2, -1))
-    if not (total > 0).all():
-        raise ValueError("the mask is empty for at least one image: pass a mask with pixels in it")
-    return (values * weights).sum((-2, -1)) / total
-
 
 def check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
     """ValueError unless two arrays have one shape."""
@@ -31,97 +18,62 @@ def check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def mse(image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean squared error of each image: mean over pixels of (image - clean)^2.
+    """Mean squared error of each image (..., y, x): mean over pixels of (image - clean)^2.
 
-    Parameters
-    ----------
-    image, clean : torch.Tensor, shape (..., y, x)
-    mask : torch.Tensor, optional, shape (y, x) or (..., y, x)
-        Weights in [0, 1]; the mean is taken with them.
-
-    Returns
-    -------
-    torch.Tensor, shape (...)
-
-    Raises
-    ------
-    ValueError
-        If shapes differ or the mask of an image is empty.
+    The mean is taken with the weights of a mask, (y, x) or (..., y, x) in [0, 1], if there is one.
+    ValueError if shapes differ or the mask of an image is empty.
     """
     check_pair(image, clean)
-    return _mean((image - clean).square(), mask)
+    squares = (image - clean).square()
+    if mask is None:
+        return squares.mean((-2, -1))
+    weights = mask.to(squares).expand_as(squares)
+    total = weights.sum((-2, -1))
+    if not (total > 0).all():
+        raise ValueError("the mask is empty for at least one image: pass a mask with pixels in it")
+    return (squares * weights).sum((-2, -1)) / total
 
 
-def psnr(
-    image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def psnr(image: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio of each image in dB: 10 log10(range^2 / MSE).
 
-    The range is the clean image's own, over the whole box, with or without a mask. The figure of
-    a data set is the mean of these values. Arguments as in `mse`.
+    The range is the clean image's own. The figure of a data set is the mean of these values.
     """
     data_range = clean.amax((-2, -1)) - clean.amin((-2, -1))
-    return 10 * torch.log10(data_range.square() / mse(image, clean, mask))
+    return 10 * torch.log10(data_range.square() / mse(image, clean))
 
 
-def ssim(
-    image: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def ssim(image: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each image, Gaussian window of sigma 1.5 px, K = 0.01 and 0.03.
 
     The mean of scikit-image's SSIM map, with the range of the clean image, over the pixels whose
     window lies inside the image, which leaves out five at each border. Wang et al. 2004, IEEE
-    Trans. Image Process. 13, 600-612, eq. 13.
-
-    Parameters
-    ----------
-    image, clean : torch.Tensor, shape (..., y, x)
-        At least 11 pixels a side.
-    mask : torch.Tensor, optional, shape (y, x) or (..., y, x)
-        Weights of the mean over the SSIM map.
-
-    Returns
-    -------
-    torch.Tensor of float64, shape (...)
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, the images are too small or the mask of an image is empty.
+    Trans. Image Process. 13, 600-612, eq. 13. Images (..., y, x); the values are float64.
+    ValueError if shapes differ or a side has fewer than 11 pixels.
     """
     check_pair(image, clean)
-    r = SSIM_RADIUS_PX
-    if min(image.shape[-2:]) < 2 * r + 1:
+    if min(image.shape[-2:]) < 11:
         raise ValueError(f"images of {tuple(image.shape[-2:])} px are too small: SSIM needs 11 px")
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     pairs = (x.double().cpu().numpy().reshape(-1, *x.shape[-2:]) for x in (image, clean))
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
-    maps = [
-        structural_similarity(a, b, data_range=np.ptp(b), **options)[1]
+    values = [
+        structural_similarity(a, b, data_range=np.ptp(b), **options)
         for a, b in zip(*pairs, strict=True)
     ]
-    similarity = torch.from_numpy(np.stack(maps)).view(image.shape)[..., r:-r, r:-r]
-    return _mean(similarity, None if mask is None else mask[..., r:-r, r:-r])
+    return torch.tensor(values, dtype=torch.float64).view(image.shape[:-2])
 
 
 def score(
     output: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None = None
 ) -> dict[str, float]:
-    """Means over a data set: MSE, PSNR and SSIM of the whole box, MSE and PSNR in a mask if given.
+    """Means over images (n, y, x): MSE, PSNR and SSIM, and the MSE in masks (n, y, x) if given.
 
-    Parameters
-    ----------
-    output, clean : torch.Tensor, shape (n, y, x)
-    mask : torch.Tensor, optional, shape (n, y, x)
-        Particle mask of each image, see `cryonb.simulation.simulate.projected_mask`.
+    Masks of particles are made by `cryonb.simulation.simulate.projected_mask`.
     """
-    values = {
-        "mse": mse(output, clean),
-        "psnr_dB": psnr(output, clean),
-        "ssim": ssim(output, clean),
-    }
+    values = {"mse": mse(output, clean), "psnr_dB": psnr(output, clean)}
+    values["ssim"] = ssim(output, clean)
     if mask is not None:
         values["mse_mask"] = mse(output, clean, mask)
-        values["psnr_mask_dB"] = psnr(output, clean, mask)
     return {name: float(value.mean()) for name, value in values.items()}
 
 
@@ -139,18 +91,9 @@ def sure(
     that is not noise, a carbon edge, say, counts as signal. Stein 1981, Ann. Statist. 9, 1135;
     Ramani, Blu and Unser 2008, IEEE Trans. Image Process. 17, 1540.
 
-    Parameters
-    ----------
-    denoiser : callable (n, y, x) -> (n, y, x)
-        The same function at both calls: its own random numbers, if any, must be fixed.
-    noisy : Tensor (n, y, x)
-    sigma : float
-        Standard deviation of the white noise.
-
-    Returns
-    -------
-    Tensor (n,)
-        Of each image; single ones scatter widely, the mean over a hundred does not.
+    The denoiser of `noisy` (n, y, x) must be the same function at both calls: its own random
+    numbers, if any, are fixed. Returns (n,): single values scatter widely, the mean over a hundred
+    does not.
     """
     h = 0.1 * sigma
     direction = torch.randn(noisy.shape, generator=generator).to(noisy)
@@ -176,22 +119,9 @@ def fit_parts(volume: torch.Tensor, *parts: torch.Tensor) -> list[float]:
     """Shares of known densities in a map: least squares of ``map = sum_i share_i part_i + offset``.
 
     Uncorrelated noise in the map changes the shares by chance only, so a grainy map may be asked
-    what it holds of a molecule and of its micelle.
-
-    Parameters
-    ----------
-    volume, *parts : torch.Tensor, shape (z, y, x)
-        All blurred alike, to detail that the map has.
-
-    Returns
-    -------
-    list of float
-        One share for each part, and the offset.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, or a part is constant or a sum of the others.
+    what it holds of a molecule and of its micelle. All, (z, y, x), are to be blurred alike, to
+    detail that the map has. Returns one share for each part, and the offset. ValueError if shapes
+    differ, or a part is constant or a sum of the others.
     """
     for part in parts:
         check_pair(volume, part)

@@ -19,24 +19,9 @@ def fsc(
     ``FSC(s) = Re sum_s A B* / sqrt(sum_s |A|^2 sum_s |B|^2)``, sums over the whole shell; a shell
     without power gives 0. Harauz and van Heel 1986, Optik 73, 146-156.
 
-    Parameters
-    ----------
-    a, b : torch.Tensor, shape (..., n, n, n)
-    pixel_size_A : float
-        Å per pixel.
-    dims : int
-        3 for volumes, 2 for images.
-
-    Returns
-    -------
-    frequency_per_A : torch.Tensor, shape (n // 2 + 1,)
-        1/Å.
-    value : torch.Tensor of float64, shape (..., n // 2 + 1)
-
-    Raises
-    ------
-    ValueError
-        If shapes differ or are not cubic.
+    `a` and `b` are (..., n, n, n), with dims=2 (..., n, n). Returns frequencies in 1/Å,
+    (n // 2 + 1,), and values in float64, (..., n // 2 + 1). ValueError if shapes differ or are not
+    cubic.
     """
     check_pair(a, b)
     n = check_cubic(a, dims)
@@ -60,23 +45,12 @@ def resolution_at(frequency_per_A: torch.Tensor, value: torch.Tensor, threshold:
     """Resolution in Å at which a correlation first falls below `threshold`.
 
     The frequency is interpolated linearly between the shell before and the shell of the first
-    fall. Shell 0, the mean density, is not looked at.
-
-    Parameters
-    ----------
-    frequency_per_A, value : torch.Tensor, shape (s,)
-        As returned by `fsc`.
-    threshold : float
-        0.5 against a known truth, 0.143 between half maps.
-
-    Returns
-    -------
-    float
-        Å. If the curve never falls below, the Nyquist resolution ``1 / frequency_per_A[-1]``, to
-        be read as "that or finer"; if it is below from the first shell on, infinity.
+    fall. Shell 0, the mean density, is not looked at. If the curve (s,), as of `fsc`, never falls
+    below, it is Nyquist's, ``1 / frequency_per_A[-1]``, to be read as "that or finer"; if it is
+    below from the first shell on, infinity. Thresholds are 0.5 against a known truth, 0.143 between
+    half maps.
     """
-    curve = value.tolist()
-    frequency = frequency_per_A.tolist()
+    curve, frequency = value.tolist(), frequency_per_A.tolist()
     fall = next((s for s in range(1, len(curve)) if not curve[s] >= threshold), None)
     if fall is None:
         return 1 / frequency[-1]
@@ -117,18 +91,8 @@ def fsc_mask_corrected(
     As relion_postprocess does: phases are randomised from the first shell whose unmasked FSC is
     below 0.8, the masked FSC of those maps is what the mask alone gives, and
     ``FSC_true = (FSC_mask - FSC_rand) / (1 - FSC_rand)`` from two shells further on. Chen et al.
-    2013, Ultramicroscopy 135, 24-35, eq. 4.
-
-    Parameters
-    ----------
-    half1, half2 : torch.Tensor, shape (n, n, n)
-        Unmasked half maps.
-    mask : torch.Tensor, shape (n, n, n)
-        Values in [0, 1] with a soft edge.
-    pixel_size_A : float
-        Å per pixel.
-    generator : torch.Generator, optional
-        Source of the random phases.
+    2013, Ultramicroscopy 135, 24-35, eq. 4. Half maps are unmasked, the mask is in [0, 1] with a
+    soft edge, all (n, n, n).
     """
     frequency, unmasked = fsc(half1, half2, pixel_size_A)
     masked = fsc(half1 * mask, half2 * mask)[1]

@@ -44,16 +44,9 @@ class MapCleaner(nn.Module):
     """U-Net from maps `(b, z, y, x)` of unit scale to the molecule in them, of the same shape.
 
     The map is folded two to a side, halved once more, and what the network returns is subtracted
-    from it.
-
-    Parameters
-    ----------
-    widths : (int, int)
-        Channels at 2 and at 4 voxels.
-    blocks : int
-        Residual blocks at 4 voxels, where most of the range comes from; one on either side at 2.
-    pixel_size_A : float
-        Of the maps that it is trained on and wants to see.
+    from it. `widths` are its channels at 2 and at 4 voxels, `blocks` its residual blocks at 4,
+    where most of the range comes from; there is one on either side at 2. `pixel_size_A` is that of
+    the maps that it is trained on and wants to see.
     """
 
     stride = 4
@@ -117,12 +110,7 @@ def apply_cleaner(model: MapCleaner, density: torch.Tensor, tile: int = 128) -> 
 
     Maps larger than `tile` voxels are cut into tiles with a margin of the network's reach, which
     gives what the whole map would. A factor on the map is a factor on the result, and a constant
-    added to it is taken away.
-
-    Raises
-    ------
-    ValueError
-        `tile` is no multiple of the network's stride.
+    added to it is taken away. ValueError if `tile` is no multiple of the network's stride.
     """
     step, reach = model.stride, model.reach
     if tile < step or tile % step:
@@ -148,25 +136,9 @@ def clean_map(model: MapCleaner, density: torch.Tensor, pixel_size_A: float) -> 
 
     The map is resampled to the network's pixel size, cleaned, and brought back. Detail finer than
     the network's pixels can hold is not cleaned: it is kept where the cleaned map has density, by
-    the soft mask of its largest piece, and dropped elsewhere.
-
-    Parameters
-    ----------
-    model : MapCleaner
-    density : Tensor (z, y, x)
-        Cubic; bright molecule.
-    pixel_size_A : float
-        Å.
-
-    Returns
-    -------
-    Tensor (z, y, x), float32
-        Of the input's grid and scale, solvent at zero.
-
-    Raises
-    ------
-    ValueError
-        Not a cube, or the same value everywhere.
+    the soft mask of its largest piece, and dropped elsewhere. The molecule is bright; the result,
+    float32, has the input's grid and scale, solvent at zero. ValueError if the map is not a cube,
+    or has the same value everywhere.
     """
     n, step = check_cubic(density, 3), model.pixel_size_A / pixel_size_A
     if float(density.max() - density.min()) == 0:

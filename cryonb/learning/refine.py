@@ -14,18 +14,10 @@ INPUTS = ("sample", "sample+noisy")
 class Refiner(nn.Module):
     """U-Net that adds a correction to a diffusion sample; under MSE it tends to E[y_0 | input].
 
-    Parameters
-    ----------
-    inputs : str
-        "sample": sees the diffusion output alone, as in arXiv 2401.01097. "sample+noisy": sees the
-        noisy particle as well, so that what the sampler lost can be found again.
-    **unet
-        Size of the network, see `cryonb.learning.unet.UNet`.
-
-    Raises
-    ------
-    ValueError
-        Unknown `inputs`.
+    With the inputs "sample" it sees the diffusion output alone, as in arXiv 2401.01097; with
+    "sample+noisy" the noisy particle as well, so that what the sampler lost can be found again;
+    others are a ValueError. The keywords are the size of the network, see
+    `cryonb.learning.unet.UNet`.
     """
 
     def __init__(self, inputs: str = "sample+noisy", **unet):

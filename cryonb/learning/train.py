@@ -32,29 +32,19 @@ ADAM = {"betas": (0.9, 0.99), "weight_decay": 0.01, "fused": True}
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a training run after a step: images seen, share done, loss, rate, seconds."""
+    """State of a training run after a step: images seen, share of the run done, loss."""
 
     step: int
     images: int
     fraction: float
     loss: float
-    learning_rate: float
-    seconds: float
 
 
 class Recipe(ABC):
-    """A kind of network: how it is built, trained and used.
+    """A kind of network: how it is built, trained and used."""
 
-    Attributes
-    ----------
-    settings : str
-        In words, for a table.
-    judged : int
-        Images that are worth denoising to follow its training.
-    """
-
-    settings: str = ""
-    judged: int = 64
+    settings: str = ""  # in words, for a table
+    judged: int = 64  # images that are worth denoising to follow its training
 
     @abstractmethod
     def networks(self) -> list[nn.Module]:
@@ -81,18 +71,9 @@ class LossRecipe(Recipe):
 
 
 def draw_batch(stacks, n: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Draw `n` rows at random, the same of every stack, turned by 90° steps, maybe mirrored.
+    """Draw `n` rows at random, the same of every stack (rows, y, x), and turn them by 90° steps.
 
-    A mirrored projection is a projection too: of the same molecule, seen from behind.
-
-    Parameters
-    ----------
-    stacks : sequence of Tensor (rows, y, x)
-        Such as clean and observed images.
-
-    Returns
-    -------
-    list of Tensor (n, y, x)
+    They may be mirrored: that is a projection of the same molecule, too, seen from behind.
     """
     index = torch.randint(0, len(stacks[0]), (n,), **draw_options(generator)).to(stacks[0].device)
     turn, mirror = torch.randint(0, 4, (2,), **draw_options(generator)).tolist()
@@ -184,12 +165,8 @@ def train(
     **options
         See `Options`.
 
-    Raises
-    ------
-    ValueError
-        A checkpoint of another run; a batch that cannot be shared by the processes.
-    FloatingPointError
-        The loss is not finite.
+    ValueError for a checkpoint of another run, or a batch that the processes cannot share;
+    FloatingPointError when the loss is not finite.
     """
     asked, accelerator = Options(**options), Accelerator()  # precision is ours: its own is fixed
     share = _share(asked.batch_size, accelerator.num_processes)
@@ -203,22 +180,21 @@ def train(
     objective, optimiser = accelerator.prepare(objective, optimiser)
     gradients = partial(_backward, accelerator, objective, partial(draw, share), asked, steps)
     writes = asked.checkpoint and accelerator.is_main_process
-    start = saved = time.perf_counter()
+    saved = time.perf_counter()
     whole = step > 0  # whether the state is that after a whole step, so that it may be kept
     try:
         while step < steps:
-            rate = asked.learning_rate * learning_rate_share(step, steps)
             value = gradients(step)
             whole = False
-            _descend(optimiser, rate)
+            _descend(optimiser, asked.learning_rate * learning_rate_share(step, steps))
             step += 1
             update_average(average, model, step)
             torch.set_flush_denormal(False)  # the caller's code may need them
-            whole, now = True, time.perf_counter()
-            yield Progress(step, step * asked.batch_size, step / steps, value, rate, now - start)
-            if writes and now - saved > asked.checkpoint_seconds:
+            whole = True
+            yield Progress(step, step * asked.batch_size, step / steps, value)
+            if writes and time.perf_counter() - saved > asked.checkpoint_seconds:
                 kept.write(step)
-                saved = now
+                saved = time.perf_counter()
     finally:
         torch.set_flush_denormal(False)
         if writes and whole:
@@ -239,10 +215,7 @@ def count_flops(call: Callable[[], object]) -> int:
 def flops_per_image(start: Callable[..., Iterator[Progress]], *modules: nn.Module) -> float:
     """Count what one image costs in training, forward and back, see `count_flops`.
 
-    Parameters
-    ----------
-    start : callable (*copies) -> iterator of Progress
-        Begins a run on copies of `modules`; its first step is counted.
+    `start` begins a run, an iterator of `Progress`, on copies of `modules`: one step is counted.
     """
     steps, done = start(*map(copy.deepcopy, modules)), []
     return count_flops(lambda: done.append(next(steps))) / done[0].images

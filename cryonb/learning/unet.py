@@ -96,20 +96,10 @@ def position_code(width: int, height: int, across: int, device=None) -> torch.Te
 class UNet(nn.Module):
     """U-Net from `(b, in_channels, y, x)` and noise levels `(b, levels)` to `(b, 1, y, x)`.
 
-    Parameters
-    ----------
-    in_channels : int
-        Images stacked as input.
-    levels : int
-        Noise levels per image that the network is told (natural logarithms).
-    unshuffle : int
-        Pixels folded into channels at the entrance.
-    widths : tuple of int
-        Channels at each resolution, from fine to coarse; multiples of 8.
-    blocks : int
-        Residual blocks at each resolution, on the way down and on the way up.
-    transformers : int
-        Transformer blocks at the coarsest resolution.
+    The noise levels are natural logarithms; `unshuffle` pixels a side are folded into channels at
+    the entrance. `widths` are the channels at each resolution, from fine to coarse, multiples of 8;
+    `blocks` the residual blocks at each, on the way down and on the way up; `transformers` the
+    transformer blocks at the coarsest.
     """
 
     def __init__(

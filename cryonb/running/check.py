@@ -36,53 +36,50 @@ def environment_report(folder: str | Path = ".") -> list[Item]:
 
     from cryonb.base.precision import fast_precision
 
-    memory_GB, disk_GB = (
-        psutil.virtual_memory().available / 1e9,
-        shutil.disk_usage(folder).free / 1e9,
-    )
+    memory_GB = psutil.virtual_memory().available / 1e9
+    disk_GB = shutil.disk_usage(folder).free / 1e9
     threads = f"{torch.__version__}, {torch.get_num_threads()} threads"
     cores, relion = os.cpu_count() or 1, shutil.which("relion_reconstruct")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     bf16 = fast_precision() == "bf16"
-    room = "free some space here, or work in another folder"
-    needed = [  # name, what was found, whether that will do, what to do if not
-        ("Python", platform.python_version(), sys.version_info >= (3, 11), "take 3.11 or newer"),
+    more_memory = "close other programs, or take PROFILE=smoke"
+    more_room = "free some space here, or work in another folder"
+    no_relion = "06 can ask it, tests do: apt install relion"
+    bits = "in hardware" if bf16 else "not in hardware"
+    return [
+        _needed(
+            "Python", platform.python_version(), sys.version_info >= (3, 11), "take 3.11 or newer"
+        ),
         _packages(),
-        ("torch", threads, True, ""),
-        (
-            "memory",
-            f"{memory_GB:.1f} GB free",
-            memory_GB >= MEMORY_GB,
-            "close other programs, or take PROFILE=smoke",
-        ),
-        ("disk", f"{disk_GB:.1f} GB free", disk_GB >= DISK_GB, room),
+        _needed("torch", threads, True),
+        _needed("memory", f"{memory_GB:.1f} GB free", memory_GB >= MEMORY_GB, more_memory),
+        _needed("disk", f"{disk_GB:.1f} GB free", disk_GB >= DISK_GB, more_room),
         _writing(folder),
-    ]
-    useful = [
-        ("cores", str(cores), cores > 1, "times are stated for two cores"),
-        (
-            "bf16",
-            "in hardware" if bf16 else "not in hardware",
-            bf16,
-            "training takes float32, which is slower",
-        ),
-        ("GPU", gpu or "none", gpu, "only PROFILE=paper needs one"),
-        ("RELION", relion or "not found", relion, "06 can ask it, tests do: apt install relion"),
-    ]
-    report = [Item(name, value, ok, "" if ok else advice) for name, value, ok, advice in needed]
-    return report + [
-        Item(name, value, True, "" if there else advice) for name, value, there, advice in useful
+        _useful("cores", str(cores), cores > 1, "times are stated for two cores"),
+        _useful("bf16", bits, bf16, "training takes float32, which is slower"),
+        _useful("GPU", gpu or "none", gpu, "only PROFILE=paper needs one"),
+        _useful("RELION", relion or "not found", relion, no_relion),
     ]
 
 
-def _packages() -> tuple[str, str, bool, str]:
+def _needed(name: str, value: str, there, advice: str = "") -> Item:
+    return Item(name, value, bool(there), "" if there else advice)
+
+
+def _useful(name: str, value: str, there, advice: str) -> Item:
+    return _needed(name, value, there, advice)._replace(ok=True)
+
+
+def _packages() -> Item:
     try:
         needed = [re.match(r"[\w.-]+", r)[0] for r in requires("cryonb") if "extra ==" not in r]
     except PackageNotFoundError:
-        return "packages", "cryonb is not installed", False, "pip install -e . in its folder"
+        return _needed(
+            "packages", "cryonb is not installed", False, "pip install -e . in its folder"
+        )
     missing = [name for name in needed if not _installed(name)]
     found = f"{len(needed) - len(missing)} of {len(needed)}, cryonb {version('cryonb')}"
-    return "packages", found, not missing, f"pip install {' '.join(missing)}"
+    return _needed("packages", found, not missing, f"pip install {' '.join(missing)}")
 
 
 def _installed(name: str) -> bool:
@@ -92,13 +89,13 @@ def _installed(name: str) -> bool:
         return False
 
 
-def _writing(folder: str | Path) -> tuple[str, str, bool, str]:
+def _writing(folder: str | Path) -> Item:
     try:
         with tempfile.TemporaryFile(dir=folder):
-            return "writing", "allowed", True, ""
+            return _needed("writing", "allowed", True)
     except OSError as error:
         advice = "go to a folder that is yours, or name one with --run-dir"
-        return "writing", error.strerror or str(error), False, advice
+        return _needed("writing", error.strerror or str(error), False, advice)
 
 
 def span(seconds: float) -> str:

@@ -97,15 +97,9 @@ def posterior_viewer(
 
     Every frame has the same molecule, pose and noise; only the strength of the noise differs.
 
-    Parameters
-    ----------
-    templates : Templates
-        Of the molecule, `volume_templates` with all its directions.
-    clean, noise : Tensor (y, x)
-        The clean particle, in units of the standard deviation of clean images, and noise of unit
-        variance.
-    rotation : Tensor (3, 3)
-        True pose.
+    Templates are the molecule's `volume_templates` with all its directions, `clean` (y, x) the
+    particle in units of the standard deviation of clean images, `noise` (y, x) of unit variance,
+    `rotation` (3, 3) the true pose.
     """
     directions, true_axis = templates.directions_deg, rotation[:, 2]
     frames, alt = [], []

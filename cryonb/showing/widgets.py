@@ -60,10 +60,7 @@ def frame_viewer(
     pixelated : bool
         Whether pixels stay sharp squares when the picture is enlarged.
 
-    Raises
-    ------
-    ValueError
-        When there is no frame, or the numbers of frames, labels and texts differ.
+    ValueError when there is no frame, or the numbers of frames, labels and texts differ.
     """
     frames, labels = list(frames), [str(label) for label in labels]
     alt = [f"{title}, {label}" for label in labels] if alt is None else list(alt)
