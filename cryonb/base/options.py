@@ -109,7 +109,7 @@ class AbInitioOptions(Reading):
     """How `cryonb abinitio` makes a map."""
 
     symmetry: str = "C1"
-    """Point group, only if it is known: it is imposed."""
+    """Point group, if it is known: imposed when the map has been turned to its axes."""
     most: int = 2000
     """Particles, spread over the file, that the map is made of."""
     starts: int = 2

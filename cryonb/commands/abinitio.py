@@ -19,6 +19,7 @@ from cryonb.denoisers.abinitio import STAGES, Pass, ab_initio, posterior_mean
 from cryonb.evaluation.metrics import correlation
 from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.projection import shift_images
+from cryonb.poses.symmetry import offered
 
 BOX = 64  # pixels that larger images are cropped to: the map ends at shell 13
 ALIKE = 0.9  # correlation of denoised images below which two starts found different maps
@@ -74,7 +75,13 @@ def _from_starts(source: ParticleFile, out: Path, paths: dict[str, Path], option
     best = max(maps, key=evidence.get)
     _compare(maps, best, evidence, white[:128], sigma, how | {"ctf": how["ctf"][:128]})
     write_map(out, maps[best], pixel_A)
-    shift = f" --most-shift-A {options.most_shift_A:g}" if options.most_shift_A else ""
+    if options.symmetry == "C1" and (found := offered(maps[best])):
+        group, agrees, usual = found
+        print(
+            f"  note: the map agrees with itself by {agrees:.2f} about an axis of {group} (by "
+            f"{usual:.2f} about others): --symmetry {group} is worth a try"
+        )
+    shift = f" --most-shift {options.most_shift_A:g}" if options.most_shift_A else ""
     print(
         f"wrote {out}, {source.stacks.box} px at {pixel_A:g} Å/px; its hand and turn are chance.\n"
         f"Next: cryonb denoise {source.path} --reference {out}{shift} --out ..."

@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from scipy.ndimage import center_of_mass
 
 from cryonb.physics.fourier import radial_mean, shell_index
-from cryonb.physics.geometry import euler_to_matrix
+from cryonb.physics.geometry import euler_to_matrix, symmetry_rotations
 from cryonb.physics.projection import shift_images
 from cryonb.physics.reconstruct import Views, reconstruct_batches
 from cryonb.poses.posterior import SCORES, check_particles, on_grid, posterior, scores
 from cryonb.poses.search import check_shift, first_shifts
 from cryonb.poses.steerable import evaluate, expand, synthesise
+from cryonb.poses.symmetry import to_axes
 from cryonb.poses.templates import Templates, view_directions, volume_templates
 
 
@@ -112,7 +113,8 @@ def ab_initio(
     sigma : float
         Its standard deviation.
     symmetry : str
-        Only if it is known: it is imposed.
+        Only if it is known. Imposed on the passes over all particles, when the map has been turned
+        to where its axes are; a map that has to be symmetric from the start stays in a wrong one.
     ctf : Tensor (n, y, x // 2 + 1), optional
         CTF that the particles carry, real.
     most_shift_px : float
@@ -135,13 +137,16 @@ def ab_initio(
     check_particles(noisy, sigma, noisy.shape[-1])
     check_shift(most_shift_px, noisy.shape[-1])
     generator = torch.Generator().manual_seed(seed)
-    volume = _random_start(noisy, sigma, symmetry, stages[0], generator)
-    given = noisy
+    symmetry_rotations(symmetry)  # an unknown one is an error now
+    volume = _random_start(noisy, sigma, stages[0], generator)
+    given, imposed = noisy, "C1"
     for stage in stages:
         sums, n = None, min(stage.batch or len(noisy), len(noisy))
+        if imposed != symmetry and stage.batch is None:
+            volume, imposed = to_axes(_centred(volume), symmetry), symmetry
         if most_shift_px and stage is not stages[0]:
             volume = _centred(volume)
-            coarse = volume_templates(volume, stages[0].spacing_deg, symmetry)
+            coarse = volume_templates(volume, stages[0].spacing_deg, imposed)
             shifts = first_shifts(volume, coarse, given, sigma, ctf, most_shift_px)
             noisy = shift_images(given, -shifts)
         for i in range(stage.passes):
@@ -149,13 +154,13 @@ def ab_initio(
             signal = 2 * power(volume)  # twice: a map of noise must be able to grow
             if not signal.max() > LEAST * (sigma * noisy.shape[-1]) ** 2:
                 raise ValueError("no map explains these particles better than noise alone")
-            templates = volume_templates(volume, stage.spacing_deg, symmetry)
+            templates = volume_templates(volume, stage.spacing_deg, imposed)
             part = None if ctf is None else ctf.expand(len(noisy), -1, -1)[rows]
             new, evidence = expect(templates, noisy[rows], sigma, part, stage.temper)
             new = Sums(*(len(noisy) / n * part for part in new))
             share = 1.0 if sums is None or n == len(noisy) else max(0.2, 1 / (i + 1))
             sums = new if sums is None else sums.blend(new, share)
-            volume = maximise(sums, templates.directions_deg, sigma, signal, symmetry, stage)
+            volume = maximise(sums, templates.directions_deg, sigma, signal, imposed, stage)
             yield Pass(volume, float(evidence.mean()), stage)
 
 
@@ -182,9 +187,9 @@ def _centred(volume: torch.Tensor) -> torch.Tensor:
     return volume.roll(off, dims=(0, 1, 2))
 
 
-def _random_start(noisy, sigma, symmetry, stage: Stage, generator) -> torch.Tensor:
+def _random_start(noisy, sigma, stage: Stage, generator) -> torch.Tensor:
     """The map of particles that each have one random pose."""
-    directions = view_directions(stage.spacing_deg, symmetry)
+    directions = view_directions(stage.spacing_deg)
     m, n, box = len(directions), len(noisy), noisy.shape[-1]
     angles = torch.rand(n, generator=generator) * 2 * math.pi
     cos, sin, zero = angles.cos(), angles.sin(), torch.zeros(n)
@@ -195,7 +200,7 @@ def _random_start(noisy, sigma, symmetry, stage: Stage, generator) -> torch.Tens
     images = torch.zeros(m, box, box).index_add_(0, at, turned)
     weights = torch.bincount(at, minlength=m)[:, None].float().expand(-1, box // 2 + 1)
     signal = torch.full((box // 2 + 1,), (sigma * box) ** 2 / 3)
-    return maximise(Sums(images, weights), directions, sigma, signal, symmetry, stage)
+    return maximise(Sums(images, weights), directions, sigma, signal, "C1", stage)
 
 
 def expect(
