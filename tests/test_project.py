@@ -79,7 +79,7 @@ def test_each_folder_of_the_package_imports_only_from_those_before_it():
 def test_the_package_stays_thin():
     """Readable in a day; see CONTRIBUTING.md before you raise a number."""
     lines = {p: len(p.read_text().splitlines()) for p in (ROOT / "cryonb").rglob("*.py")}
-    assert max(lines.values()) <= 350 and sum(lines.values()) <= 14_300
+    assert max(lines.values()) <= 350 and sum(lines.values()) <= 14_500
 
 
 def _floor(room: str) -> int:

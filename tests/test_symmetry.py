@@ -48,5 +48,7 @@ def test_what_is_there_is_offered_and_nothing_else():
     channel = low_pass(load_volume("channel", 32, 6.0).map, 24.0, 6.0)
     group, agrees, usual = offered(turned(channel, TILTED))
     assert group == "C4" and agrees > 0.9 > usual
-    assert offered(blobs("C1")) is None
+    at = torch.cartesian_prod(*[torch.arange(32) - 16.0] * 3)
+    rod = torch.exp(-(at / torch.tensor([9.0, 3.0, 3.0])).square().sum(1) / 2).view(32, 32, 32)
+    assert offered(blobs("C1")) is None and offered(turned(rod, TILTED)) is None
     assert agreement(blobs("C3"), np.array([0.0, 0.0, 2.0]), 3) == pytest.approx(1, abs=0.02)
