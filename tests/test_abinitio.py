@@ -93,6 +93,8 @@ def test_a_map_goes_to_its_centre_of_mass():
     there = _centred(molecule)
     assert torch.equal(_centred(molecule.roll((2, -3, 1), (0, 1, 2))), there)
     assert torch.equal(_centred(there), there)
+    empty = torch.zeros(8, 8, 8)
+    assert torch.equal(_centred(empty), empty)
 
 
 @pytest.mark.slow

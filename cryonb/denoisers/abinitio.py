@@ -182,6 +182,8 @@ def posterior_mean(
 def _centred(volume: torch.Tensor) -> torch.Tensor:
     """A map moved by whole voxels, until its density lies about the centre of its box."""
     dense = (volume - 0.2 * volume.max()).clamp_min(0)
+    if not dense.any():  # a map that has vanished
+        return volume
     middle = center_of_mass(dense.numpy())
     off = [round(n // 2 - at) for n, at in zip(volume.shape, middle, strict=True)]
     return volume.roll(off, dims=(0, 1, 2))
