@@ -34,6 +34,7 @@ SLOW_FILES |= {"test_sweep", "test_train"}
 SLOW_FIXTURES = {"smoke_run", "relion", "browser"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Mark what trains, runs all notebooks, or starts RELION or a browser; not in `make check`.
 
