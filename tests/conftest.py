@@ -34,18 +34,28 @@ SLOW_FILES |= {"test_sweep", "test_train"}
 SLOW_FIXTURES = {"smoke_run", "relion", "browser"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Mark what trains, runs all notebooks, or starts RELION or a browser; not in `make check`.
-
-    Of two processes each takes whole files, whose fixtures are theirs, the slow ones first.
-    """
+    """Mark what trains, runs all notebooks, or starts RELION or a browser; not in `make check`."""
     for item in items:
         if item.module.__name__ in SLOW_FILES or SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker("slow")
-        group = "smoke" if "smoke_run" in item.fixturenames else item.module.__name__
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "slow" not in item.keywords)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of two processes each takes whole files; one takes both that look at all notebooks.
+
+    By a scheduler of our own, since the groups of pytest-xdist 3.8 are lost with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.split("::")[0]).stem
+            return "smoke" if file in {"test_book", "test_notebooks"} else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
