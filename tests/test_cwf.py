@@ -7,7 +7,7 @@ import torch
 from test_peers import SIGMA, data, needs  # noqa: F401  (a fixture)
 
 from cryonb.denoisers import peers
-from cryonb.denoisers.cwf import _orders, cwf, shrink
+from cryonb.denoisers.cwf import _at_rings, _denoise_order, _orders, _rings, cwf, shrink
 from cryonb.evaluation.metrics import psnr
 from cryonb.physics.ctf import apply_ctf, ctf
 from cryonb.physics.fourier import spread_shells
@@ -76,6 +76,19 @@ def test_a_transfer_function_is_told_from_the_molecule(data):  # noqa: F811
     half = torch.arange(len(clean)) < len(clean) // 2
     learnt = cwf(noisy, 1.0, transfer=transfer, group=group, learn_from=half)
     assert error(learnt, ~half) < 1.2 * error(told, ~half)
+
+
+def test_a_transfer_function_is_read_at_the_rings_in_cycles_per_box():
+    found = _at_rings(torch.arange(13.0)[None], 24)[0]
+    torch.testing.assert_close(found, torch.from_numpy(24 * _rings(24)[2]).float())
+
+
+def test_images_that_are_all_alike_but_for_their_transfer_are_their_mean():
+    mean, filters = torch.tensor([3.0, -2.0]), [torch.diag(torch.tensor([1.0, h])) for h in (2, 5)]
+    members = list(torch.arange(30).split(10))[:2]
+    observed = torch.stack([mean @ filters[k] for k in (0, 1)]).repeat_interleave(10, 0)[None]
+    found = _denoise_order(observed, members, members, filters, centred=False)
+    torch.testing.assert_close(found, mean.expand(1, 20, 2))
 
 
 def test_what_it_cannot_take():

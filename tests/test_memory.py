@@ -1,5 +1,7 @@
 """A stack as its own memory: what it leaves out, what it adds, and when there is none."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,14 +12,25 @@ from cryonb.data.maps import read_map
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.data.volumes import load_volume
-from cryonb.denoisers.memory import JUDGED, SHARE, Memory, learn, recall, whitening_of
+from cryonb.denoisers import memory as module
+from cryonb.denoisers.abinitio import STAGES, Pass
+from cryonb.denoisers.memory import (
+    JUDGED,
+    SHARE,
+    Memory,
+    _best_share,
+    _whitened,
+    learn,
+    recall,
+    whitening_of,
+)
 from cryonb.evaluation.metrics import correlation, psnr
 from cryonb.learning.diffusion import SR3
 from cryonb.learning.weights import save_model
 from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.fourier import spread_shells
 from cryonb.physics.geometry import random_rotations
-from cryonb.physics.projection import project
+from cryonb.physics.projection import project, shift_images
 from cryonb.simulation.masks import micelle
 from cryonb.simulation.simulate import clean_scale
 
@@ -78,6 +91,58 @@ def test_errors_of_the_network_average_out_what_it_removes_stays_out_and_the_sha
     assert abs(memory.share / SHARE - best) < 0.15
 
 
+def test_a_clean_projection_is_filtered_as_the_particles_are():
+    (molecule, _), clean, _, _ = stack(2)
+    transfer = torch.full((2, BOX, BOX // 2 + 1), -0.8)
+    filtered = _whitened(apply_ctf(clean, transfer), transfer, torch.linspace(0.5, 1, 17))
+    assert torch.allclose(filtered[0], apply_ctf(clean, filtered[1]), atol=1e-5)
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """EM that has found the molecule; no share; the maps from halves, in the order of judging."""
+    judged, last = [], Pass(stack(1)[0][0], 0.0, STAGES[-1])
+    monkeypatch.setattr(module, "ab_initio", lambda *_, **__: iter([last]))
+    monkeypatch.setattr(module, "_best_share", lambda memory, *_: judged.append(memory.seen) or 0)
+    return judged
+
+
+def test_the_memory_of_a_half_is_judged_by_the_other(known):
+    _, clean, noisy, _ = stack(128)
+    noisy[64:] -= clean[64:]  # the second half is noise
+    learn(noisy, SIGMA, torch.zeros_like)
+    assert known[0].std() < 0.5 * known[1].std()
+
+
+def test_where_nothing_is_taken_away_the_map_is_half_the_first(known, monkeypatch):
+    noisy = stack(128)[2]
+    mixed = learn(noisy, SIGMA, torch.clone)
+    monkeypatch.setattr(module, "TRUST", 0.0)
+    alone = learn(noisy, SIGMA, torch.clone)
+    assert torch.allclose(mixed.clean, (alone.seen + alone.clean) / 2, atol=1e-4)
+    assert alone.clean.std() > 1.05 * alone.seen.std()  # it has almost no prior
+
+
+def test_the_share_of_two_denoisers_of_noise_is_that_of_arithmetic(monkeypatch):
+    """a y beside b y, of y that is noise: E[y^2] W = sigma^2, so (1 - b - mean W) / (a - b)."""
+    a, b, w = -0.5, 0.5, torch.linspace(0.5, 1, BOX // 2 + 1)
+    monkeypatch.setattr(module, "recall", lambda memory, y, *_: a * y)
+    white = SIGMA * torch.randn(400, BOX, BOX, generator=torch.Generator().manual_seed(1))
+    for filter_ in (torch.ones_like(w), w):
+        noisy, dot = apply_ctf(white, 1 / spread_shells(filter_, BOX)), torch.zeros(1, BOX, BOX)
+        dot[0, 0, 0] = 1
+        mean = float(apply_ctf(dot, spread_shells(filter_**2, BOX))[0, 0, 0])
+        memory = SimpleNamespace(templates=None, whitening=filter_)
+        found = _best_share(memory, noisy, b * noisy, SIGMA, lambda y: b * y, None)
+        assert found == pytest.approx((1 - b - mean) / (a - b), abs=0.01)
+    monkeypatch.setattr(module, "recall", lambda memory, y, *_: SIGMA * torch.tanh(y / SIGMA))
+    memory, network = SimpleNamespace(templates=None, whitening=torch.ones_like(w)), a * white
+    difference = SIGMA * torch.tanh(white / SIGMA) - network
+    true = float(-(difference * network).sum() / difference.square().sum())  # what is clean is 0
+    found = _best_share(memory, white, network, SIGMA, lambda y: a * y, None)
+    assert found == pytest.approx(true, abs=0.02)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """RELION's file of 120 particles with CTF, and a network that has learnt nothing."""
@@ -124,3 +189,30 @@ def test_no_memory_is_said_and_the_network_is_left(files, monkeypatch, capsys):
 def test_memory_is_for_the_mean_of_the_network(files):
     with pytest.raises(ValueError, match="not samples or a reference"):
         denoised(files, "c.star", memory="clean", samples=2)
+
+
+def test_each_half_set_has_its_own_memory_about_the_centres_of_its_particles(
+    files, tmp_path, monkeypatch
+):
+    """A memory that repeats what it sees gives particles back, where they lie."""
+    centred, (volumes, *_) = read_particles(files[0]).images, stack(1)
+    molecule, belt = volumes
+    shifts, half = torch.tensor([[2.0, -3.0]]).repeat(120, 1), torch.arange(120) % 2 + 1
+    moved, poses = shift_images(centred, shifts), random_rotations(120)
+    made = particles_from_arrays(moved, poses, 6.0, shifts_px=shifts, half=half)
+    star, given, shown = write_particles(made, tmp_path / "p.star"), [], []
+
+    def learnt(noisy, *_, **__):
+        given.append(noisy)
+        share = float(len(given) == 1)
+        return Memory(molecule + belt, molecule, torch.ones(BOX // 2 + 1), share)
+
+    monkeypatch.setattr(remember, "LEAST", 60)
+    monkeypatch.setattr(remember, "learn", learnt)
+    monkeypatch.setattr(remember, "recall", lambda m, noisy, *_: shown.append(m.clean) or noisy)
+    alone, found = (denoised((star, files[1]), f"{m}.star", memory=m) for m in ("none", "seen"))
+    for k, noisy in enumerate(given):
+        assert float(correlation(noisy, centred[k::2]).min()) > 0.9
+    assert float(correlation(found, moved)[half == 1].min()) > 0.99
+    assert torch.allclose(found[half == 2], alone[half == 2], atol=0.03)
+    assert all(torch.equal(volume, molecule + belt) for volume in shown) and shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ import torch
 from test_projection import phantom
 
 from cryonb.cli import main
-from cryonb.commands import denoise
+from cryonb.commands import denoise, recognise
 from cryonb.data.maps import write_map
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import particles_from_arrays, write_particles
 from cryonb.evaluation.metrics import correlation
+from cryonb.physics.fourier import fourier_crop
 from cryonb.physics.geometry import angular_distance_deg, random_rotations
-from cryonb.physics.projection import project
+from cryonb.physics.projection import project, shift_images
 
 BOX = 32
 
@@ -75,6 +77,27 @@ def test_each_half_set_sees_its_own_reference(case, capsys):
     evidence = table["cryonbLogEvidence"]
     assert evidence[true].median() > evidence[wrong].median()
     assert "means nothing" not in capsys.readouterr().out
+
+
+def test_origins_and_evidence_of_a_half_set_in_a_larger_box(case, capsys, monkeypatch):
+    """36 px are cropped to 32; the first half set lies beside the centre, the second is noise."""
+    folder, clean, poses = case
+    pixel_A, half = 4.0 * 32 / 36, 1 + (torch.arange(48) % 4 == 0).long()
+    shifted = shift_images(
+        fourier_crop(clean, 36, dims=2), torch.tensor([[2.0, -1.0]]).repeat(48, 1)
+    )
+    noisy = shifted + torch.randn(shifted.shape, generator=torch.Generator().manual_seed(1))
+    write_particles(particles_from_arrays(noisy, poses, pixel_A, half=half), folder / "36.star")
+    words = ["denoise", str(folder / "36.star"), "--half-maps", *[str(folder / "map.mrc")] * 2]
+    words += ["--spacing-deg", "10", "--most-shift", "12", "--out", str(folder / "o36.star")]
+    monkeypatch.setattr(recognise, "widening", lambda *_: 1.4)
+    monkeypatch.setattr(recognise, "_note_scale", lambda *_, **__: None)
+    assert main(words) == 0
+    table = starfile.read(folder / "o36.star")["particles"][half.numpy() == 1]
+    origins_A = table[["rlnOriginYAngst", "rlnOriginXAngst"]].median()
+    assert np.allclose(origins_A, [-2 * pixel_A, pixel_A], atol=1.0)
+    first, second = re.findall(r"median log evidence (-?[.0-9]+)", capsys.readouterr().out)
+    assert float(first) > 10 > 0 > float(second)
 
 
 def test_rows_of_neither_half_set_are_refused(case, tmp_path, capsys):

@@ -79,3 +79,13 @@ def test_without_shifts_it_is_the_posterior(molecule):
     assert_close(found.mean, expected.mean)
     assert_close(found.log_evidence, expected.log_evidence)
     assert len(found.samples) == 0
+
+
+def test_evidence_with_shifts_is_that_of_all_places_a_pixel_apart(molecule):
+    clean = project(molecule, random_rotations(12, torch.Generator().manual_seed(5)))
+    noisy = clean + SIGMA * torch.randn(clean.shape, generator=torch.Generator().manual_seed(6))
+    found = recogniser(molecule, SIGMA, spacing_deg=8.0, most_shift_px=2, widened=1.4)(noisy)
+    places = torch.cartesian_prod(*[torch.arange(-2.0, 3)] * 2)
+    templates = volume_templates(molecule, 8.0)
+    expected = posterior(templates, noisy, 1.4 * SIGMA, shifts_px=places).log_evidence
+    assert abs((found.log_evidence - expected).median()) < 0.5

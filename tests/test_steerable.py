@@ -8,8 +8,8 @@ from test_projection import phantom, relative_error
 from torch.testing import assert_close
 
 from cryonb.physics.geometry import euler_to_matrix, random_rotations
-from cryonb.physics.projection import WIDTH, Transform, project, shift_images
-from cryonb.poses.slices import Slices
+from cryonb.physics.projection import FINER, WIDTH, Transform, kernel, project, shift_images
+from cryonb.poses.slices import Slices, _finer
 from cryonb.poses.steerable import (
     PolarGrid,
     energy,
@@ -54,6 +54,29 @@ def test_slices_read_on_spheres_are_those_of_the_projections(box):
     slices = Slices.of(Transform.of(volume[None], WIDTH), grid).at(poses[..., :2])[0]
     images = synthesise(evaluate(expand(slices, grid.orders), grid.angles), grid)
     assert relative_error(images, project(volume, poses)) < 0.01
+
+
+@pytest.mark.parametrize("order", [0, 1, 4, 13])
+def test_a_wave_read_between_its_values_keeps_its_size(order):
+    n, at = 16, torch.arange(400) * torch.pi / 400
+    grid = at * FINER * n / torch.pi
+    lowest, taps = torch.ceil(grid - WIDTH / 2), torch.arange(WIDTH)
+    fine = _finer(n, order % 2) @ torch.cos(order * torch.arange(n) * torch.pi / n + 0.3)
+    index = (lowest.long() + WIDTH // 2)[:, None] + taps
+    found = (fine[index] * kernel((lowest - grid)[:, None] + taps, WIDTH)).sum(1)
+    true = torch.cos(order * at + 0.3)
+    assert float(found @ true / true.square().sum()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_synthesis_is_the_adjoint_of_sampling(box):
+    """To Nyquist: <sample(x), s> = <x, synthesise(s)>, for anything that is not smooth."""
+    g, grid = torch.Generator().manual_seed(0), PolarGrid.whole(box)
+    images = torch.randn(8, box, box, generator=g)
+    samples = torch.zeros_like(sample(images, grid))
+    samples[..., -1] = torch.randn(samples.shape[:-1], generator=g)  # the outermost ring
+    there = (sample(images, grid) * samples).sum() / grid.angles
+    assert_close((images * synthesise(samples, grid)).sum(), there, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("box", [32, 33])

@@ -9,9 +9,10 @@ from cryonb.data.volumes import load_volume
 from cryonb.evaluation.metrics import correlation
 from cryonb.physics.fourier import low_pass
 from cryonb.physics.geometry import symmetry_rotations
+from cryonb.poses import symmetry as module
 from cryonb.poses.symmetry import agreement, find_axis, offered, to_axes, turned
 
-TILTED = Rotation.from_euler("ZYZ", [20, 50, 70], degrees=True)
+TILTED = Rotation.from_euler("ZYZ", [20, 50, 31], degrees=True)
 
 
 def blobs(symmetry, n=32):
@@ -42,6 +43,32 @@ def test_an_axis_is_found_to_a_degree():
     axis = find_axis(turned(blobs("C4"), TILTED), 4)[0]
     true = TILTED.inv().apply([0.0, 0.0, 1.0])  # R x is on the axis of the map before
     assert abs(axis @ true) > np.cos(np.radians(1))
+
+
+def test_a_usual_axis_is_60_degrees_from_the_best(monkeypatch):
+    """Half of all directions are nearer to a line than that."""
+    monkeypatch.setattr(
+        module, "agreement", lambda _, axis, __: abs(axis[2]) / np.linalg.norm(axis)
+    )
+    _, best, usual = find_axis(torch.zeros(8, 8, 8), 2)
+    assert best == pytest.approx(1, abs=1e-3) and usual == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("left", "group"),
+    [
+        ({4: 0.05, 2: 0.04}, "C4"),  # twofold by the way, and by chance a little better
+        ({3: 0.05, 6: 0.2}, "C3"),
+        ({3: 0.3}, None),
+        ({5: 0.2, 3: 0.35}, None),
+    ],
+)
+def test_the_largest_order_of_the_least_disagreement_is_offered(monkeypatch, left, group):
+    monkeypatch.setattr(
+        module, "find_axis", lambda _, n_fold: (None, 1 - 0.5 * left.get(n_fold, 1), 0.5)
+    )
+    found = offered(torch.zeros(8, 8, 8))
+    assert (found and found[0]) == group
 
 
 def test_what_is_there_is_offered_and_nothing_else():

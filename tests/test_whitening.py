@@ -14,6 +14,7 @@ from cryonb.data.whitening import (
     level,
     measure_noise,
     to_network,
+    transfer_to_network,
 )
 from cryonb.physics.ctf import apply_ctf
 from cryonb.physics.fourier import filter_radially
@@ -120,6 +121,12 @@ def test_every_treatment_of_the_images_is_undone_by_its_own_rule():
         assert torch.corrcoef(pair)[0, 1] > 0.98, k  # flips and the CTF reach over the rim
         pair = torch.stack([images[third == k].flatten(), back[third == k].flatten()])
         assert torch.corrcoef(pair)[0, 1] > 0.995, k
+    size = wave.abs()
+    size[third == 2] *= (size / size.clamp_min(0.1))[third == 2]  # divided by it, but for zeros
+    filtered = size * transfer_to_network(particles.with_ctf(False), noise)
+    torch.testing.assert_close(
+        transfer_to_network(mixed, noise)[third > 0], filtered[third > 0], atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
