@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch_ctf import calculate_ctf_2d
 
-from cryonb.physics.ctf import apply_ctf, ctf
+from cryonb.physics.ctf import apply_ctf, beam_tilt_phase, ctf
 
 
 @pytest.mark.parametrize("box", [64, 65])
@@ -91,3 +91,11 @@ def test_unphysical_optics_are_refused():
         ctf(64, 0.0, 1.0)
     with pytest.raises(ValueError, match="positive"):
         ctf(64, 3.0, 1.0, voltage_kv=0.0)
+
+
+def test_a_tilt_of_a_milliradian_by_arithmetic():
+    """-2 pi Cs lambda^2 k^2 (k . tilt), along k and across it; RELION judges the sign, too."""
+    k = torch.tensor([[0.1, 0.0], [0.0, 0.1]])[None, None]
+    found = beam_tilt_phase(k, torch.tensor([[1.0, 0.0]]), 300.0, 2.7)
+    expected = -2 * math.pi * 2.7e7 * 0.0196875**2 * 0.1**2 * 0.1 * 1e-3
+    torch.testing.assert_close(found, torch.tensor([[[expected, 0.0]]]), rtol=1e-4, atol=0)

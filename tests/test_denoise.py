@@ -161,6 +161,12 @@ def write_raw(path, images: np.ndarray):
     return path
 
 
+def test_a_diameter_is_twice_the_radius_in_pixels_of_the_network(tmp_path):
+    source = open_particles(particle_file(tmp_path, box=48))  # 2.5 Å, cropped to 3.75 Å
+    noise = command.measured_noise(source, BOX, DenoiseOptions(diameter_A=60.0))
+    assert noise.radius_px == pytest.approx(8)
+
+
 def test_blank_images_stay_as_they_are_and_levels_are_kept(tmp_path, weights, capsys):
     given = disc(30, 48).numpy()
     given[20], given[25, :, :20] = 7.0, 0.0  # constant, and cut off by a mask

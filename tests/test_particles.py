@@ -19,6 +19,7 @@ from cryonb.data.optics import (
     PHASE_FLIPPED,
     PLAIN,
     PREMULTIPLIED,
+    matched_filter,
 )
 from cryonb.data.particle_file import read_particles
 from cryonb.data.particles import CTF_APPLIED, Particles, particles_from_arrays, write_particles
@@ -158,6 +159,7 @@ BAD_COLUMNS = {
     "no number": ({"rlnDefocusU": ["1e4", "x", "1e4"]}, "rlnDefocusU .* the first is 2"),
     "volts": ({"rlnVoltage": [300, 300, 3e5]}, r"rlnVoltage is 300000 in row 3.*kV .is it in V"),
     "Cs in Å": ({"rlnSphericalAberration": 2.7e7}, r"2.7e\+07 in row 1.* mm .is it in µm"),
+    "Cs in µm": ({"rlnSphericalAberration": 2700}, r"2700 in row 1.* mm .is it in µm"),
     "per cent": ({"rlnAmplitudeContrast": 10}, "AmplitudeContrast is 10 .*per cent"),
     "a light year": ({"rlnDefocusV": [1e4, 1e30, 1e4]}, r"rlnDefocusV is 1e\+30 in row 2"),
     "far away": ({"rlnOriginXAngst": [0, 0, 1e30]}, r"rlnOriginXAngst is 1e\+30 in row 3"),
@@ -180,6 +182,13 @@ def test_columns_that_cannot_be_used_are_named(case):
     with pytest.raises(ValueError, match=message):
         q = Particles(p.images, optics, table)
         _ = q.ctf, q.slices, q.shifts_px
+
+
+def test_images_are_multiplied_by_the_conjugate_of_what_they_carry():
+    """So that odd aberrations go; premultiplied ones need no more than that."""
+    carried = torch.tensor([0.3 + 0.4j, 0.3 + 0.4j])[:, None, None]
+    found = matched_filter(carried, np.array([CARRIED, PREMULTIPLIED])).flatten()
+    torch.testing.assert_close(found, torch.tensor([0.3 - 0.4j, 0.6 - 0.8j]))
 
 
 def test_in_focus_is_a_defocus_and_nearly_equal_pixels_are_equal():

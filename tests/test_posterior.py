@@ -19,11 +19,13 @@ from cryonb.physics.geometry import (
     symmetry_rotations,
 )
 from cryonb.physics.projection import project, shift_images
-from cryonb.poses.posterior import bayes_limit, posterior, refined
+from cryonb.poses.posterior import _on_rings, bayes_limit, posterior, refined
+from cryonb.poses.steerable import PolarGrid
 from cryonb.poses.templates import (
     Molecule,
     every_pose,
     image_templates,
+    neighbours,
     pose_of,
     view_directions,
     volume_templates,
@@ -183,6 +185,19 @@ def test_every_direction_has_a_mate_on_the_grid(symmetry):
     nearest = (mates @ grid.T).amax((0, 2)).clamp(max=1).acos().rad2deg()
     assert nearest.max() < 12  # a grid of 10° has its farthest point nearer than that
     assert len(grid) < 1.2 * 4 * math.pi / math.radians(10) ** 2 / len(group) + 4
+
+
+def test_shells_are_read_at_the_rings_in_cycles_per_box():
+    grid = PolarGrid.whole(BOX)
+    assert_close(_on_rings(torch.arange(BOX / 2 + 1)[None], grid)[0], BOX * grid.radii)
+
+
+def test_a_mate_of_a_direction_is_near_it():
+    """rot of 89 degrees is -1 degree for C4."""
+    coarse, finer = torch.tensor([[1.0, 90.0], [45.0, 0.0]]), torch.tensor([[89.0, 90.0], [9, 90]])
+    chosen = torch.tensor([[True, False]])
+    near = {s: neighbours(coarse, chosen, finer, 5.0, s).tolist() for s in ("C1", "C4")}
+    assert near == {"C1": [[False, False]], "C4": [[True, False]]}
 
 
 def test_structure_fixed_to_the_pose_is_seen_through(molecule):
