@@ -709,7 +709,7 @@ say(left.markdown())
 #
 # **Idea.** Suppose every particle is one of a few images $a_k$, turned in its plane by an angle $\psi$, plus noise. We
 # know neither $k$ nor $\psi$, so we go back and forth between two steps (*expectation maximisation*): the weight of each
-# class and turn for each particle, as in section 1; then each $a_k$ as the weighted mean of all particles turned back,
+# class and turn for each particle, as in section 1; then each $a_k$ as the weighted sum of all particles turned back,
 # divided by their number plus $\sigma^2$ (the signal has variance 1; this keeps small classes from being noise). No
 # clean image is used anywhere.
 
